@@ -1,0 +1,98 @@
+# The one door: `make run`, `make test`, `make check`, `make bench`. Needs make and Python >= 3.11, nothing else.
+# Everything is installed from the hashed locks into .venv; stamps keep a repeated call quick.
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
+# Which Python makes the environment; empty means the newest one found below.
+PYTHON ?=
+PYTEST_ARGS ?=
+SERVE_ARGS ?=
+BENCH_ARGS ?=
+# Two workers: each starts its own PostgreSQL and Valkey, and a small machine has two cores.
+TEST_WORKERS ?= 2
+
+.DELETE_ON_ERROR:
+.PHONY: help run test check format bench faults lock install install-dev clean
+
+help:
+	@echo "make run      start the service on 127.0.0.1:8000 (settings: environment, see README)"
+	@echo "make test     the whole suite; PYTEST_ARGS='-k token -x' narrows it"
+	@echo "make check    format, lint, types, import contracts"
+	@echo "make format   rewrite to the house format"
+	@echo "make bench    load runs against a private server"
+	@echo "make faults   the long form of the fault suite"
+	@echo "make lock     resolve the locks anew from setup.cfg (needs uv)"
+	@echo "make clean    remove the environment and caches, never data or keys"
+
+run: install
+	@exec $(BIN)/identity serve $(SERVE_ARGS)
+
+test: install-dev
+	@exec $(BIN)/python -m pytest -q -n $(TEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
+
+faults: install-dev
+	@exec $(BIN)/python -m pytest -q tests/faults $(PYTEST_ARGS)
+
+check: install-dev
+	@$(BIN)/ruff format --quiet --check .
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/mypy --no-error-summary
+	@$(BIN)/lint-imports --config setup.cfg --no-logo >$(VENV)/contracts.log 2>&1 || { cat $(VENV)/contracts.log; exit 1; }
+
+format: install-dev
+	@$(BIN)/ruff check --quiet --fix-only .
+	@$(BIN)/ruff format --quiet .
+
+bench: install-dev
+	@exec $(BIN)/python -m bench $(BENCH_ARGS)
+
+# No address of a package index ever enters a lock: who installs decides where from. The hashes decide what.
+LOCK = $(UV) pip compile --quiet --upgrade --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11
+UV ?= uv
+
+lock:
+	@command -v $(UV) >/dev/null || { echo "make lock needs uv: 'pip install uv', or UV=/path/to/uv" >&2; exit 1; }
+	@$(LOCK) setup.cfg --extra build --output-file requirements.txt
+	@$(LOCK) setup.cfg --extra build --extra dev --constraint requirements.txt --output-file requirements-dev.txt
+
+install: $(VENV)/.project
+install-dev: $(VENV)/.dev $(VENV)/.project
+
+# A Python is searched by running it: a name on the PATH may be a shim that leads nowhere.
+$(VENV)/.made:
+	@python="$(PYTHON)"; \
+	works() { "$$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; }; \
+	if [ -n "$$python" ]; then \
+	    works "$$python" || { echo "PYTHON=$$python is not Python 3.11 or newer" >&2; exit 1; }; \
+	else \
+	    for each in python3.14 python3.13 python3.12 python3.11 python3 python; do \
+	        if works $$each; then python=$$each; break; fi; \
+	    done; \
+	fi; \
+	[ -n "$$python" ] || { echo "Python 3.11 or newer is needed and was not found" \
+	    "(Debian, Ubuntu: python3 and python3-venv; Fedora: python3; macOS: brew install python)." \
+	    "It may also be named: make PYTHON=/path/to/python3" >&2; exit 1; }; \
+	"$$python" -c 'import ensurepip, venv' >/dev/null 2>&1 || { echo "$$python cannot make virtual environments:" \
+	    "install python3-venv (Debian, Ubuntu; for another version of Python, e.g. python3.12-venv)" >&2; exit 1; }; \
+	echo "Making $(VENV) with $$("$$python" --version) (once)" >&2; \
+	"$$python" -m venv --clear $(VENV)
+	@touch $@
+
+$(VENV)/.runtime: requirements.txt $(VENV)/.made
+	@echo "Installing what the service needs (once per requirements.txt)" >&2
+	@$(PIP) install --require-hashes -r requirements.txt
+	@touch $@
+
+$(VENV)/.dev: requirements-dev.txt $(VENV)/.runtime
+	@echo "Installing what the tests need (once per requirements-dev.txt)" >&2
+	@$(PIP) install --require-hashes -r requirements-dev.txt
+	@touch $@
+
+# Without build isolation: isolated, pip would fetch its build tools with no hash to check them by.
+$(VENV)/.project: setup.cfg pyproject.toml $(VENV)/.runtime
+	@$(PIP) install --no-build-isolation --no-deps --editable .
+	@touch $@
+
+clean:
+	@rm -rf $(VENV) build identity.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage*
