@@ -38,7 +38,7 @@ class ServerUnavailable(RuntimeError):
     """No server could be found or started; the message names the package or shows the server's last words."""
 
 
-# --- What both servers are ---------------------------------------------------------------------------------------------
+# --- What both servers are --------------------------------------------------------------------------------------------
 
 
 # Ends the server when the pipe on its input closes, which the kernel does for a dead owner, however it died; then removes
@@ -166,7 +166,7 @@ def _announce(text: str) -> None:
     print(f"tests/servers.py: {text}", file=sys.stderr)
 
 
-# --- PostgreSQL --------------------------------------------------------------------------------------------------------
+# --- PostgreSQL -------------------------------------------------------------------------------------------------------
 
 
 class Postgres:
@@ -225,7 +225,9 @@ class Postgres:
 
     def _own_cluster(self) -> "_Cluster":
         if self._cluster is None:
-            raise ServerUnavailable("A server from IDENTITY_TEST_DATABASE_URL is not ours to break: unset it for these tests")
+            raise ServerUnavailable(
+                "A server from IDENTITY_TEST_DATABASE_URL is not ours to break: unset it for these tests"
+            )
         return self._cluster
 
     def _identifier(self, name: str) -> sql.Identifier:
@@ -243,7 +245,9 @@ class _Cluster:
     def __init__(self, binaries: pathlib.Path, identity: _Identity, *, durable: bool) -> None:
         self._binaries = binaries
         self._identity = identity
-        self._crash_safety = () if durable else ("-c", "fsync=off", "-c", "synchronous_commit=off", "-c", "full_page_writes=off")
+        self._crash_safety = (
+            () if durable else ("-c", "fsync=off", "-c", "synchronous_commit=off", "-c", "full_page_writes=off")
+        )
         directory = _private_directory("idpg-")
         identity.adopt(directory)
         self.sockets = directory
@@ -259,7 +263,15 @@ class _Cluster:
 
     def start(self) -> None:
         command = [
-            *(str(self._binaries / "postgres"), "-D", str(self._data), "-k", str(self.sockets), "-c", "listen_addresses="),
+            *(
+                str(self._binaries / "postgres"),
+                "-D",
+                str(self._data),
+                "-k",
+                str(self.sockets),
+                "-c",
+                "listen_addresses=",
+            ),
             *("-c", "max_connections=60", "-c", "shared_buffers=32MB", *self._crash_safety),
             # In the data folder, not in /dev/shm: what a killed server leaves there nobody would ever remove.
             *("-c", "dynamic_shared_memory_type=mmap"),
@@ -304,7 +316,9 @@ class _Cluster:
         if not (self.sockets / ".s.PGSQL.5432").exists():
             return False
         try:
-            with psycopg.connect(host=str(self.sockets), user="postgres", dbname="postgres", connect_timeout=5) as connection:
+            with psycopg.connect(
+                host=str(self.sockets), user="postgres", dbname="postgres", connect_timeout=5
+            ) as connection:
                 return connection.execute("select 1").fetchone() == (1,)
         except psycopg.OperationalError:
             return False
@@ -321,7 +335,7 @@ def _remove_shared_memory(segment: int) -> None:
     ctypes.CDLL(ctypes.util.find_library("c")).shmctl(segment, ipc_rmid, None)
 
 
-def start_postgres(durable: bool = False) -> Postgres:  # noqa: FBT001, FBT002 -- one switch, named by every caller
+def start_postgres(durable: bool = False) -> Postgres:
     """A private PostgreSQL 18; `durable=True` keeps fsync and synchronous_commit on, for tests that crash it."""
     if given := os.environ.get("IDENTITY_TEST_DATABASE_URL"):
         # Workers and runs share it: names of databases must not meet.
@@ -348,7 +362,11 @@ def _installed_postgres() -> Iterator[pathlib.Path]:
     if found := shutil.which("postgres"):
         yield pathlib.Path(found).resolve().parent
     # Debian keeps servers off the PATH, one folder for each version; Homebrew likewise for versions that are not current.
-    for root, pattern in (("/usr/lib/postgresql", "*/bin"), ("/opt/homebrew/opt", "postgresql*/bin"), ("/usr/local/opt", "postgresql*/bin")):
+    for root, pattern in (
+        ("/usr/lib/postgresql", "*/bin"),
+        ("/opt/homebrew/opt", "postgresql*/bin"),
+        ("/usr/local/opt", "postgresql*/bin"),
+    ):
         yield from sorted(pathlib.Path(root).glob(pattern), key=lambda folder: (len(str(folder)), folder), reverse=True)
 
 
@@ -356,12 +374,14 @@ def _postgres_identity() -> _Identity:
     if os.geteuid() != 0:
         return _Identity()
     # Inside a user namespace of its own our id shows as 65534 while files stay ours.
-    if (unshare := shutil.which("unshare")) and subprocess.run([unshare, "-U", "true"], capture_output=True, check=False).returncode == 0:
+    if (unshare := shutil.which("unshare")) and subprocess.run(
+        [unshare, "-U", "true"], capture_output=True, check=False
+    ).returncode == 0:
         return _Identity(prefix=(unshare, "-U"))
     return _Identity(user=_NOBODY)
 
 
-# --- Valkey (Redis protocol) -------------------------------------------------------------------------------------------
+# --- Valkey (Redis protocol) ------------------------------------------------------------------------------------------
 
 
 class Valkey:
@@ -409,7 +429,9 @@ class Valkey:
 
     def _own_server(self) -> "_ValkeyServer":
         if self._own is None:
-            raise ServerUnavailable("A server from IDENTITY_TEST_REDIS_URL is not ours to break: unset it for these tests")
+            raise ServerUnavailable(
+                "A server from IDENTITY_TEST_REDIS_URL is not ours to break: unset it for these tests"
+            )
         return self._own
 
 

@@ -57,7 +57,7 @@ def last(stage: list[tuple[str, str]], instruction: str) -> str:
     return [text for name, text in stage if name == instruction][-1]
 
 
-# --- Locks -------------------------------------------------------------------------------------------------------------
+# --- Locks ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", LOCKS)
@@ -113,7 +113,7 @@ def test_the_version_is_said_once() -> None:
     assert re.search(r'^__version__ = "\d+\.\d+\.\d+"$', (ROOT / "identity/__init__.py").read_text(), re.MULTILINE)
 
 
-# --- Dockerfile --------------------------------------------------------------------------------------------------------
+# --- Dockerfile -------------------------------------------------------------------------------------------------------
 
 
 def test_the_image_runs_as_a_numbered_user_who_is_not_root() -> None:
@@ -178,15 +178,23 @@ def test_the_health_check_asks_readiness_with_what_the_image_has() -> None:
     assert "URLError" in asked.stderr
 
 
-# --- Make and CI -------------------------------------------------------------------------------------------------------
+# --- Make and CI ------------------------------------------------------------------------------------------------------
 
 
 def make(*arguments: str, cwd: pathlib.Path, path: str = os.environ["PATH"]) -> subprocess.CompletedProcess[str]:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS", "PYTHON"))}
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS", "PYTHON"))
+    }
     program = shutil.which("make")
     assert program, "make is needed (Debian: make)"
     return subprocess.run(
-        [program, *arguments], cwd=cwd, env={**environment, "PATH": path}, capture_output=True, text=True, check=False, timeout=60
+        [program, *arguments],
+        cwd=cwd,
+        env={**environment, "PATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
     )
 
 
@@ -262,10 +270,12 @@ def test_ci_can_be_run_and_calls_both_halves() -> None:
     assert subprocess.run(["bash", "-n", script], check=False).returncode == 0
 
 
-# --- Secrets -----------------------------------------------------------------------------------------------------------
+# --- Secrets ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", ["keys/master.key", "keys/old.pem", "var/identity.db", "var/mail/1.eml", ".env", ".venv/x"])
+@pytest.mark.parametrize(
+    "path", ["keys/master.key", "keys/old.pem", "var/identity.db", "var/mail/1.eml", ".env", ".venv/x"]
+)
 def test_git_ignores_what_is_secret_or_made(path: str) -> None:
     if not (ROOT / ".git").exists():
         text = (ROOT / ".gitignore").read_text() + (ROOT / "keys/.gitignore").read_text()

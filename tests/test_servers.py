@@ -233,7 +233,9 @@ def test_without_any_server_the_failure_names_the_package(monkeypatch: pytest.Mo
         servers.start_valkey()
 
 
-def test_a_server_that_cannot_start_shows_its_last_words(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
+def test_a_server_that_cannot_start_shows_its_last_words(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
     broken = tmp_path / "valkey-server"
     broken.write_text("#!/bin/sh\necho out of luck >&2\nexit 3\n")
     broken.chmod(0o755)
