@@ -3,7 +3,7 @@
 
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
+PIP := $(BIN)/python -m pip -qq --disable-pip-version-check --no-input
 # Which Python makes the environment; empty means the newest one found below.
 PYTHON ?=
 PYTEST_ARGS ?=
@@ -34,11 +34,14 @@ test: install-dev
 faults: install-dev
 	@exec $(BIN)/python -m pytest -q tests/faults $(PYTEST_ARGS)
 
+# All four always run: one call shows every fault.
 check: install-dev
-	@$(BIN)/ruff format --quiet --check .
-	@$(BIN)/ruff check --quiet .
-	@$(BIN)/mypy --no-error-summary
-	@$(BIN)/lint-imports --config setup.cfg --no-logo >$(VENV)/contracts.log 2>&1 || { cat $(VENV)/contracts.log; exit 1; }
+	@failed=0; \
+	$(BIN)/ruff format --quiet --check . || failed=1; \
+	$(BIN)/ruff check --quiet . || failed=1; \
+	$(BIN)/mypy --no-error-summary || failed=1; \
+	contracts=$$($(BIN)/lint-imports --config setup.cfg --no-logo 2>&1) || { echo "$$contracts"; failed=1; }; \
+	exit $$failed
 
 format: install-dev
 	@$(BIN)/ruff check --quiet --fix-only .
