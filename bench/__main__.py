@@ -1,0 +1,118 @@
+"""`python -m bench`: measure, and print the tables."""
+
+import argparse
+import os
+import platform
+import signal
+import sys
+import tempfile
+from contextlib import ExitStack
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+
+from bench import machine, peers, scale, service, table
+from bench.cases import Case, prepare
+from bench.loads import Load
+from bench.machine import Cores, Refused
+from bench.raw import Argon2
+from bench.rounds import Measured, measure
+from bench.service import Credentials, Installation
+
+COLD_STARTS = 5
+USUAL_ARGON2 = (19456, 2, 1)  # the usual minimum, where the service has stored no hash to read them off
+
+
+def main() -> None:
+    options = _options()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("bench: told to stop"))  # what we started has to end as well
+    if options.plain_rsa:
+        os.environ.update(machine.PLAIN_RSA)
+    try:
+        machine.require("taskset")
+        heading, text = _scale(options) if options.scale else _compare(options)
+    except Refused as refused:
+        sys.exit(f"bench: {refused}")
+    print(text)
+    if options.write:
+        table.write(options.write, heading, text)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench", description="Measure the service beside its peers.")
+    parser.add_argument("--peers", action="store_true", help="only the peers and the raw loops")
+    parser.add_argument(
+        "--scale", action="store_true", help="instead: two processes against one, PostgreSQL and Valkey"
+    )
+    parser.add_argument("--plain-rsa", action="store_true", help="hide the newer vector units from every OpenSSL")
+    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="default 5")
+    parser.add_argument("--seconds", type=int, default=4, metavar="N", help="of load per path and round; default 4")
+    parser.add_argument("--connections", type=int, default=16, metavar="N", help="default 16")
+    parser.add_argument("--hash-threads", type=int, default=1, metavar="N", help="of the raw Argon2id loop; default 1")
+    parser.add_argument("--write", type=Path, metavar="PAGE", help="also put the result under its heading of this page")
+    return parser.parse_args()
+
+
+def _scale(options: argparse.Namespace) -> tuple[str, str]:
+    """The heading and the text of the two-process run."""
+    machine.require("wrk")
+    return "Two processes", scale.report(options.rounds, options.connections, options.seconds)
+
+
+def _compare(options: argparse.Namespace) -> tuple[str, str]:
+    """The heading and the text of the comparison with the peers."""
+    cores = Cores.choose()
+    load = Load(cores.load, options.connections, options.seconds)
+    cases: list[Case] = []
+    with ExitStack() as stack:
+        ours = Installation(Path(stack.enter_context(tempfile.TemporaryDirectory())), machine.free_port())
+        stack.callback(ours.stop)
+        if not options.peers:
+            cases += prepare("identity", service.ROUTES, lambda: Credentials(ours.start(cores.server)))
+        cases += peers.start(stack, cores.server)
+        argon2 = ours.argon2(options.hash_threads) or Argon2(*USUAL_ARGON2, options.hash_threads)
+        measured = measure(
+            cases, load, rounds=options.rounds, core=cores.server, argon2=argon2, megabytes=ours.worker_megabytes
+        )
+        paragraphs = [
+            _conditions(options, cores),
+            _raw_loops(measured, argon2),
+            table.render(cases, rsa=measured.rsa, argon2=measured.argon2),
+        ]
+        if ours.runs:
+            paragraphs += [_memory(cases, measured), _starts(ours, cores)]
+    return ("With plain RSA" if options.plain_rsa else "As the processor can"), "\n\n".join(paragraphs)
+
+
+def _conditions(options: argparse.Namespace, cores: Cores) -> str:
+    where = (
+        f"all on core {cores.server}" if cores.shared else f"servers on core {cores.server}, wrk on core {cores.load}"
+    )
+    switches = "".join(f"; {name}={text}" for name, text in machine.PLAIN_RSA.items() if options.plain_rsa)
+    return (
+        f"{machine.processor()}; {where}; {options.connections} connections; medians of {options.rounds} rounds of "
+        f"{options.seconds} s; Python {platform.python_version()}, cryptography {version('cryptography')}{switches}."
+    )
+
+
+def _raw_loops(measured: Measured, argon2: Argon2) -> str:
+    rsa, hashes = median(measured.rsa), median(measured.argon2)
+    signing = f"R = {rsa:,.0f} RSA-2048 signatures/s, {1e6 / rsa:,.0f} us each"
+    return f"{signing}; Argon2id ({argon2}): {hashes:,.1f} hashes/s."
+
+
+def _memory(cases: list[Case], measured: Measured) -> str:
+    """The growth of a worker between the end of the first round and the end of the last."""
+    asked = sum(sample.requests for case in cases if case.name.startswith("identity") for sample in case.samples)
+    first, last = measured.megabytes[0], measured.megabytes[-1]
+    return f"Memory of the worker (PSS): {last:.1f} MB after {asked:,} requests; {first:.1f} MB after the first round."
+
+
+def _starts(ours: Installation, cores: Cores) -> str:
+    ours.stop()
+    seconds = median(ours.ready_after(cores.server) for _ in range(COLD_STARTS))
+    return f"Cold start to the first 200 of /health/ready: {seconds:.2f} s (median of {COLD_STARTS}, database and keys in place)."
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""The machine: its cores, its tools, processes pinned to a core, and the memory that they hold.
+
+Nothing here knows what is measured.
+"""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+ROOT = Path(__file__).resolve().parent.parent
+CACHE = Path(__file__).resolve().parent / ".cache"
+
+# OpenSSL signs RSA-2048 two to four times faster where the processor has AVX512-IFMA (EBX bit 21 of CPUID leaf 7).
+# Without it, ADX (19), BMI2 (8) and AVX2 (5) a core does about what one of the cloud's smaller machines does. node
+# and `cryptography` each carry an OpenSSL of their own; both read this variable when they start.
+PLAIN_RSA = {"OPENSSL_ia32cap": ":~0x280120"}
+
+PACKAGES = {"wrk": "wrk", "node": "nodejs", "npm": "npm", "taskset": "util-linux"}
+
+
+class Refused(Exception):
+    """Something could not be started, prepared or asked; the message is one line for the table."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cores:
+    """Which core serves and which one makes the load."""
+
+    server: int
+    load: int
+
+    @classmethod
+    def choose(cls) -> Self:
+        """The first two cores that this process may use; one core has to play both parts."""
+        usable = sorted(os.sched_getaffinity(0))
+        return cls(server=usable[0], load=usable[1] if len(usable) > 1 else usable[0])
+
+    @property
+    def shared(self) -> bool:
+        return self.server == self.load
+
+
+def require(*tools: str) -> None:
+    """Refuse, with the Debian package that brings it, the first of these tools that is absent."""
+    for tool in tools:
+        if shutil.which(tool) is None:
+            raise Refused(f"{tool} is not installed (Debian package: {PACKAGES[tool]})")
+
+
+def pinned(cores: Sequence[int], command: Sequence[str]) -> list[str]:
+    """The command, confined to these cores together with everything that it starts."""
+    return ["taskset", "--cpu-list", ",".join(map(str, cores)), *command]
+
+
+def processor() -> str:
+    """What the processor calls itself."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else "An unnamed processor"
+
+
+def free_port() -> int:
+    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def run(command: Sequence[str], *, cwd: Path, env: Mapping[str, str] | None = None, stdin: str = "") -> str:
+    """What the command prints; a failure is refused with its first line on standard error."""
+    done = subprocess.run(command, cwd=cwd, env=env, input=stdin, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise Refused(first_line(done.stderr) or f"{command[0]} ended with {done.returncode}")
+    return done.stdout
+
+
+def first_line(text: str) -> str:
+    """The first line that says something; npm and Python put theirs after lines that say nothing."""
+    lines = [line.strip() for line in text.splitlines()]
+    telling = [line for line in lines if line and not line.startswith(("npm warn", "Traceback", "File "))]
+    return telling[0] if telling else ""
+
+
+class Server:
+    """A running server and everything that it started; `stop` ends them by their own process group."""
+
+    def __init__(
+        self, command: Sequence[str], *, port: int, cores: Sequence[int], cwd: Path, env: Mapping[str, str]
+    ) -> None:
+        self.port = port
+        self._log = cwd / "server.log"
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                pinned(cores, command), cwd=cwd, env=env, stdout=log, stderr=log, start_new_session=True
+            )
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def wait(self, *, seconds: float = 30) -> Self:
+        """Return once the port is open; refuse with the end of the log when the server ends or stays shut."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and self._process.poll() is None:
+            try:
+                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+            except OSError:
+                time.sleep(0.005)
+            else:
+                return self
+        self.stop()
+        said = self._log.read_text(errors="replace").strip().splitlines()
+        raise Refused(f"did not start: {said[-1] if said else 'it said nothing'}")
+
+    def stop(self) -> None:
+        """End the server gracefully, or after ten seconds at once. Twice is harmless."""
+        if self._process.poll() is not None:
+            return
+        os.killpg(self._process.pid, signal.SIGTERM)
+        try:
+            self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+
+    def worker_megabytes(self) -> float:
+        """The proportional share (PSS) of memory of the largest worker, or of the server itself if it has none."""
+        workers = children(self._process.pid) or [self._process.pid]
+        return max(proportional_megabytes(pid) for pid in workers)
+
+
+def children(pid: int) -> list[int]:
+    """The processes that this one started, from /proc."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def proportional_megabytes(pid: int) -> float:
+    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    return next(int(line.split()[1]) / 1024 for line in rollup.splitlines() if line.startswith("Pss:"))
