@@ -85,14 +85,19 @@ def _compare(options: argparse.Namespace) -> tuple[str, str]:
 
 
 def _conditions(options: argparse.Namespace, cores: Cores) -> str:
-    where = (
-        f"all on core {cores.server}" if cores.shared else f"servers on core {cores.server}, wrk on core {cores.load}"
-    )
-    switches = "".join(f"; {name}={text}" for name, text in machine.PLAIN_RSA.items() if options.plain_rsa)
-    return (
-        f"{machine.processor()}; {where}; {options.connections} connections; medians of {options.rounds} rounds of "
-        f"{options.seconds} s; Python {platform.python_version()}, cryptography {version('cryptography')}{switches}."
-    )
+    """Under what the numbers were taken; a load average well above 1 says that something else was running."""
+    facts = [
+        machine.processor(),
+        f"servers on core {cores.server}, wrk on core {cores.load}",
+        f"{options.connections} connections",
+        f"medians of {options.rounds} rounds of {options.seconds} s",
+        f"load average {os.getloadavg()[0]:.1f}",
+        f"Python {platform.python_version()}",
+        f"cryptography {version('cryptography')}",
+    ]
+    if options.plain_rsa:
+        facts += [f"{name}={text}" for name, text in machine.PLAIN_RSA.items()]
+    return "; ".join(facts) + "."
 
 
 def _raw_loops(measured: Measured, argon2: Argon2) -> str:

@@ -43,10 +43,6 @@ class Cores:
         usable = sorted(os.sched_getaffinity(0))
         return cls(server=usable[0], load=usable[1] if len(usable) > 1 else usable[0])
 
-    @property
-    def shared(self) -> bool:
-        return self.server == self.load
-
 
 def require(*tools: str) -> None:
     """Refuse, with the Debian package that brings it, the first of these tools that is absent."""

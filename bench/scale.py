@@ -7,12 +7,14 @@ core with them: the ratio is then lower than what two free cores would show, and
 import os
 import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
-from bench import machine, service, table
+from bench import loads, machine, service, table
 from bench.loads import Load
+from bench.machine import Refused
 from bench.service import Credentials, Installation
 
 PROCESSES = (1, 2)
@@ -25,22 +27,21 @@ PATHS = {
 
 def report(rounds: int, connections: int, seconds: int) -> str:
     """The rates of one and of two processes on the hot paths, and their ratio."""
-    from tests.servers import start_postgres, start_valkey  # needs what `make test` installs
+    from tests.servers import ServerUnavailable, start_postgres, start_valkey  # needs what `make test` installs
 
     cores = sorted(os.sched_getaffinity(0))
     rest = cores[2:] or cores[-1:]
-    load = Load(rest[-1], connections, seconds)
-    with start_postgres() as postgres, start_valkey() as valkey, tempfile.TemporaryDirectory() as folder:
-        for pid in (postgres.pid, valkey.pid):
-            if pid is not None:
-                os.sched_setaffinity(pid, rest)
-        installation = Installation(
-            Path(folder),
-            machine.free_port(),
-            database_url=postgres.create_database("bench"),
-            redis_url=valkey.url,
-        )
-        rates = _rates(installation, cores, load, rounds)
+    with ExitStack() as stack:
+        try:
+            postgres, valkey = stack.enter_context(start_postgres()), stack.enter_context(start_valkey())
+        except ServerUnavailable as exc:
+            raise Refused(str(exc)) from exc
+        for pid in filter(None, (postgres.pid, valkey.pid)):
+            os.sched_setaffinity(pid, rest)
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        database_url = postgres.create_database("bench")
+        ours = Installation(folder, machine.free_port(), database_url=database_url, redis_url=valkey.url)
+        rates = _rates(ours, cores, Load(rest[-1], connections, seconds), rounds)
     shared = "" if len(cores) > 2 else " The load and both databases share the second core."
     return f"{_render(rates)}\n\nPostgreSQL and Valkey; {len(cores)} cores.{shared}"
 
@@ -56,7 +57,9 @@ def _rates(
             running = replace(installation, workers=count).start(*cores[:count])
             try:
                 for path, make in PATHS.items():
-                    rates[path][count].append(load.put_on(make(credentials)).rate)
+                    request = make(credentials)
+                    loads.ask(request)
+                    rates[path][count].append(load.put_on(request).rate)
             finally:
                 running.stop()
     return rates

@@ -13,12 +13,15 @@ from bench.raw import ARGON2
 HEAD = """\
 | path | req/s | to R | to its peer | over R, us | p50, ms | p99, ms | p99/p50 |
 |---|---:|---:|---:|---:|---:|---:|---:|"""
+FOOT = """\
+The peer of a token route is oidc-provider's JWT, of introspection its opaque token, of `POST /user/token` the raw
+Argon2id loop. "Over R" is what a request takes beside its one signature."""
 
 
 def render(cases: Sequence[Case], *, rsa: Sequence[float], argon2: Sequence[float]) -> str:
     """One row per case, in their order; `rsa` and `argon2` are the rates of the raw loops, round by round."""
     yardsticks = {ARGON2: argon2, **{case.name: case.rates for case in cases if case.samples}}
-    return "\n".join([HEAD, *(_row(case, rsa, yardsticks) for case in cases)])
+    return "\n".join([HEAD, *(_row(case, rsa, yardsticks) for case in cases), "", FOOT])
 
 
 def _row(case: Case, rsa: Sequence[float], yardsticks: Mapping[str, Sequence[float]]) -> str:
