@@ -1,0 +1,93 @@
+"""The one spelling of a mail address, an alias, an id.
+
+Whatever people type is brought to this form before it is looked up, counted, compared or stored; nothing downstream sees
+another. What has no safe form is refused: two spellings that somebody's mail server may tell apart are never merged.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+from uuid import UUID
+
+import idna
+
+from identity.errors import VALIDATION, Refused
+
+ADDRESS_MAX: Final = 254
+_LOCAL: Final = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(?:\.[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*", re.ASCII)
+_LABEL: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?", re.ASCII)
+_ALIAS: Final = re.compile(r"[a-z0-9][a-z0-9._-]{1,62}[a-z0-9]", re.ASCII)
+_NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9._:-]{0,62}[a-z0-9])?", re.ASCII)
+
+
+def canonical_address(text: str) -> str | None:
+    """The one spelling of a mail address (lower case, ASCII domain), or None if it is none that we mail to.
+
+    Local parts are plain ASCII without quotes (RFC 5321 section 4.1.2 dot-string); domains may be internationalised (RFC 5891).
+    """
+    local, at, domain = text.rpartition("@")
+    if not at or len(text) > ADDRESS_MAX or len(local) > 64 or not _LOCAL.fullmatch(local):
+        return None
+    ascii_domain = _ascii_domain(domain.removesuffix("."))
+    address = f"{local.lower()}@{ascii_domain}"
+    return address if ascii_domain and len(address) <= ADDRESS_MAX else None
+
+
+def get_address(text: str, *, field: str = "email") -> str:
+    """`canonical_address`, or Refused(VALIDATION)."""
+    address = canonical_address(text)
+    if address is None:
+        raise Refused(VALIDATION.saying("That is not a mail address"), field=field)
+    return address
+
+
+def canonical_alias(text: str) -> str | None:
+    """The one spelling of an alias: 3 to 64 of a-z, 0-9, dot, dash and underscore; or None."""
+    alias = text.strip().lower()
+    return alias if text.isascii() and _ALIAS.fullmatch(alias) else None
+
+
+def get_alias(text: str, *, field: str = "alias") -> str:
+    """`canonical_alias`, or Refused(VALIDATION)."""
+    alias = canonical_alias(text)
+    if alias is None:
+        raise Refused(
+            VALIDATION.saying("An alias has 3 to 64 letters, digits, dots, dashes or underscores"), field=field
+        )
+    return alias
+
+
+def canonical_identifier(text: str) -> str:
+    """What an attempt to sign in as `text` is counted under: every spelling of one account is one identifier."""
+    return canonical_address(text) or canonical_alias(text) or text.strip().lower()[:ADDRESS_MAX]
+
+
+def is_name(text: str) -> bool:
+    """Whether `text` may name a role, group, scope or tenant: 1 to 64 of a-z, 0-9 and `._:-`, not at the ends."""
+    return bool(_NAME.fullmatch(text))
+
+
+def get_names(names: list[str] | tuple[str, ...], *, field: str) -> tuple[str, ...]:
+    """`names` sorted and without repetition, or Refused(VALIDATION)."""
+    if not all(is_name(name) for name in names):
+        raise Refused(VALIDATION.saying(f"A name in {field} needs 1 to 64 of a-z, 0-9 and ._:-"), field=field)
+    return tuple(sorted(set(names)))
+
+
+def canonical_id(text: str) -> str | None:
+    """A UUID in its one spelling, or None."""
+    try:
+        return str(UUID(text)) if len(text) == 36 and text.isascii() else None
+    except ValueError:
+        return None
+
+
+def _ascii_domain(domain: str) -> str | None:
+    try:
+        encoded = domain.lower() if domain.isascii() else idna.encode(domain, uts46=False).decode("ascii")
+    except (idna.IDNAError, UnicodeError):
+        return None
+    labels = encoded.split(".")
+    fit = len(labels) >= 2 or encoded == "localhost"
+    return encoded if fit and len(encoded) <= 253 and all(_LABEL.fullmatch(label) for label in labels) else None

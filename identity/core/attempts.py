@@ -1,0 +1,188 @@
+"""Failed attempts, counted in the database: never lost with a cache, never multiplied by processes.
+
+A guess is *reserved* before it is evaluated and refunded when it was right, so that even parallel guesses cannot exceed a budget.
+Each counted key is one row; an upsert locks it, so that two guesses at once are counted one after the other on either database.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+from sqlalchemy import LargeBinary, Text, bindparam, delete, select
+from sqlalchemy.dialects.postgresql import insert as postgresql_insert
+from sqlalchemy.dialects.sqlite import insert as sqlite_insert
+from sqlalchemy.orm import Mapped, mapped_column
+
+from identity.errors import LOCKED_OUT, UNAVAILABLE, Refused
+from identity.runtime import Origin, Runtime, later
+from identity.storage import Base, Instant, Prepared, Unit, from_micros, to_micros
+
+_ABANDONED_SECONDS: Final = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """At most `amount` failures in any `seconds`."""
+
+    name: str
+    amount: int
+    seconds: int
+
+
+ACCOUNT_AND_ADDRESS: Final = Budget("account and address", 5, 300)
+ACCOUNT: Final = Budget("account", 50, 300)
+ADDRESS: Final = Budget("address", 100, 300)
+SECOND_FACTOR: Final = Budget("second factor", 100, 86_400)
+MACHINE_AND_ADDRESS: Final = Budget("machine and address", 20, 300)
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """A failure to count: against which budget, for whom."""
+
+    budget: Budget
+    subject: str
+
+    @property
+    def key(self) -> bytes:
+        return hashlib.sha256(f"{self.budget.name}\0{self.subject}".encode("utf-8", "surrogatepass")).digest()
+
+
+class Meter(Base):
+    """The failures of one key: settled ones as times in microseconds, and guesses under way by the id of their reservation."""
+
+    __tablename__ = "meter"
+
+    key: Mapped[bytes] = mapped_column(LargeBinary(32), primary_key=True)
+    failed: Mapped[str] = mapped_column(Text, default="[]")
+    pending: Mapped[str] = mapped_column(Text, default="{}")
+    expires_at: Mapped[datetime] = mapped_column(Instant, index=True)
+
+
+_FAILED = Prepared(select(Meter.failed).where(Meter.key == bindparam("key")))
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """A guess that may be evaluated now."""
+
+    id: str
+    charges: tuple[Charge, ...]
+
+
+class Busy(Exception):  # noqa: N818 -- an instruction to wait
+    """Only guesses that are being evaluated at this moment fill the budget; ask again when they are done."""
+
+
+def reserve(rt: Runtime, origin: Origin, charges: Sequence[Charge]) -> Reservation:
+    """Take the right to evaluate one guess, in a unit of its own.
+
+    Waits while guesses that are under way could still fill a budget. Raises Refused(LOCKED_OUT) when failures fill one already,
+    Refused(UNAVAILABLE) when the wait is too long.
+    """
+    deadline = rt.deadline(rt.settings.hash_wait_seconds)
+    while True:
+        try:
+            with rt.unit(origin) as unit:
+                return _reserve(rt, unit, charges)
+        except Busy:
+            if rt.deadline(0) > deadline:
+                raise Refused(UNAVAILABLE, detail="too many guesses under way", retry_after_seconds=1) from None
+            rt.pause(0.02)
+
+
+def charge(unit: Unit, reservation: Reservation) -> None:
+    """Count the reserved guess as a failure."""
+    for meter in _locked(unit, reservation.charges):
+        pending = json.loads(meter.pending)
+        failed_at = pending.pop(reservation.id, to_micros(unit.now))
+        meter.pending = json.dumps(pending)
+        meter.failed = json.dumps(sorted([*json.loads(meter.failed), failed_at]))
+    unit.session.flush()
+
+
+def refund(unit: Unit, reservation: Reservation) -> None:
+    """Forget the reserved guess: it was right."""
+    for meter in _locked(unit, reservation.charges):
+        pending = json.loads(meter.pending)
+        pending.pop(reservation.id, None)
+        meter.pending = json.dumps(pending)
+    unit.session.flush()
+
+
+def record(rt: Runtime, unit: Unit, charges: Sequence[Charge]) -> None:
+    """Count a failure that was not reserved: of secrets that nobody can guess, where only floods matter."""
+    reservation = Reservation(rt.new_id(), tuple(charges))
+    charge(unit, reservation)
+
+
+def check(rt: Runtime, charges: Sequence[Charge]) -> None:
+    """Raise Refused(LOCKED_OUT) when a budget is used up; reads only."""
+    now = to_micros(rt.clock.now())
+    for each in charges:
+        row = rt.database.row(_FAILED, key=each.key)
+        if row is None or row[0] == "[]":
+            continue
+        living = [at for at in json.loads(row[0]) if at > now - each.budget.seconds * 1_000_000]
+        if len(living) >= each.budget.amount:
+            raise _locked_out(each, living, now)
+
+
+def purge(unit: Unit) -> int:
+    """Forget keys without a living failure; for the janitor."""
+    return unit.changed(delete(Meter).where(Meter.expires_at < unit.now))
+
+
+def _reserve(rt: Runtime, unit: Unit, charges: Sequence[Charge]) -> Reservation:
+    now = to_micros(unit.now)
+    reservation = Reservation(rt.new_id(), tuple(charges))
+    by_key = {each.key: each for each in charges}
+    busy = False
+    meters = _locked(unit, charges)
+    for meter in meters:
+        each = by_key[meter.key]
+        horizon = now - each.budget.seconds * 1_000_000
+        pending: dict[str, int] = json.loads(meter.pending)
+        # A guess whose process died before it could say how it ended counts as a failure.
+        abandoned = {name: at for name, at in pending.items() if at < now - _ABANDONED_SECONDS * 1_000_000}
+        failed = sorted(at for at in [*json.loads(meter.failed), *abandoned.values()] if at > horizon)
+        pending = {name: at for name, at in pending.items() if name not in abandoned}
+        if len(failed) >= each.budget.amount:
+            raise _locked_out(each, failed, now)
+        busy = busy or len(failed) + len(pending) >= each.budget.amount
+        meter.failed, meter.pending = json.dumps(failed), json.dumps(pending | {reservation.id: now})
+        meter.expires_at = max(meter.expires_at, later(unit.now, each.budget.seconds))
+    if busy:
+        raise Busy
+    unit.session.flush()
+    return reservation
+
+
+def _locked(unit: Unit, charges: Sequence[Charge]) -> list[Meter]:
+    """The meters of `charges`, each locked until the unit ends; always in the same order, so that two guesses cannot deadlock."""
+    insert = sqlite_insert if unit.session.get_bind().dialect.name == "sqlite" else postgresql_insert
+    meters = []
+    for each in sorted(charges, key=lambda one: one.key):
+        fresh = insert(Meter).values(
+            key=each.key, failed="[]", pending="{}", expires_at=later(unit.now, each.budget.seconds)
+        )
+        locked = fresh.on_conflict_do_update(index_elements=[Meter.key], set_={"expires_at": fresh.excluded.expires_at})
+        unit.execute(locked)
+        meters.append(unit.execute(select(Meter).where(Meter.key == each.key)).scalar_one())
+    return meters
+
+
+def _locked_out(each: Charge, failed: Sequence[int], now: int) -> Refused:
+    """The budget frees when its oldest counted failure leaves the window."""
+    frees_at = failed[-each.budget.amount] + each.budget.seconds * 1_000_000
+    wait = min(max(1, math.ceil((frees_at - now) / 1_000_000)), each.budget.seconds)
+    evidence = {"budget": each.budget.name, "failures": len(failed), "oldest": from_micros(failed[0]).isoformat()}
+    return Refused(
+        LOCKED_OUT, detail=f"{each.budget.name} budget is used up", evidence=evidence, retry_after_seconds=wait
+    )

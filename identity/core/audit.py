@@ -1,0 +1,194 @@
+"""What happened, for ever: one row for each deed, written in the transaction of the deed.
+
+Rows name ids, never addresses or secrets, so that erasing a user leaves the record pseudonymous. Each row carries a keyed hash of its
+content: an edited row shows.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import ColumnElement, LargeBinary, String, Text, delete, func, select
+from sqlalchemy.orm import Mapped, mapped_column
+
+from identity.runtime import Runtime, later
+from identity.storage import Base, Instant, Unit, to_micros
+
+
+class Action(StrEnum):
+    """The event catalogue."""
+
+    LOGIN_SUCCEEDED = "login.succeeded"
+    LOGIN_FAILED = "login.failed"
+    LOGIN_CHALLENGED = "login.challenged"
+    CODE_REFUSED = "code.refused"
+    SESSION_CREATED = "session.created"
+    SESSION_VERIFIED = "session.verified"
+    SESSION_EXTENDED = "session.extended"
+    SESSION_REVOKED = "session.revoked"
+    REFRESH_REUSED = "refresh.reused"
+    TOKEN_REVOKED = "token.revoked"  # noqa: S105 -- an event name
+    PASSWORD_CHANGED = "password.changed"  # noqa: S105 -- an event name
+    PASSWORD_RESET_ASKED = "password.reset-asked"  # noqa: S105 -- an event name
+    FACTOR_ENROLLED = "factor.enrolled"
+    FACTOR_REMOVED = "factor.removed"
+    RECOVERY_CODES_MADE = "factor.recovery-codes-made"
+    FIXED_OTP_CHANGED = "factor.fixed-otp-changed"
+    EMAIL_ADDED = "email.added"
+    EMAIL_VERIFIED = "email.verified"
+    EMAIL_PREFERRED = "email.preferred"
+    EMAIL_REMOVED = "email.removed"
+    KEYPAIR_CREATED = "keypair.created"
+    KEYPAIR_VERIFIED = "keypair.verified"
+    KEYPAIR_REVOKED = "keypair.revoked"
+    USER_CREATED = "user.created"
+    USER_CHANGED = "user.changed"
+    USER_ENABLED = "user.enabled"
+    USER_DISABLED = "user.disabled"
+    USER_ERASED = "user.erased"
+    APPLICATION_CREATED = "application.created"
+    APPLICATION_CHANGED = "application.changed"
+    APPLICATION_DELETED = "application.deleted"
+    APPLICATION_REFUSED = "application.refused"
+    SECRET_CREATED = "secret.created"  # noqa: S105 -- an event name
+    SECRET_REVOKED = "secret.revoked"  # noqa: S105 -- an event name
+    TENANT_CREATED = "tenant.created"
+    TENANT_CHANGED = "tenant.changed"
+    TENANT_DELETED = "tenant.deleted"
+    MEMBER_SET = "tenant.member-set"
+    MEMBER_REMOVED = "tenant.member-removed"
+    KEY_ROTATED = "signing-key.rotated"
+    KEY_REVOKED = "signing-key.revoked"
+    KEY_IMPORTED = "signing-key.imported"
+
+
+class AuditEvent(Base):
+    """One event."""
+
+    __tablename__ = "audit_event"
+
+    id: Mapped[str] = mapped_column(String(36), primary_key=True)
+    at: Mapped[datetime] = mapped_column(Instant, index=True)
+    action: Mapped[str] = mapped_column(String(64), index=True)
+    actor: Mapped[str] = mapped_column(String(64), index=True)
+    target: Mapped[str] = mapped_column(String(64), index=True)
+    address: Mapped[str] = mapped_column(String(64))
+    request_id: Mapped[str] = mapped_column(String(128))
+    error_id: Mapped[str] = mapped_column(String(36))
+    data: Mapped[str] = mapped_column(Text)
+    mac: Mapped[bytes] = mapped_column(LargeBinary(32))
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """An event as administrators read it. `genuine` is False when the row was changed after it was written."""
+
+    id: str
+    at: datetime
+    action: str
+    actor: str
+    target: str
+    address: str
+    request_id: str
+    error_id: str
+    data: Mapping[str, Any]
+    genuine: bool
+
+
+def record(rt: Runtime, unit: Unit, action: Action, *, actor: str, target: str = "", **data: Any) -> None:
+    """Write an event into `unit`. `actor` and `target` are ids; `data` is JSON without secrets or addresses."""
+    row = AuditEvent(
+        id=rt.new_id(),
+        at=unit.now,
+        action=action,
+        actor=actor,
+        target=target or actor,
+        address=unit.origin.address[:64],
+        request_id=unit.origin.request_id[:128],
+        error_id=unit.origin.error_id,
+        data=json.dumps(data, sort_keys=True, default=str),
+    )
+    row.mac = _mac(rt, row)
+    unit.add(row)
+
+
+def search(
+    rt: Runtime,
+    *,
+    actor: str | None = None,
+    action: str | None = None,
+    target: str | None = None,
+    since: datetime | None = None,
+    until: datetime | None = None,
+    limit: int = 50,
+    offset: int = 0,
+) -> list[Event]:
+    """Events, newest first."""
+    query = select(AuditEvent).order_by(AuditEvent.at.desc(), AuditEvent.id.desc()).limit(limit).offset(offset)
+    for condition in _conditions(actor, action, target, since, until):
+        query = query.where(condition)
+    with rt.database.reading() as session:
+        return [_event(rt, row) for row in session.scalars(query)]
+
+
+def count(rt: Runtime, **filters: Any) -> int:
+    """How many events `search` would find without its limit."""
+    query = select(func.count()).select_from(AuditEvent)
+    for condition in _conditions(*(filters.get(name) for name in ("actor", "action", "target", "since", "until"))):
+        query = query.where(condition)
+    with rt.database.reading() as session:
+        return session.scalar(query) or 0
+
+
+def purge(rt: Runtime, unit: Unit) -> int:
+    """Forget events older than the audit is kept; for the janitor."""
+    return unit.changed(delete(AuditEvent).where(AuditEvent.at < later(unit.now, -86_400 * rt.settings.audit_days)))
+
+
+def _conditions(
+    actor: str | None, action: str | None, target: str | None, since: datetime | None, until: datetime | None
+) -> list[ColumnElement[bool]]:
+    equal = ((AuditEvent.actor, actor), (AuditEvent.action, action), (AuditEvent.target, target))
+    conditions = [column == value for column, value in equal if value is not None]
+    if since is not None:
+        conditions.append(AuditEvent.at >= since)
+    if until is not None:
+        conditions.append(AuditEvent.at < until)
+    return conditions
+
+
+def _event(rt: Runtime, row: AuditEvent) -> Event:
+    genuine = hmac.compare_digest(row.mac, _mac(rt, row))
+    return Event(
+        row.id,
+        row.at,
+        row.action,
+        row.actor,
+        row.target,
+        row.address,
+        row.request_id,
+        row.error_id,
+        json.loads(row.data),
+        genuine,
+    )
+
+
+def _mac(rt: Runtime, row: AuditEvent) -> bytes:
+    parts = (
+        row.id,
+        str(to_micros(row.at)),
+        row.action,
+        row.actor,
+        row.target,
+        row.address,
+        row.request_id,
+        row.error_id,
+        row.data,
+    )
+    return hmac.digest(rt.ring.vault.derive("audit"), "\0".join(map(str, parts)).encode(), "sha256")

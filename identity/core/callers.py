@@ -1,0 +1,176 @@
+"""Who is asking: from the credentials of a request to a live subject, for every route and for the gate.
+
+One place reads bearers (session bearers, user and application tokens) and key pairs, so that no route is weaker than another. What a
+token says about rights is not believed: roles and memberships are those of now.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from identity.core import applications, keypairs, sessions, tenancy, tokens
+from identity.core.accounts import ADMIN_ROLE
+from identity.core.applications import ADMIN_SCOPE
+from identity.core.credentials import Kind
+from identity.core.sessions import Live
+from identity.core.tokens import Claims
+from identity.errors import FORBIDDEN, INVALID_TOKEN, STALE_LOGIN, TWO_CREDENTIALS, UNAUTHENTICATED, Refused
+from identity.runtime import Origin, Runtime
+
+
+class CallerKind(StrEnum):
+    """What proved the caller; also the gate's `X-Auth-Type`."""
+
+    USER = "user"
+    APPLICATION = "application"
+    KEY = "key"
+
+
+@dataclass(frozen=True, slots=True)
+class Presented:
+    """The credentials that a request carries, unread."""
+
+    bearer: str | None = None
+    api_key: str | None = None
+    api_secret: str | None = None
+
+    @property
+    def has_key(self) -> bool:
+        return self.api_key is not None or self.api_secret is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """An authenticated subject with its rights as of now."""
+
+    kind: CallerKind
+    subject: str
+    roles: tuple[str, ...]
+    groups: tuple[str, ...] = ()
+    scopes: tuple[str, ...] = ()
+    alias: str = ""
+    full_name: str = ""
+    session: Live | None = None
+    key: keypairs.KeyInfo | None = None
+    tenant: str | None = None
+    auth_time: datetime | None = None
+    amr: tuple[str, ...] = ()
+
+    @property
+    def session_id(self) -> str:
+        return self.session.session.id if self.session else ""
+
+    @property
+    def is_admin(self) -> bool:
+        """Whether it may use group H."""
+        return ADMIN_SCOPE in self.scopes if self.kind is CallerKind.APPLICATION else ADMIN_ROLE in self.roles
+
+    def require_admin(self) -> None:
+        """Raise Refused(FORBIDDEN) unless this caller may administer."""
+        if not self.is_admin:
+            needed = f"scope {ADMIN_SCOPE}" if self.kind is CallerKind.APPLICATION else f"role {ADMIN_ROLE}"
+            raise Refused(
+                FORBIDDEN,
+                detail="not an administrator",
+                evidence={"needs": needed, "roles": self.roles, "scopes": self.scopes},
+            )
+
+    def require_recent_login(self, rt: Runtime) -> None:
+        """Raise Refused(STALE_LOGIN) unless the user signed in a short while ago (RFC 9470)."""
+        age = None if self.auth_time is None else (rt.clock.now() - self.auth_time).total_seconds()
+        if age is None or age >= rt.settings.recent_login_seconds:
+            raise Refused(
+                STALE_LOGIN, detail="login too old", evidence={"age": age, "allowed": rt.settings.recent_login_seconds}
+            )
+
+
+def identify(rt: Runtime, origin: Origin, presented: Presented, *, own_routes: bool = True) -> Caller:
+    """The caller behind whatever the request carries.
+
+    `own_routes`: the route is ours, so an application's token must name us as audience; the gate asks on behalf of others.
+    Raises Refused(UNAUTHENTICATED) for nothing, Refused(TWO_CREDENTIALS) for two that name different subjects, and what each kind of
+    credential raises.
+    """
+    caller = _by_bearer(rt, presented.bearer, own_routes=own_routes) if presented.bearer is not None else None
+    if presented.has_key:
+        by_key = _by_key(rt, origin, presented)
+        if caller is not None and caller.subject != by_key.subject:
+            raise Refused(TWO_CREDENTIALS, detail="bearer and key pair of different subjects")
+        caller = caller or by_key
+    if caller is None:
+        raise Refused(UNAUTHENTICATED)
+    return caller
+
+
+def tenants_of(rt: Runtime, caller: Caller) -> Mapping[str, tuple[str, ...]]:
+    """The tenants that the caller belongs to now, and the roles in each."""
+    if caller.kind is CallerKind.APPLICATION:
+        return {caller.tenant: caller.roles} if caller.tenant else {}
+    return tenancy.memberships_of(rt, caller.subject)
+
+
+def find_membership(rt: Runtime, caller: Caller, tenant: str) -> tuple[tuple[str, ...], Mapping[str, str]] | None:
+    """The caller's roles in `tenant` and the tenant's own limits, or None where the caller does not belong to it."""
+    if caller.kind is not CallerKind.APPLICATION:
+        return tenancy.find_membership(rt, caller.subject, tenant)
+    limits = tenancy.find_limits(rt, tenant) if tenant == caller.tenant else None
+    return None if limits is None else (caller.roles, limits)
+
+
+def _by_bearer(rt: Runtime, bearer: str, *, own_routes: bool) -> Caller:
+    if bearer.startswith(f"{Kind.SESSION}_"):
+        return _user(sessions.find_live_bearer(rt, bearer))
+    claims = tokens.read(rt, bearer)
+    if claims.is_user:
+        live = sessions.find_live(rt, claims.session_id)
+        if live.user_id != claims.subject or not rt.ring.can_verify(bearer):
+            raise Refused(INVALID_TOKEN, detail="the session or the key behind the token has changed")
+        return _user(live)
+    return _application(rt, bearer, claims, own_routes=own_routes)
+
+
+def _user(live: Live) -> Caller:
+    return Caller(
+        kind=CallerKind.USER,
+        subject=live.user_id,
+        roles=live.roles,
+        groups=live.groups,
+        alias=live.alias,
+        full_name=live.full_name,
+        session=live,
+        auth_time=live.session.auth_time,
+        amr=live.session.amr,
+    )
+
+
+def _application(rt: Runtime, bearer: str, claims: Claims, *, own_routes: bool) -> Caller:
+    state = applications.live_state(rt, claims.client_id, claims.token_id)
+    if state is None or not rt.ring.can_verify(bearer):
+        raise Refused(
+            INVALID_TOKEN,
+            detail="the application, its secret or this token was revoked",
+            evidence={"client": claims.client_id},
+        )
+    if own_routes and not {rt.settings.issuer, rt.settings.default_audience} & set(claims.audience):
+        raise Refused(INVALID_TOKEN, detail="not meant for this service", evidence={"aud": claims.audience})
+    roles, tenant = state
+    return Caller(
+        kind=CallerKind.APPLICATION, subject=claims.client_id, roles=roles, scopes=claims.scope, tenant=tenant
+    )
+
+
+def _by_key(rt: Runtime, origin: Origin, presented: Presented) -> Caller:
+    key = keypairs.authenticate(rt, origin, presented.api_key or "", presented.api_secret or "")
+    return Caller(
+        kind=CallerKind.KEY,
+        subject=key.user_id,
+        roles=key.roles,
+        groups=key.groups,
+        alias=key.alias,
+        full_name=key.full_name,
+        key=key,
+        amr=("key",),
+    )

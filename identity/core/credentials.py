@@ -1,0 +1,229 @@
+"""Secrets that people and machines hold: opaque ones that we mint, and passwords that they choose.
+
+An opaque secret is `<prefix>_<27 base-62 characters: 160 random bits><6: CRC-32>`. The prefix tells a secret scanner what
+it found, the checksum tells a typing error from a guess without a look at the database. At rest there is only a keyed
+hash. Nothing here knows the database.
+"""
+
+from __future__ import annotations
+
+import hmac
+import re
+import threading
+import unicodedata
+import zlib
+from base64 import b64encode
+from enum import StrEnum
+from functools import cache
+from typing import Final
+
+import bcrypt
+from argon2 import PasswordHasher
+from argon2.exceptions import InvalidHashError, VerificationError
+
+from identity.errors import UNAVAILABLE, VALIDATION, Refused
+from identity.runtime import Entropy
+from identity.settings import Settings
+
+_ALPHABET: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+_DIGIT: Final = {character: value for value, character in enumerate(_ALPHABET)}
+_CHECK_LENGTH: Final = 6
+SECRET_BYTES: Final = 20
+PASSWORD_MAX_BYTES: Final = 1024
+
+
+class Kind(StrEnum):
+    """The prefix of each kind of opaque secret."""
+
+    SESSION = "ids"
+    REFRESH = "idr"
+    API_KEY = "idk"
+    API_SECRET = "idx"
+    CLIENT_SECRET = "idc"
+
+
+class Secret:
+    """A secret on its way to its owner. Only `reveal` shows it; `repr`, `str` and formatting do not."""
+
+    __slots__ = ("_plaintext",)
+
+    def __init__(self, plaintext: str) -> None:
+        self._plaintext = plaintext
+
+    def reveal(self) -> str:
+        return self._plaintext
+
+    def __repr__(self) -> str:
+        return "Secret(...)"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and hmac.compare_digest(self._plaintext.encode(), other._plaintext.encode())
+
+    def __hash__(self) -> int:
+        return hash(self._plaintext)
+
+
+def mint(kind: Kind, entropy: Entropy) -> Secret:
+    """A new secret of `kind` with 160 random bits."""
+    return encode(kind, entropy.bytes(SECRET_BYTES))
+
+
+def encode(kind: Kind, payload: bytes) -> Secret:
+    """Spell `payload` as a secret of `kind`; `decode` reads it back."""
+    text = f"{kind}_{_base62(int.from_bytes(payload), _width(len(payload)))}"
+    return Secret(text + _checksum(text))
+
+
+def decode(kind: Kind, text: str, size: int = SECRET_BYTES) -> bytes | None:
+    """The payload of a well-formed secret of `kind`, or None. One spelling only: no strict prefix, suffix or case variant passes."""
+    prefix = f"{kind}_"
+    body = text[len(prefix) : -_CHECK_LENGTH]
+    if not text.startswith(prefix) or len(body) != _width(size) or len(text) != len(prefix) + len(body) + _CHECK_LENGTH:
+        return None
+    number = 0
+    for character in body:
+        digit = _DIGIT.get(character)
+        if digit is None:
+            return None
+        number = number * 62 + digit
+    if number >> (8 * size) or _checksum(text[:-_CHECK_LENGTH]) != text[-_CHECK_LENGTH:]:
+        return None
+    return number.to_bytes(size)
+
+
+def is_well_formed(kind: Kind, text: str) -> bool:
+    """Whether `text` could be a secret of `kind`: prefix, length and checksum hold."""
+    return decode(kind, text) is not None
+
+
+def fingerprint(pepper: bytes, text: str) -> bytes:
+    """The keyed hash under which a secret is stored. Fast on purpose: these secrets hold 160 random bits."""
+    return hmac.digest(pepper, text.encode("utf-8", "surrogatepass"), "sha256")
+
+
+def matches(stored: bytes, presented: bytes) -> bool:
+    """Compare two fingerprints in constant time."""
+    return hmac.compare_digest(stored, presented)
+
+
+class Passwords:
+    """Hash and check passwords with Argon2id, a bounded number at once in this process.
+
+    Lanes stay at one: more buy nothing on a server that hashes in parallel anyway. A hash of an older system (bcrypt) or of older
+    parameters verifies and is reported for an upgrade.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._hasher = PasswordHasher(settings.argon2_time_cost, settings.argon2_memory_kib, parallelism=1)
+        self._slots = threading.BoundedSemaphore(settings.hash_slots)
+        self._wait_seconds = settings.hash_wait_seconds
+        self._min_length = settings.password_min_length
+        blank = b64encode(bytes(32)).decode().rstrip("=")
+        cost = f"m={settings.argon2_memory_kib},t={settings.argon2_time_cost},p=1"
+        self._nobody = f"$argon2id$v=19${cost}${blank[:22]}${blank}"
+
+    def turn(self) -> _Turn:
+        """Wait for a hashing slot; use as a context manager. Raises Refused(UNAVAILABLE) when none frees up in time."""
+        return _Turn(self._slots, self._wait_seconds)
+
+    def hash(self, password: str) -> str:
+        """The encoded hash to store. Call it inside `turn`."""
+        return self._hasher.hash(normalized(password).encode())
+
+    def verify(self, stored: str | None, password: str) -> bool:
+        """Whether `password` is the one behind `stored`; `None` costs the same and is False. Call it inside `turn`."""
+        given = normalized(password).encode("utf-8", "surrogatepass")
+        if len(given) > PASSWORD_MAX_BYTES:
+            given = b""
+        if stored and stored.startswith("$2"):
+            # bcrypt reads 72 bytes only: a longer password must not pass by its head.
+            return len(given) <= 72 and _bcrypt_matches(stored, given)
+        try:
+            return self._hasher.verify(stored or self._nobody, given)
+        except (VerificationError, InvalidHashError):
+            return False
+
+    def is_outdated(self, stored: str) -> bool:
+        """Whether a hash that just verified should be made anew with today's parameters."""
+        return not stored.startswith("$argon2") or self._hasher.check_needs_rehash(stored)
+
+    def check_policy(self, password: str, *, about: tuple[str, ...] = (), field: str = "password") -> None:
+        """Refuse a password that people or lists would guess; `about` are words of this user.
+
+        Length and lists only, no rules of composition (NIST SP 800-63B-4 section 3.1.1.2).
+        """
+        word = normalized(password)
+        weak: str | None = None
+        if len(word) < self._min_length:
+            weak = f"The password needs at least {self._min_length} characters"
+        elif len(word.encode("utf-8", "surrogatepass")) > PASSWORD_MAX_BYTES:
+            weak = f"The password may have at most {PASSWORD_MAX_BYTES} bytes"
+        elif word.lower() in _blocklist() or len(set(word)) <= 2:
+            weak = "The password is on a list of common passwords"
+        elif any(len(part) >= 4 and part.lower() in word.lower() and len(word) < len(part) + 4 for part in about):
+            weak = "The password resembles the account's name"
+        if weak:
+            raise Refused(VALIDATION.saying(weak), field=field, detail="password policy")
+
+
+class _Turn:
+    __slots__ = ("_slots", "_wait_seconds")
+
+    def __init__(self, slots: threading.BoundedSemaphore, wait_seconds: float) -> None:
+        self._slots = slots
+        self._wait_seconds = wait_seconds
+
+    def __enter__(self) -> None:
+        if not self._slots.acquire(timeout=self._wait_seconds):
+            raise Refused(
+                UNAVAILABLE, detail="no password hashing slot became free", retry_after_seconds=self._wait_seconds
+            )
+
+    def __exit__(self, *_: object) -> None:
+        self._slots.release()
+
+
+def normalized(password: str) -> str:
+    """Unicode NFC, so that the same password typed on two systems is the same bytes; nothing else is changed."""
+    return unicodedata.normalize("NFC", password)
+
+
+def is_password_hash(text: str) -> bool:
+    """Whether `text` is a hash that `Passwords.verify` can read."""
+    return bool(re.fullmatch(r"\$2[aby]\$[0-9]{2}\$[./A-Za-z0-9]{53}|\$argon2id\$v=19\$[!-~]{20,200}", text))
+
+
+def _bcrypt_matches(stored: str, given: bytes) -> bool:
+    try:
+        return bcrypt.checkpw(given, stored.encode())
+    except ValueError:
+        return False
+
+
+@cache
+def _blocklist() -> frozenset[str]:
+    from zxcvbn.frequency_lists import FREQUENCY_LISTS  # noqa: PLC0415 -- 30,000 words that most processes never need
+
+    return frozenset(word for word in FREQUENCY_LISTS["passwords"] if len(word) >= 8)
+
+
+@cache
+def _width(size: int) -> int:
+    """How many base-62 digits `size` bytes need."""
+    digits, number = 0, (1 << (8 * size)) - 1
+    while number:
+        number //= 62
+        digits += 1
+    return digits
+
+
+def _base62(number: int, width: int) -> str:
+    digits = []
+    for _ in range(width):
+        number, digit = divmod(number, 62)
+        digits.append(_ALPHABET[digit])
+    return "".join(reversed(digits))
+
+
+def _checksum(text: str) -> str:
+    return _base62(zlib.crc32(text.encode()), _CHECK_LENGTH)

@@ -1,0 +1,259 @@
+"""API key pairs: an identifier that may be shown and a secret that is shown once.
+
+A pair does nothing until its owner confirms it with an emailed code. It carries its owner's roles and memberships as they are now, and
+it stops with its owner. Both halves are 160 random bits, so checking them is one read and one keyed hash.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import lru_cache
+from ipaddress import ip_address, ip_network
+from typing import Any, Final
+
+from sqlalchemy import Boolean, ForeignKey, LargeBinary, String, Text, Uuid, bindparam, delete, func, select, update
+from sqlalchemy.orm import Mapped, mapped_column
+
+from identity.core import attempts, audit, credentials
+from identity.core.accounts import User
+from identity.core.addresses import canonical_id
+from identity.core.attempts import MACHINE_AND_ADDRESS, Charge
+from identity.core.audit import Action
+from identity.core.credentials import Kind, Secret
+from identity.core.limits import address_key
+from identity.errors import KEY_MISMATCH, NOT_FOUND, VALIDATION, Refused
+from identity.runtime import Origin, Runtime, later
+from identity.storage import Base, Instant, Prepared, Unit
+
+MAX_DAYS: Final = 3650
+
+
+class KeyPair(Base):
+    """A key pair; the secret only as a keyed hash."""
+
+    __tablename__ = "keypair"
+
+    id: Mapped[str] = mapped_column(Uuid(as_uuid=False), primary_key=True)
+    user_id: Mapped[str] = mapped_column(ForeignKey("user_account.id", ondelete="CASCADE"), index=True)
+    api_key: Mapped[str] = mapped_column(String(64), unique=True)
+    fingerprint: Mapped[bytes] = mapped_column(LargeBinary(32))
+    name: Mapped[str] = mapped_column(String(200))
+    cidrs: Mapped[str] = mapped_column(Text, default="")
+    verified: Mapped[bool] = mapped_column(Boolean, default=False)
+    created_at: Mapped[datetime] = mapped_column(Instant)
+    expires_at: Mapped[datetime] = mapped_column(Instant, index=True)
+    last_used_at: Mapped[datetime | None] = mapped_column(Instant)
+    last_used_address: Mapped[str | None] = mapped_column(String(64))
+
+
+@dataclass(frozen=True, slots=True)
+class KeyPairInfo:
+    """A key pair as its owner and administrators see it: never the secret."""
+
+    id: str
+    user_id: str
+    api_key: str
+    name: str
+    cidrs: tuple[str, ...]
+    verified: bool
+    created_at: datetime
+    expires_at: datetime
+    last_used_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class KeyInfo:
+    """A key pair that was just proven, with its owner as of now."""
+
+    id: str
+    api_key: str
+    name: str
+    expires_at: datetime
+    verified: bool
+    user_id: str
+    alias: str
+    full_name: str
+    roles: tuple[str, ...]
+    groups: tuple[str, ...]
+
+
+_PROVEN = Prepared(
+    select(
+        KeyPair.id,
+        KeyPair.api_key,
+        KeyPair.name,
+        KeyPair.expires_at,
+        KeyPair.verified,
+        KeyPair.user_id,
+        User.alias,
+        User.full_name,
+        User.roles,
+        User.groups,
+        KeyPair.fingerprint,
+        KeyPair.cidrs,
+        User.enabled,
+        User.starts_at,
+        User.ends_at,
+    )
+    .join(User, User.id == KeyPair.user_id)
+    .where(KeyPair.api_key == bindparam("api_key"))
+)
+
+
+def authenticate(rt: Runtime, origin: Origin, api_key: str, api_secret: str) -> KeyInfo:
+    """The proven pair. Unverified, expired, wrong, of a disabled user, from a foreign network: all KEY_MISMATCH.
+
+    Raises Refused(LOCKED_OUT) after 20 failures in 5 minutes for one key from one address.
+    """
+    charges = (Charge(MACHINE_AND_ADDRESS, f"{api_key[:64]} {address_key(origin.address)}"),)
+    attempts.check(rt, charges)
+    well_formed = credentials.is_well_formed(Kind.API_KEY, api_key) and credentials.is_well_formed(
+        Kind.API_SECRET, api_secret
+    )
+    row = rt.database.row(_PROVEN, api_key=api_key) if well_formed else None
+    flaw = _flaw(rt, origin, row, api_secret)
+    if row is None or flaw:
+        with rt.unit(origin) as unit:
+            attempts.record(rt, unit, charges)
+            audit.record(
+                rt, unit, Action.LOGIN_FAILED, actor=row[5] if row else "", target=row[0] if row else "", reason=flaw
+            )
+        raise Refused(KEY_MISMATCH, detail=flaw, evidence={"key": row[0]} if row else {})
+    rt.usage.note(KeyPair, row[0], rt.clock.now(), origin.address)
+    return KeyInfo(*row[:10])
+
+
+def create(
+    rt: Runtime,
+    unit: Unit,
+    user_id: str,
+    *,
+    name: str,
+    days: int,
+    actor: str,
+    cidrs: Sequence[str] = (),
+    verified: bool = False,
+) -> tuple[KeyPairInfo, Secret]:
+    """A new pair of `user_id`, good for `days`, and its secret, which is shown once. Raises Refused(VALIDATION)."""
+    if not 1 <= days <= MAX_DAYS:
+        raise Refused(VALIDATION.saying("A key lives from 1 to 3650 days"), field="days")
+    secret = credentials.mint(Kind.API_SECRET, rt.entropy)
+    row = KeyPair(
+        id=rt.new_id(),
+        user_id=user_id,
+        api_key=credentials.mint(Kind.API_KEY, rt.entropy).reveal(),
+        fingerprint=_fingerprint(rt, secret.reveal()),
+        name=_clean_name(name),
+        cidrs=" ".join(_checked_networks(cidrs)),
+        verified=verified,
+        created_at=unit.now,
+        expires_at=later(unit.now, days * 86_400),
+    )
+    unit.add(row)
+    audit.record(
+        rt, unit, Action.KEYPAIR_CREATED, actor=actor, target=row.id, user=user_id, days=days, verified=verified
+    )
+    return _info(row), secret
+
+
+def verify(rt: Runtime, unit: Unit, key_id: str, *, actor: str) -> KeyPairInfo:
+    """Make a waiting pair usable: its code was right, or an administrator vouches. Raises Refused(NOT_FOUND)."""
+    if not canonical_id(key_id) or not unit.changed(update(KeyPair).where(KeyPair.id == key_id).values(verified=True)):
+        raise Refused(NOT_FOUND, detail="no such key pair")
+    audit.record(rt, unit, Action.KEYPAIR_VERIFIED, actor=actor, target=key_id)
+    return _info(unit.session.get_one(KeyPair, key_id))
+
+
+def revoke(rt: Runtime, unit: Unit, key_id: str, *, actor: str, user_id: str | None = None) -> None:
+    """Delete a pair; of `user_id` only, when given. Raises Refused(NOT_FOUND)."""
+    row = unit.session.get(KeyPair, key_id) if canonical_id(key_id) else None
+    if row is None or (user_id is not None and row.user_id != user_id):
+        raise Refused(NOT_FOUND, detail="no such key pair")
+    unit.execute(delete(KeyPair).where(KeyPair.id == key_id))
+    audit.record(rt, unit, Action.KEYPAIR_REVOKED, actor=actor, target=key_id, user=row.user_id)
+
+
+def listing_of(rt: Runtime, user_id: str) -> list[KeyPairInfo]:
+    """The pairs of a user, oldest first."""
+    with rt.database.reading() as session:
+        rows = session.scalars(
+            select(KeyPair).where(KeyPair.user_id == user_id).order_by(KeyPair.created_at, KeyPair.id)
+        )
+        return [_info(row) for row in rows]
+
+
+def listing(rt: Runtime, *, limit: int, offset: int) -> tuple[int, list[KeyPairInfo]]:
+    """How many pairs there are, and a page of them, oldest first."""
+    with rt.database.reading() as session:
+        total = session.scalar(select(func.count()).select_from(KeyPair)) or 0
+        rows = session.scalars(select(KeyPair).order_by(KeyPair.created_at, KeyPair.id).limit(limit).offset(offset))
+        return total, [_info(row) for row in rows]
+
+
+def forget_user(unit: Unit, user_id: str) -> None:
+    """Delete the pairs of a user who is erased."""
+    unit.execute(delete(KeyPair).where(KeyPair.user_id == user_id))
+
+
+def purge(unit: Unit) -> int:
+    """Delete pairs that expired more than 30 days ago; for the janitor."""
+    return unit.changed(delete(KeyPair).where(KeyPair.expires_at < later(unit.now, -30 * 86_400)))
+
+
+def _flaw(rt: Runtime, origin: Origin, row: tuple[Any, ...] | None, api_secret: str) -> str:
+    """Why this pair does not pass, for the log only; empty when it passes. The secret is compared before anything else is looked at."""
+    presented = _fingerprint(rt, api_secret)
+    if row is None or not credentials.matches(row[10], presented):
+        return "unknown key or wrong secret"
+    now = rt.clock.now()
+    enabled, starts_at, ends_at = row[12:]
+    if not row[4] or not enabled or row[3] <= now:
+        return "key unverified or expired, or its user disabled"
+    if (starts_at is not None and now < starts_at) or (ends_at is not None and ends_at <= now):
+        return "outside the user's access window"
+    return "" if _is_allowed(row[11], origin.address) else "foreign network"
+
+
+@lru_cache(maxsize=1024)
+def _is_allowed(cidrs: str, address: str) -> bool:
+    if not cidrs:
+        return True
+    try:
+        peer = ip_address(address)
+    except ValueError:
+        return False
+    return any(peer in ip_network(network) for network in cidrs.split())
+
+
+def _checked_networks(cidrs: Sequence[str]) -> list[str]:
+    try:
+        return [str(ip_network(cidr, strict=False)) for cidr in cidrs[:32]]
+    except ValueError as exc:
+        raise Refused(VALIDATION.saying("An allowed network is like 192.0.2.0/24"), field="cidrs", cause=exc) from exc
+
+
+def _clean_name(text: str) -> str:
+    name = " ".join(text.split())
+    if not 1 <= len(name) <= 200 or not name.isprintable():
+        raise Refused(VALIDATION.saying("A name has 1 to 200 printable characters"), field="name")
+    return name
+
+
+def _fingerprint(rt: Runtime, secret: str) -> bytes:
+    return credentials.fingerprint(rt.ring.vault.derive("api secrets"), secret)
+
+
+def _info(row: KeyPair) -> KeyPairInfo:
+    return KeyPairInfo(
+        row.id,
+        row.user_id,
+        row.api_key,
+        row.name,
+        tuple(row.cidrs.split()),
+        row.verified,
+        row.created_at,
+        row.expires_at,
+        row.last_used_at,
+    )

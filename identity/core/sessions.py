@@ -1,0 +1,424 @@
+"""Sessions: every login of every dialect is one row, and what a dialect hands out is a view of it.
+
+A row says whose it is, how it was proven, from where, and until when. It can be shown as an opaque bearer, as a signed token, or as
+a chain of refresh tokens. Those are not rows: generation n is an HMAC over the session's seed and n, and the row keeps only n and when
+it turned. So a retry gets the identical successor, a token of the past is recognised by its number, and a session stays one row.
+"""
+
+from __future__ import annotations
+
+import hmac
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    ForeignKey,
+    Index,
+    LargeBinary,
+    Select,
+    String,
+    Uuid,
+    bindparam,
+    case,
+    delete,
+    func,
+    literal,
+    select,
+    update,
+)
+from sqlalchemy.orm import Mapped, mapped_column
+
+from identity.core import audit, credentials, tenancy, tokens
+from identity.core.accounts import Email, User, UserInfo, recheck
+from identity.core.addresses import canonical_id
+from identity.core.audit import Action
+from identity.core.credentials import Kind, Secret
+from identity.core.keyring import CURRENT_VERSION
+from identity.core.tokens import AccessToken, Subject
+from identity.errors import INVALID_TOKEN, NOT_FOUND, TOKEN_EXPIRED, Refused
+from identity.runtime import Runtime, later
+from identity.storage import Base, Instant, Names, Prepared, Unit
+
+_REFRESH_BYTES: Final = 40
+_MAC_BYTES: Final = 20
+
+
+class UserSession(Base):
+    """A login of a user."""
+
+    __tablename__ = "user_session"
+    __table_args__ = (Index("ix_user_session_user_id_expires_at", "user_id", "expires_at"),)
+
+    id: Mapped[str] = mapped_column(Uuid(as_uuid=False), primary_key=True)
+    user_id: Mapped[str] = mapped_column(ForeignKey("user_account.id", ondelete="CASCADE"))
+    client_id: Mapped[str] = mapped_column(String(36))
+    kind: Mapped[str] = mapped_column(String(64))
+    amr: Mapped[tuple[str, ...]] = mapped_column(Names)
+    verified: Mapped[bool] = mapped_column(Boolean)
+    bearer: Mapped[bytes | None] = mapped_column(LargeBinary(32), unique=True)
+    seed: Mapped[bytes | None] = mapped_column(LargeBinary(16))
+    generation: Mapped[int] = mapped_column(BigInteger, default=0)
+    turned_at: Mapped[datetime | None] = mapped_column(Instant)
+    resource: Mapped[str] = mapped_column(String(300))
+    created_at: Mapped[datetime] = mapped_column(Instant)
+    auth_time: Mapped[datetime] = mapped_column(Instant)
+    idle_expires_at: Mapped[datetime] = mapped_column(Instant)
+    expires_at: Mapped[datetime] = mapped_column(Instant, index=True)
+    revoked_at: Mapped[datetime | None] = mapped_column(Instant)
+    ip: Mapped[str] = mapped_column(String(64))
+    user_agent: Mapped[str] = mapped_column(String(400))
+
+
+@dataclass(frozen=True, slots=True)
+class SessionInfo:
+    """A session as its owner and administrators see it."""
+
+    id: str
+    user_id: str
+    client_id: str
+    kind: str
+    amr: tuple[str, ...]
+    verified: bool
+    resource: str
+    created_at: datetime
+    auth_time: datetime
+    idle_expires_at: datetime
+    absolute_expires_at: datetime
+    revoked_at: datetime | None
+    ip: str
+    user_agent: str
+
+    @property
+    def expires_at(self) -> datetime:
+        """When it ends if it is not used."""
+        return min(self.idle_expires_at, self.absolute_expires_at)
+
+    def is_over(self, now: datetime) -> bool:
+        """Whether it was revoked or has expired."""
+        return self.revoked_at is not None or self.expires_at <= now
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """A session that is good now, and its user as of now."""
+
+    session: SessionInfo
+    user_id: str
+    alias: str
+    full_name: str
+    roles: tuple[str, ...]
+    groups: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A new session and the secrets that it is shown as; they exist only here."""
+
+    session: SessionInfo
+    bearer: Secret | None
+    refresh: Secret | None
+
+
+_INFO = (
+    UserSession.id,
+    UserSession.user_id,
+    UserSession.client_id,
+    UserSession.kind,
+    UserSession.amr,
+    UserSession.verified,
+    UserSession.resource,
+    UserSession.created_at,
+    UserSession.auth_time,
+    UserSession.idle_expires_at,
+    UserSession.expires_at,
+    UserSession.revoked_at,
+    UserSession.ip,
+    UserSession.user_agent,
+)
+_WIDTH: Final = len(_INFO)
+
+
+def _live_select() -> Select[Any]:
+    person = (User.alias, User.full_name, User.roles, User.groups, User.enabled, User.starts_at, User.ends_at)
+    return select(*_INFO, *person, CURRENT_VERSION).join(User, User.id == UserSession.user_id)
+
+
+_LIVE_BY_ID = Prepared(_live_select().where(UserSession.id == bindparam("id")))
+_EMAIL = Prepared(select(Email.address).where(Email.user_id == bindparam("user_id"), Email.preferred))
+_LIVE_BY_BEARER = Prepared(_live_select().where(UserSession.bearer == bindparam("bearer")))
+
+
+# Opening.
+
+
+def open_session(
+    rt: Runtime,
+    unit: Unit,
+    user: UserInfo,
+    *,
+    kind: str,
+    amr: Sequence[str],
+    client_id: str,
+    resource: str,
+    idle_seconds: int,
+    absolute_seconds: int,
+    verified: bool = True,
+    with_bearer: bool = False,
+    with_refresh: bool = False,
+) -> Opened:
+    """A new session of `user`, verified or waiting for its code. Ids and secrets are always fresh, whatever the client sent."""
+    bearer = credentials.mint(Kind.SESSION, rt.entropy) if with_bearer else None
+    end = later(unit.now, absolute_seconds)
+    row = UserSession(
+        id=rt.new_id(),
+        user_id=user.id,
+        client_id=client_id,
+        kind=kind,
+        amr=tuple(amr),
+        verified=verified,
+        bearer=bearer and _fingerprint(rt, bearer.reveal()),
+        seed=rt.entropy.bytes(16) if with_refresh else None,
+        generation=0,
+        resource=resource,
+        created_at=unit.now,
+        auth_time=unit.now,
+        idle_expires_at=min(later(unit.now, idle_seconds), end),
+        expires_at=end,
+        ip=unit.origin.address[:64],
+        user_agent=unit.origin.user_agent[:400],
+    )
+    unit.add(row)
+    audit.record(
+        rt, unit, Action.SESSION_CREATED, actor=user.id, target=row.id, kind=kind, amr=list(amr), verified=verified
+    )
+    return Opened(_from_row(row), bearer, _refresh_token(rt, row, 0) if with_refresh else None)
+
+
+def verify(rt: Runtime, unit: Unit, session_id: str, *, amr: Sequence[str], actor: str = "") -> None:
+    """Make a waiting session usable: its code was right. The user is checked again. Raises Refused(INVALID_TOKEN) for one that is over."""
+    row = unit.session.get(UserSession, session_id)
+    if row is None or _from_row(row).is_over(unit.now):
+        raise Refused(INVALID_TOKEN, detail="the session is over")
+    recheck(unit, row.user_id)
+    unit.execute(
+        update(UserSession)
+        .where(UserSession.id == session_id)
+        .values(verified=True, auth_time=unit.now, amr=tuple(amr))
+    )
+    audit.record(rt, unit, Action.SESSION_VERIFIED, actor=actor or row.user_id, target=session_id)
+
+
+# Using.
+
+
+def find_live(rt: Runtime, session_id: str) -> Live:
+    """The session behind a signed token, if it and its user are still good. Raises Refused(INVALID_TOKEN) or Refused(TOKEN_EXPIRED)."""
+    return _live(rt, rt.database.row(_LIVE_BY_ID, id=session_id) if canonical_id(session_id) else None)
+
+
+def find_live_bearer(rt: Runtime, bearer: str) -> Live:
+    """The verified session behind an opaque bearer. Raises Refused(INVALID_TOKEN) or Refused(TOKEN_EXPIRED)."""
+    if not credentials.is_well_formed(Kind.SESSION, bearer):
+        raise Refused(INVALID_TOKEN, detail="not a session bearer")
+    return _live(rt, rt.database.row(_LIVE_BY_BEARER, bearer=_fingerprint(rt, bearer)))
+
+
+def token_for(rt: Runtime, live: Live, *, seconds: int, resource: str | None = None) -> AccessToken:
+    """A signed token backed by a live session; it never outlives the session's absolute end."""
+    now = rt.clock.now()
+    remaining = int((live.session.absolute_expires_at - now).total_seconds())
+    tenants = tenancy.memberships_of(rt, live.user_id)
+    email = ""
+    if "email" in rt.settings.user_claims:
+        found = rt.database.row(_EMAIL, user_id=live.user_id)
+        email = found[0] if found else ""
+    subject = Subject(
+        user_id=live.user_id,
+        client_id=live.session.client_id,
+        session_id=live.session.id,
+        auth_time=live.session.auth_time,
+        amr=live.session.amr,
+        roles=live.roles,
+        groups=live.groups,
+        tenants=tenants,
+        email=email,
+        full_name=live.full_name,
+    )
+    return tokens.issue_user_token(
+        rt, subject, resource=resource or live.session.resource, seconds=max(1, min(seconds, remaining)), now=now
+    )
+
+
+def live_of(user: UserInfo, session: SessionInfo) -> Live:
+    """A session just opened, as `token_for` takes it."""
+    return Live(session, user.id, user.alias, user.full_name, user.roles, user.groups)
+
+
+def extend(rt: Runtime, unit: Unit, session_id: str, *, idle_seconds: int) -> None:
+    """Slide the end of a session, never past its absolute end."""
+    slid = later(unit.now, idle_seconds)
+    shortest = case((UserSession.expires_at < slid, UserSession.expires_at), else_=literal(slid, Instant))
+    living = (UserSession.id == session_id, UserSession.revoked_at.is_(None), UserSession.idle_expires_at > unit.now)
+    if not unit.changed(update(UserSession).where(*living).values(idle_expires_at=shortest)):
+        raise Refused(INVALID_TOKEN, detail="the session is over")
+    audit.record(rt, unit, Action.SESSION_EXTENDED, actor=session_id)
+
+
+def refresh(rt: Runtime, unit: Unit, token: str) -> tuple[Live, Secret]:
+    """Exchange a refresh token for its successor.
+
+    Within the grace the previous token gets the same successor: a lost answer and two tabs are no attack. Seen later than that, it
+    ends its session, and that end is kept even though this call refuses (INVALID_TOKEN).
+    """
+    parsed = _parse_refresh(token)
+    if parsed is None:
+        raise Refused(INVALID_TOKEN, detail="not a refresh token")
+    session_id, generation = parsed
+    row = unit.execute(select(UserSession).where(UserSession.id == session_id).with_for_update()).scalar_one_or_none()
+    if row is None or row.seed is None or not hmac.compare_digest(_refresh_token(rt, row, generation).reveal(), token):
+        raise Refused(INVALID_TOKEN, detail="no session made that refresh token")
+    info = _from_row(row)
+    if info.is_over(unit.now) or not row.verified:
+        raise Refused(INVALID_TOKEN, detail="the session is over")
+    if generation == row.generation:
+        turn = update(UserSession).where(UserSession.id == session_id, UserSession.generation == generation)
+        idle = min(later(unit.now, rt.settings.refresh_idle_seconds), row.expires_at)
+        unit.execute(turn.values(generation=generation + 1, turned_at=unit.now, idle_expires_at=idle))
+    elif not (
+        generation == row.generation - 1 and _is_recent(row.turned_at, unit.now, rt.settings.refresh_grace_seconds)
+    ):
+        revoke(rt, unit, session_id, actor=row.user_id, reason="refresh token reuse")
+        audit.record(
+            rt,
+            unit,
+            Action.REFRESH_REUSED,
+            actor=row.user_id,
+            target=session_id,
+            seen=generation,
+            current=row.generation,
+        )
+        raise ReuseDetected(row.user_id)
+    user = recheck(unit, row.user_id)
+    unit.session.refresh(row)
+    return live_of(user, _from_row(row)), _refresh_token(rt, row, row.generation)
+
+
+class ReuseDetected(Refused):
+    """A refresh token came back after its grace; its session has ended, and its user should hear of it."""
+
+    def __init__(self, user_id: str) -> None:
+        super().__init__(INVALID_TOKEN, detail="a spent refresh token was used again")
+        self.user_id = user_id
+
+
+# Ending.
+
+
+def revoke(rt: Runtime, unit: Unit, session_id: str, *, actor: str, reason: str) -> bool:
+    """End a session; doing it twice is the same. Tells whether this call ended it."""
+    living = (UserSession.id == session_id, UserSession.revoked_at.is_(None))
+    if not unit.changed(update(UserSession).where(*living).values(revoked_at=unit.now)):
+        return False
+    audit.record(rt, unit, Action.SESSION_REVOKED, actor=actor, target=session_id, reason=reason)
+    return True
+
+
+def revoke_own(rt: Runtime, unit: Unit, user_id: str, session_id: str) -> None:
+    """End a session of this user. Another user's, like an unknown one, is NOT_FOUND."""
+    row = unit.session.get(UserSession, session_id) if canonical_id(session_id) else None
+    if row is None or row.user_id != user_id:
+        raise Refused(NOT_FOUND, detail="no such session of this user")
+    revoke(rt, unit, session_id, actor=user_id, reason="asked by its user")
+
+
+def revoke_all(rt: Runtime, unit: Unit, user_id: str, *, actor: str, reason: str, keep: str = "") -> int:
+    """End every session of a user but `keep`; tell how many."""
+    living = (UserSession.user_id == user_id, UserSession.revoked_at.is_(None), UserSession.expires_at > unit.now)
+    ids = unit.execute(select(UserSession.id).where(*living)).scalars().all()
+    return sum(revoke(rt, unit, one, actor=actor, reason=reason) for one in ids if one != keep)
+
+
+def forget_user(unit: Unit, user_id: str) -> None:
+    """Delete the sessions of a user who is erased."""
+    unit.execute(delete(UserSession).where(UserSession.user_id == user_id))
+
+
+def purge(unit: Unit, *, batch: int = 1000) -> int:
+    """Delete sessions that ended more than a day ago, a batch at a time; for the janitor."""
+    horizon = later(unit.now, -86_400)
+    over = select(UserSession.id).where(UserSession.expires_at < horizon).limit(batch).scalar_subquery()
+    return unit.changed(delete(UserSession).where(UserSession.id.in_(over)))
+
+
+# Listing.
+
+
+def listing_of(rt: Runtime, user_id: str) -> list[SessionInfo]:
+    """The living sessions of a user, newest first."""
+    now = rt.clock.now()
+    living = (UserSession.user_id == user_id, UserSession.revoked_at.is_(None), UserSession.expires_at > now)
+    with rt.database.reading() as session:
+        rows = session.execute(select(*_INFO).where(*living).order_by(UserSession.created_at.desc()).limit(500))
+        return [info for info in (SessionInfo(*row) for row in rows) if not info.is_over(now)]
+
+
+def listing(rt: Runtime, *, limit: int, offset: int) -> tuple[int, list[SessionInfo]]:
+    """How many living sessions there are, and a page of them, newest first."""
+    now = rt.clock.now()
+    living = (UserSession.revoked_at.is_(None), UserSession.expires_at > now, UserSession.idle_expires_at > now)
+    with rt.database.reading() as session:
+        total = session.scalar(select(func.count()).select_from(UserSession).where(*living)) or 0
+        ordered = select(*_INFO).where(*living).order_by(UserSession.created_at.desc(), UserSession.id.desc())
+        return total, [SessionInfo(*row) for row in session.execute(ordered.limit(limit).offset(offset))]
+
+
+def find(rt: Runtime, session_id: str) -> SessionInfo | None:
+    """A session, living or over; or None."""
+    with rt.database.reading() as session:
+        row = session.get(UserSession, session_id) if canonical_id(session_id) else None
+        return row and _from_row(row)
+
+
+def _live(rt: Runtime, row: tuple[Any, ...] | None) -> Live:
+    if row is None:
+        raise Refused(INVALID_TOKEN, detail="no such session")
+    info = SessionInfo(*row[:_WIDTH])
+    alias, full_name, roles, groups, enabled, starts_at, ends_at, version = row[_WIDTH:]
+    rt.ring.ensure_version(version)
+    now = rt.clock.now()
+    if info.revoked_at is not None or not info.verified or not enabled:
+        reason = "revoked" if info.revoked_at else "user disabled" if info.verified else "not verified yet"
+        raise Refused(INVALID_TOKEN, detail=f"session: {reason}", evidence={"session": info.id})
+    if (starts_at is not None and now < starts_at) or (ends_at is not None and ends_at <= now):
+        raise Refused(INVALID_TOKEN, detail="session: outside the user's access window", evidence={"session": info.id})
+    if info.expires_at <= now:
+        raise Refused(TOKEN_EXPIRED, detail="session expired", evidence={"expired_at": info.expires_at.isoformat()})
+    return Live(info, info.user_id, alias, full_name, roles, groups)
+
+
+def _refresh_token(rt: Runtime, row: UserSession, generation: int) -> Secret:
+    head = uuid.UUID(row.id).bytes + generation.to_bytes(4)
+    mac = hmac.digest(rt.ring.vault.derive("refresh tokens"), head + (row.seed or b""), "sha256")[:_MAC_BYTES]
+    return credentials.encode(Kind.REFRESH, head + mac)
+
+
+def _parse_refresh(token: str) -> tuple[str, int] | None:
+    payload = credentials.decode(Kind.REFRESH, token, _REFRESH_BYTES)
+    return None if payload is None else (str(uuid.UUID(bytes=payload[:16])), int.from_bytes(payload[16:20]))
+
+
+def _is_recent(turned_at: datetime | None, now: datetime, grace_seconds: int) -> bool:
+    return turned_at is not None and now < later(turned_at, grace_seconds)
+
+
+def _fingerprint(rt: Runtime, bearer: str) -> bytes:
+    return credentials.fingerprint(rt.ring.vault.derive("session bearers"), bearer)
+
+
+def _from_row(row: UserSession) -> SessionInfo:
+    return SessionInfo(*(getattr(row, column.key) for column in _INFO))

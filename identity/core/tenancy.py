@@ -1,0 +1,210 @@
+"""Tenants and who belongs to them with which roles.
+
+A tenant that a caller does not belong to and one that does not exist are the same to that caller.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import BigInteger, ForeignKey, Index, String, Text, Uuid, bindparam, delete, func, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Mapped, Session, mapped_column
+
+from identity.core import audit
+from identity.core.addresses import get_names, is_name
+from identity.core.audit import Action
+from identity.core.limits import Policy, parse_budget
+from identity.errors import CONFLICT, NOT_FOUND, VALIDATION, Refused
+from identity.runtime import Runtime
+from identity.storage import Base, Instant, Names, Prepared, Unit
+
+LIMITED_TIERS = (Policy.STANDARD, Policy.AI_ASSISTED, Policy.BULK_UPLOAD)
+
+
+class Tenant(Base):
+    """An organisation; its id is the slug that callers send as `X-Tenant-Id`."""
+
+    __tablename__ = "tenant"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    name: Mapped[str] = mapped_column(String(200))
+    limits: Mapped[str] = mapped_column(Text, default="{}")
+    created_at: Mapped[datetime] = mapped_column(Instant)
+    version: Mapped[int] = mapped_column(BigInteger, default=1)
+
+
+class Membership(Base):
+    """A user's belonging to a tenant."""
+
+    __tablename__ = "membership"
+    __table_args__ = (Index("ix_membership_tenant_id", "tenant_id"),)
+
+    user_id: Mapped[str] = mapped_column(Uuid(as_uuid=False), primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenant.id", ondelete="CASCADE"), primary_key=True)
+    roles: Mapped[tuple[str, ...]] = mapped_column(Names, default=())
+
+
+@dataclass(frozen=True, slots=True)
+class TenantInfo:
+    """A tenant as administrators see it."""
+
+    id: str
+    name: str
+    limits: Mapping[str, str]
+    created_at: datetime
+    version: int
+
+
+_MEMBERSHIPS = Prepared(
+    select(Membership.tenant_id, Membership.roles).where(Membership.user_id == bindparam("user_id"))
+)
+_MEMBERSHIP = Prepared(
+    select(Membership.roles, Tenant.limits)
+    .join(Tenant, Tenant.id == Membership.tenant_id)
+    .where(Membership.user_id == bindparam("user_id"), Membership.tenant_id == bindparam("tenant_id"))
+)
+_LIMITS = Prepared(select(Tenant.limits).where(Tenant.id == bindparam("tenant_id")))
+
+
+def memberships_of(rt: Runtime, user_id: str) -> dict[str, tuple[str, ...]]:
+    """The tenants of a user and the roles in each, as they are now."""
+    return dict(rt.database.rows(_MEMBERSHIPS, user_id=user_id))
+
+
+def find_membership(rt: Runtime, user_id: str, tenant_id: str) -> tuple[tuple[str, ...], Mapping[str, str]] | None:
+    """The roles of a user in a tenant and the tenant's own limits, or None where the user does not belong."""
+    found = rt.database.row(_MEMBERSHIP, user_id=user_id, tenant_id=tenant_id)
+    return None if found is None else (found[0], _limits(found[1]))
+
+
+def find_limits(rt: Runtime, tenant_id: str) -> Mapping[str, str] | None:
+    """The limits that a tenant has of its own, or None where there is no such tenant."""
+    found = rt.database.row(_LIMITS, tenant_id=tenant_id)
+    return None if found is None else _limits(found[0])
+
+
+def create(rt: Runtime, unit: Unit, *, tenant_id: str, name: str, actor: str) -> TenantInfo:
+    """Make a tenant. Raises Refused(VALIDATION) for an id that is no slug, Refused(CONFLICT) for one in use."""
+    if not is_name(tenant_id):
+        raise Refused(VALIDATION.saying("A tenant id has 1 to 64 of a-z, 0-9 and ._:-"), field="id")
+    row = Tenant(id=tenant_id, name=name, created_at=unit.now, limits="{}", version=1)
+    try:
+        unit.add(row)
+    except IntegrityError as exc:
+        raise Refused(CONFLICT.saying("That tenant id is in use"), field="id", cause=exc) from exc
+    audit.record(rt, unit, Action.TENANT_CREATED, actor=actor, target=tenant_id)
+    return _info(row)
+
+
+def get(session: Session, tenant_id: str) -> Tenant:
+    """The row of a tenant. Raises Refused(NOT_FOUND)."""
+    row = session.get(Tenant, tenant_id)
+    if row is None:
+        raise Refused(NOT_FOUND, detail="no such tenant")
+    return row
+
+
+def describe(rt: Runtime, tenant_id: str) -> TenantInfo:
+    """A tenant. Raises Refused(NOT_FOUND)."""
+    with rt.database.reading() as session:
+        return _info(get(session, tenant_id))
+
+
+def listing(rt: Runtime, *, limit: int, offset: int) -> tuple[int, list[TenantInfo]]:
+    """How many tenants there are, and a page of them by id."""
+    with rt.database.reading() as session:
+        total = session.scalar(select(func.count()).select_from(Tenant)) or 0
+        rows = session.scalars(select(Tenant).order_by(Tenant.id).limit(limit).offset(offset))
+        return total, [_info(row) for row in rows]
+
+
+def change(
+    rt: Runtime,
+    unit: Unit,
+    tenant_id: str,
+    *,
+    actor: str,
+    name: str | None = None,
+    limits: Mapping[str, str] | None = None,
+    version: int | None = None,
+) -> TenantInfo:
+    """Rename a tenant or set its own budgets (`{"standard": "500/minute"}`); `version` guards against a change in between."""
+    row = get(unit.session, tenant_id)
+    before = {"name": row.name, "limits": json.loads(row.limits)}
+    values: dict[str, Any] = {"version": Tenant.version + 1}
+    if name is not None:
+        values["name"] = name
+    if limits is not None:
+        values["limits"] = json.dumps(_checked_limits(limits), sort_keys=True)
+    expected = row.version if version is None else version
+    if not unit.changed(update(Tenant).where(Tenant.id == tenant_id, Tenant.version == expected).values(**values)):
+        raise Refused(CONFLICT.saying("It has changed in between; read it again"), detail="stale version")
+    unit.session.refresh(row)
+    after = {"name": row.name, "limits": json.loads(row.limits)}
+    audit.record(rt, unit, Action.TENANT_CHANGED, actor=actor, target=tenant_id, before=before, after=after)
+    return _info(row)
+
+
+def remove(rt: Runtime, unit: Unit, tenant_id: str, *, actor: str) -> None:
+    """Delete a tenant and every membership in it. A tenant of that name made later is another one."""
+    get(unit.session, tenant_id)
+    unit.execute(delete(Membership).where(Membership.tenant_id == tenant_id))
+    unit.execute(delete(Tenant).where(Tenant.id == tenant_id))
+    audit.record(rt, unit, Action.TENANT_DELETED, actor=actor, target=tenant_id)
+
+
+def set_member(
+    rt: Runtime, unit: Unit, tenant_id: str, user_id: str, *, roles: Sequence[str], actor: str
+) -> tuple[str, ...]:
+    """Make a user a member with exactly these roles; the user must exist."""
+    get(unit.session, tenant_id)
+    names = get_names(tuple(roles), field="roles")
+    row = unit.session.get(Membership, (user_id, tenant_id))
+    before = list(row.roles) if row else None
+    if row is None:
+        unit.add(Membership(user_id=user_id, tenant_id=tenant_id, roles=names))
+    else:
+        row.roles = names
+        unit.session.flush()
+    audit.record(
+        rt, unit, Action.MEMBER_SET, actor=actor, target=user_id, tenant=tenant_id, before=before, after=list(names)
+    )
+    return names
+
+
+def remove_member(rt: Runtime, unit: Unit, tenant_id: str, user_id: str, *, actor: str) -> None:
+    """End a membership. Raises Refused(NOT_FOUND) where there is none."""
+    gone = unit.changed(delete(Membership).where(Membership.tenant_id == tenant_id, Membership.user_id == user_id))
+    if not gone:
+        raise Refused(NOT_FOUND, detail="no such membership")
+    audit.record(rt, unit, Action.MEMBER_REMOVED, actor=actor, target=user_id, tenant=tenant_id)
+
+
+def forget_user(unit: Unit, user_id: str) -> None:
+    """End every membership of a user who is erased."""
+    unit.execute(delete(Membership).where(Membership.user_id == user_id))
+
+
+def _checked_limits(limits: Mapping[str, str]) -> dict[str, str]:
+    known = {str(tier) for tier in LIMITED_TIERS}
+    try:
+        if not limits.keys() <= known:
+            raise ValueError("no such tier")
+        return {tier: parse_budget(budget) for tier, budget in limits.items()}
+    except ValueError as exc:
+        raise Refused(
+            VALIDATION.saying('Limits are like {"standard": "500/minute"}, or "off"'), field="limits", cause=exc
+        ) from exc
+
+
+def _limits(text: str) -> Mapping[str, str]:
+    return json.loads(text) if text != "{}" else {}  # type: ignore[no-any-return] -- written by _checked_limits
+
+
+def _info(row: Tenant) -> TenantInfo:
+    return TenantInfo(row.id, row.name, _limits(row.limits), row.created_at, row.version)

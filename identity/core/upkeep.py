@@ -1,0 +1,119 @@
+"""What must happen without anybody asking: delivering mail, rotating keys, forgetting the old.
+
+Every server process runs this loop in a daemon thread, `identity worker` runs it alone. Jobs that one process should do at a time are
+taken by a lease in the database, so that any number of processes share them without electing anybody. Nothing depends on it
+for correctness: what has expired is refused at use, swept or not.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+from sqlalchemy import String, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Mapped, mapped_column
+
+from identity.core import applications, attempts, audit, codes, explain, keypairs, outbox, sessions
+from identity.core.audit import Action
+from identity.runtime import Origin, Runtime, later
+from identity.storage import Base, Instant
+
+_log = logging.getLogger("identity.upkeep")
+_TICK_SECONDS: Final = 0.5
+
+
+class Lease(Base):
+    """Until when a job is somebody's."""
+
+    __tablename__ = "lease"
+
+    name: Mapped[str] = mapped_column(String(32), primary_key=True)
+    until: Mapped[datetime] = mapped_column(Instant)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A recurring piece of work. `shared`: one process at a time does it for all; else each does its own part."""
+
+    name: str
+    every_seconds: float
+    work: Callable[[Runtime], object]
+    shared: bool
+
+
+def start(rt: Runtime, stop: threading.Event) -> list[threading.Thread]:
+    """Start the loop and, beside it, the delivery of mail (a mail server that hangs must hold up nothing else), as daemon threads."""
+    threads = [
+        threading.Thread(target=run, args=(rt, stop), name="upkeep", daemon=True),
+        threading.Thread(target=outbox.deliver_until, args=(rt, stop), name="mail", daemon=True),
+    ]
+    for thread in threads:
+        thread.start()
+    return threads
+
+
+def run(rt: Runtime, stop: threading.Event) -> None:
+    """Do every job when it is due, until `stop` is set. A job that fails is logged and tried again; it ends nothing."""
+    due = {job.name: rt.deadline(0) for job in JOBS}
+    while not stop.is_set():
+        for job in JOBS:
+            if rt.deadline(0) < due[job.name] or stop.is_set():
+                continue
+            due[job.name] = rt.deadline(job.every_seconds)
+            try:
+                if not job.shared or take_lease(rt, job.name, job.every_seconds * 0.9):
+                    job.work(rt)
+            except Exception as exc:  # the loop must outlive a database that is down
+                _log.warning("job failed", extra={"fields": {"job": job.name, "error": type(exc).__name__}})
+        stop.wait(_TICK_SECONDS)
+
+
+def take_lease(rt: Runtime, name: str, seconds: float) -> bool:
+    """Whether this process has the job for the next `seconds`; decided by one conditional update."""
+    with rt.unit(Origin.background()) as unit:
+        if unit.changed(
+            update(Lease).where(Lease.name == name, Lease.until <= unit.now).values(until=later(unit.now, seconds))
+        ):
+            return True
+        if unit.session.get(Lease, name) is not None:
+            return False
+        try:
+            unit.add(Lease(name=name, until=later(unit.now, seconds)))
+        except IntegrityError:
+            return False
+        return True
+
+
+def sweep(rt: Runtime) -> None:
+    """Forget what has expired. Each kind in a unit of its own, so that one that fails holds up no other."""
+    for purge in (sessions.purge, attempts.purge, applications.purge, codes.purge, keypairs.purge, outbox.purge):
+        with rt.unit(Origin.background()) as unit:
+            purge(unit)
+    with rt.unit(Origin.background()) as unit:
+        audit.purge(rt, unit)
+    explain.purge(rt)
+    with rt.unit(Origin.background()) as unit:
+        rt.ring.drop_spent(unit)
+
+
+def tend_keys(rt: Runtime) -> None:
+    """Keep a standby key published, and rotate when the active key has signed for long enough."""
+    rt.ring.ensure_standby()
+    if rt.ring.is_due():
+        with rt.unit(Origin.background()) as unit:
+            rotated = rt.ring.rotate(unit)
+            audit.record(rt, unit, Action.KEY_ROTATED, actor="background", target=rotated.kid)
+
+
+JOBS: Final = (
+    Job("notes", 1.0, lambda rt: (rt.usage.flush(rt), rt.explanations.flush(rt)), shared=False),
+    Job("ring", 2.0, lambda rt: rt.ring.reload_if_changed(), shared=False),
+    Job("windows", 60.0, lambda rt: rt.limiter.sweep(), shared=False),
+    Job("keys", 10.0, tend_keys, shared=True),
+    Job("sweep", 300.0, sweep, shared=True),
+)

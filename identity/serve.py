@@ -1,0 +1,116 @@
+"""Running the service: gunicorn's configuration, and the ASGI application that its workers serve.
+
+The `asgi` worker was chosen by measurement: see docs/decisions/0003-asgi-worker.md.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import shutil
+import tempfile
+import threading
+from typing import Any, Final
+
+from gunicorn.app.base import BaseApplication
+
+from identity import logs
+from identity.app import create_app, create_runtime, endpoints
+from identity.core import upkeep
+from identity.errors import Refused
+from identity.runtime import Runtime
+from identity.settings import Settings
+from identity.storage import Contention
+from identity.wire.fastlane import FastLane
+
+_MAX_HEADER_BYTES: Final = 16_384
+
+
+class Service(BaseApplication):  # type: ignore[misc] -- gunicorn has no types
+    """gunicorn, configured by our Settings and by nothing else: no file, no command line, no environment of its own."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        super().__init__()
+
+    def load_config(self) -> None:
+        settings = self._settings
+        options: dict[str, Any] = {
+            "bind": settings.bind,
+            "workers": settings.worker_count,
+            "worker_class": "asgi",
+            "worker_connections": 1000,
+            "timeout": 30,
+            "graceful_timeout": settings.graceful_stop_seconds,
+            "keepalive": settings.request_timeout_seconds,
+            "limit_request_line": 8190,
+            "limit_request_fields": 64,
+            "limit_request_field_size": _MAX_HEADER_BYTES,
+            "forwarded_allow_ips": "",
+            "header_map": "drop",
+            "control_socket_disable": True,
+            "asgi_lifespan": "off",
+            "proc_name": "identity",
+            "loglevel": settings.log_level,
+            # gunicorn sets up loggers of its own on the way here.
+            "on_starting": lambda _arbiter: logs.configure(settings),
+            "post_worker_init": _start_upkeep,
+            "worker_exit": _stop_upkeep,
+        }
+        for name, value in options.items():
+            self.cfg.set(name, value)
+
+    def load(self) -> FastLane:
+        """The application of one worker; called after the fork, so that no connection crosses it."""
+        rt = create_runtime(self._settings, migrate=False)
+        return FastLane(rt, endpoints(), create_app(runtime=rt))
+
+
+class Upkeep:
+    """The background loop of one worker."""
+
+    def __init__(self, rt: Runtime) -> None:
+        self._rt = rt
+        self._stop = threading.Event()
+        upkeep.start(rt, self._stop)
+
+    def end(self) -> None:
+        """Stop, and write down what was only noted."""
+        self._stop.set()
+        for flush in (self._rt.usage.flush, self._rt.explanations.flush):
+            with contextlib.suppress(Refused, Contention):
+                flush(self._rt)
+
+
+def run(settings: Settings) -> None:
+    """Prepare the database and the keys, then serve until told to stop. Raises BadSettings."""
+    logs.configure(settings)
+    create_runtime(settings).database.close()
+    if settings.metrics_bind:
+        _serve_metrics(settings)
+    Service(settings).run()
+
+
+def _start_upkeep(worker: Any) -> None:
+    worker.identity_upkeep = Upkeep(worker.asgi.runtime)
+
+
+def _stop_upkeep(_arbiter: Any, worker: Any) -> None:
+    loop = getattr(worker, "identity_upkeep", None)
+    if loop is not None:
+        loop.end()
+
+
+def _serve_metrics(settings: Settings) -> None:
+    """Serve the metrics of all workers from the master process, where no request can reach them by the public port."""
+    folder = tempfile.mkdtemp(prefix="identity-metrics-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
+    from prometheus_client import CollectorRegistry, start_http_server  # noqa: PLC0415 -- it reads the variable when imported
+    from prometheus_client.multiprocess import MultiProcessCollector  # noqa: PLC0415 -- likewise
+
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry)
+    host, _, port = settings.metrics_bind.rpartition(":")
+    start_http_server(int(port), host.strip("[]"), registry)

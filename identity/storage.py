@@ -1,0 +1,369 @@
+"""The database: engines, units of work and prepared reads. It knows no table.
+
+Writes go through a `Unit`: one transaction, committed when its block ends. Reads that need the ORM go through
+`Database.reading()`. Hot reads are `Prepared`: compiled once by SQLAlchemy, run on a kept driver connection of their
+thread in autocommit, so that each sees whatever any process committed before it began.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from sqlalchemy import BigInteger, Dialect, Executable, MetaData, Select, Text, create_engine, event
+from sqlalchemy.engine import URL, Engine, make_url
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.orm import DeclarativeBase, Session
+from sqlalchemy.types import TypeDecorator
+
+from identity.errors import UNAVAILABLE, Problem, Refused
+from identity.runtime import Origin
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+BUSY_SECONDS = 5
+STATEMENT_SECONDS = 10
+
+
+def to_micros(moment: datetime) -> int:
+    """Microseconds since the epoch, exactly."""
+    return (moment - _EPOCH) // _MICROSECOND
+
+
+def from_micros(micros: int) -> datetime:
+    """The aware UTC time of `to_micros`."""
+    return _EPOCH + timedelta(microseconds=micros)
+
+
+class Instant(TypeDecorator[datetime]):
+    """An aware datetime, stored as microseconds since the epoch: one meaning on every database, and cheap to compare."""
+
+    impl = BigInteger
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> int | None:
+        return None if value is None else to_micros(value)
+
+    def process_result_value(self, value: int | None, dialect: Dialect) -> datetime | None:
+        return None if value is None else from_micros(value)
+
+
+class Names(TypeDecorator[tuple[str, ...]]):
+    """A sorted set of names without spaces (roles, scopes, audiences), stored as one line of text."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: Sequence[str] | None, dialect: Dialect) -> str | None:
+        return None if value is None else " ".join(sorted(set(value)))
+
+    def process_result_value(self, value: str | None, dialect: Dialect) -> tuple[str, ...]:
+        return tuple(value.split()) if value else ()
+
+
+class Base(DeclarativeBase):
+    """The mother of every row. Constraint names are fixed, so that migrations can name them."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(column_0_N_label)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+
+
+class Contention(Exception):  # noqa: N818 -- a signal to run the entry point again, not a fault
+    """The database chose this transaction as the victim of a conflict; run the whole entry point again."""
+
+
+class Unit:
+    """One write transaction, with the single moment that everything in it agrees on.
+
+    Commits when the block ends well or is Refused with a problem that `keeps_writes`; rolls back otherwise. A failed
+    commit raises: nothing that was not committed may be answered with success.
+    """
+
+    __slots__ = ("_after", "_database", "now", "origin", "session")
+
+    def __init__(self, database: Database, now: datetime, origin: Origin) -> None:
+        self._database = database
+        self._after: list[Callable[[], None]] = []
+        self.now = now
+        self.origin = origin
+        self.session: Session
+
+    def __enter__(self) -> Self:
+        self._database.refuse_writes_here()
+        self.session = Session(self._database.engine, expire_on_commit=False)
+        try:
+            with translated():
+                self.session.connection()
+        except BaseException:
+            self.session.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        keep = exc is None or (isinstance(exc, Refused) and exc.problem.keeps_writes)
+        try:
+            with translated():
+                if keep:
+                    self.session.commit()
+                else:
+                    self.session.rollback()
+                    _translate(exc)
+        finally:
+            self.session.close()
+        for deed in self._after if keep else ():
+            deed()
+
+    def after_commit(self, deed: Callable[[], None]) -> None:
+        """Run `deed` once the transaction is durable, for in-process hints only (waking the mail loop)."""
+        self._after.append(deed)
+
+    def execute(self, statement: Executable) -> Any:
+        """Run a statement; a lost connection or a conflict is translated."""
+        with translated():
+            return self.session.execute(statement)
+
+    def changed(self, statement: Executable) -> int:
+        """Run a conditional update or delete and tell how many rows it took: how races are decided."""
+        count: int = self.execute(statement).rowcount
+        return count
+
+    def add(self, row: Base) -> None:
+        """Insert `row` now, so that a broken constraint shows here and not at commit."""
+        with translated():
+            self.session.add(row)
+            self.session.flush()
+
+
+class Prepared:
+    """A select that is compiled once for each database and then costs only the driver's call.
+
+    Rows are tuples in column order, with the columns' types applied.
+    """
+
+    __slots__ = ("_compiled", "_statement")
+
+    def __init__(self, statement: Select[Any]) -> None:
+        self._statement = statement
+        self._compiled: dict[str, tuple[str, Callable[[dict[str, Any]], Any], list[Any]]] = {}
+
+    def compiled_for(self, dialect: Dialect) -> tuple[str, Callable[[dict[str, Any]], Any], list[Any]]:
+        known = self._compiled.get(dialect.name)
+        if known is None:
+            known = self._compiled[dialect.name] = self._compile(dialect)
+        return known
+
+    def _compile(self, dialect: Dialect) -> tuple[str, Callable[[dict[str, Any]], Any], list[Any]]:
+        compiled = self._statement.compile(dialect=dialect)
+        binds = {name: bind.type.dialect_impl(dialect).bind_processor(dialect) for name, bind in compiled.binds.items()}
+        fixed = {name: bind.effective_value for name, bind in compiled.binds.items() if not bind.required}
+        order = compiled.positiontup
+
+        def arrange(values: dict[str, Any]) -> Any:
+            given = fixed | values
+            ready = {name: (process(given[name]) if process else given[name]) for name, process in binds.items()}
+            return tuple(ready[name] for name in order) if order is not None else ready
+
+        results = [
+            column.type.dialect_impl(dialect).result_processor(dialect, None)
+            for column in self._statement.selected_columns
+        ]
+        return compiled.string, arrange, results
+
+
+class Database:
+    """One opened database."""
+
+    def __init__(self, url: str, *, pool_size: int = 10) -> None:
+        self.url = _driver_url(url)
+        self.is_sqlite = self.url.get_backend_name() == "sqlite"
+        self.engine = _sqlite_engine(self.url) if self.is_sqlite else _postgresql_engine(self.url, pool_size)
+        self._kept = threading.local()
+
+    def unit(self, now: datetime, origin: Origin) -> Unit:
+        """One write transaction as of `now`."""
+        return Unit(self, now, origin)
+
+    @contextmanager
+    def reading(self) -> Iterator[Session]:
+        """A read transaction: a consistent view that is thrown away."""
+        with translated(), Session(self.engine.execution_options(identity_reading=True)) as session:
+            yield session
+
+    def rows(self, prepared: Prepared, **values: Any) -> list[tuple[Any, ...]]:
+        """Every row of a prepared select, read outside any transaction. Raises Refused(UNAVAILABLE)."""
+        statement, arrange, results = prepared.compiled_for(self.engine.dialect)
+        parameters = arrange(values)
+        raw = self._fetch(statement, parameters)
+        return [
+            tuple([process(value) if process else value for process, value in zip(results, row, strict=True)])
+            for row in raw
+        ]
+
+    def row(self, prepared: Prepared, **values: Any) -> tuple[Any, ...] | None:
+        """The first row of a prepared select, or None."""
+        found = self.rows(prepared, **values)
+        return found[0] if found else None
+
+    @contextmanager
+    def without_writes(self, signal: type[Exception]) -> Iterator[None]:
+        """While it lasts, a unit on this thread raises `signal` instead of waiting for a lock: for the event loop."""
+        self._kept.signal = signal
+        try:
+            yield
+        finally:
+            self._kept.signal = None
+
+    def refuse_writes_here(self) -> None:
+        """Raise the signal of `without_writes`, if this thread is inside one."""
+        signal = getattr(self._kept, "signal", None)
+        if signal is not None:
+            raise signal
+
+    def ping(self) -> None:
+        """Raise Refused(UNAVAILABLE) unless the database answers."""
+        self._fetch("SELECT 1", ())
+
+    def close(self) -> None:
+        """Give every connection back."""
+        self._drop_kept()
+        self.engine.dispose()
+
+    def _fetch(self, statement: str, parameters: Any) -> list[Any]:
+        kept = getattr(self._kept, "connection", None)
+        if kept is not None:
+            try:
+                found: list[Any] = kept.execute(statement, parameters).fetchall()
+            except self.engine.dialect.loaded_dbapi.Error as exc:
+                # A kept connection may have died while idle: once more on a new one before giving up.
+                self._drop_kept()
+                if self.is_sqlite:
+                    raise Refused(UNAVAILABLE, detail=_reason(exc), retry_after_seconds=1, cause=exc) from exc
+            else:
+                return found
+        try:
+            self._kept.connection = kept = self._connect()
+            return list(kept.execute(statement, parameters).fetchall())
+        except self.engine.dialect.loaded_dbapi.Error as exc:
+            self._drop_kept()
+            raise Refused(UNAVAILABLE, detail=_reason(exc), retry_after_seconds=1, cause=exc) from exc
+
+    def _connect(self) -> Any:
+        arguments, options = self.engine.dialect.create_connect_args(self.url)
+        if self.is_sqlite:
+            connection = sqlite3.connect(*arguments, **(options | _SQLITE_OPTIONS))
+            _prepare_sqlite(connection, None)
+            return connection
+        options |= _POSTGRESQL_OPTIONS
+        return self.engine.dialect.loaded_dbapi.connect(*arguments, autocommit=True, prepare_threshold=1, **options)
+
+    def _drop_kept(self) -> None:
+        kept = getattr(self._kept, "connection", None)
+        self._kept.connection = None
+        if kept is not None:
+            try:
+                kept.close()
+            except self.engine.dialect.loaded_dbapi.Error:
+                return  # It was dead already; that is why it is dropped.
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Turn a lost or contended database into Refused(UNAVAILABLE) or Contention; constraint violations pass through."""
+    try:
+        yield
+    except DBAPIError as exc:
+        _translate(exc)
+        raise
+
+
+def _translate(exc: BaseException | None) -> None:
+    if not isinstance(exc, DBAPIError):
+        return
+    state = getattr(exc.orig, "sqlstate", None)
+    if state in ("40001", "40P01"):
+        raise Contention(state) from exc
+    lost = exc.connection_invalidated or isinstance(exc, OperationalError | InterfaceError)
+    if lost and state != "22P05":
+        raise Refused(UNAVAILABLE, detail=_reason(exc), retry_after_seconds=1, cause=exc) from exc
+
+
+def is_violation(exc: DBAPIError, constraint: str, columns: str) -> bool:
+    """Whether `exc` is the breach of this unique constraint (PostgreSQL names it, SQLite names `table.column`s)."""
+    named = getattr(getattr(exc.orig, "diag", None), "constraint_name", None)
+    return named == constraint if named else columns in str(exc.orig)
+
+
+def refuse_duplicate(exc: DBAPIError, problem: Problem, *, field: str | None = None) -> Refused:
+    """The refusal of a row that exists already."""
+    return Refused(problem, detail="a unique constraint refused the row", field=field, cause=exc)
+
+
+def _reason(exc: BaseException) -> str:
+    """The driver's error class and code, never its text: that may quote parameters."""
+    origin = getattr(exc, "orig", None) or exc
+    return f"{type(origin).__name__} {getattr(origin, 'sqlstate', None) or getattr(origin, 'sqlite_errorname', '')}".strip()
+
+
+_SQLITE_OPTIONS: dict[str, Any] = {"timeout": BUSY_SECONDS, "isolation_level": None, "check_same_thread": False}
+_POSTGRESQL_OPTIONS: dict[str, Any] = {
+    "connect_timeout": 3,
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 10_000,
+    "options": f"-c statement_timeout={STATEMENT_SECONDS}s -c lock_timeout={BUSY_SECONDS}s "
+    "-c idle_in_transaction_session_timeout=30s -c timezone=UTC",
+}
+
+
+def _driver_url(url: str) -> URL:
+    parsed = make_url(url)
+    return parsed.set(drivername="postgresql+psycopg") if parsed.drivername == "postgresql" else parsed
+
+
+def _sqlite_engine(url: URL) -> Engine:
+    if url.database and url.database != ":memory:":
+        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+    engine = create_engine(url, connect_args=_SQLITE_OPTIONS, pool_size=20, max_overflow=0, pool_timeout=BUSY_SECONDS)
+    event.listen(engine, "connect", _prepare_sqlite)
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Any) -> None:
+        # A unit takes the write lock at once: a read that becomes a write could only fail when it meets another.
+        reading = connection.get_execution_options().get("identity_reading", False)
+        connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
+
+    return engine
+
+
+def _prepare_sqlite(connection: Any, _record: Any) -> None:
+    # FULL, not NORMAL: an acknowledged write must survive a power cut, and NORMAL may roll the last ones back.
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", f"busy_timeout={BUSY_SECONDS * 1000}"):
+        connection.execute(f"PRAGMA {pragma}").close()
+
+
+def _postgresql_engine(url: URL, pool_size: int) -> Engine:
+    return create_engine(
+        url,
+        pool_size=pool_size,
+        max_overflow=0,
+        pool_timeout=BUSY_SECONDS,
+        pool_pre_ping=True,
+        pool_recycle=1800,
+        connect_args=_POSTGRESQL_OPTIONS,
+    )

@@ -1,0 +1,202 @@
+"""How mail leaves: SMTP, or files in a directory. What it says and when it goes is decided in `core.outbox`."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import os
+import re
+import socket
+import threading
+from collections.abc import Iterator
+from email.message import EmailMessage
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+from urllib.parse import unquote, urlsplit
+
+from identity.runtime import Mailer
+from identity.settings import BadSettings, Settings
+
+if TYPE_CHECKING:
+    import smtplib
+    import ssl
+
+STEP_SECONDS: Final = 10
+TOTAL_SECONDS: Final = 30
+_FILE_NAME: Final = re.compile(r"[A-Za-z0-9-]{1,64}", re.ASCII)
+
+
+class SmtpMailer:
+    """Hands each mail to one SMTP server over a connection of its own.
+
+    Beyond loopback nothing travels without TLS: `implicit_tls`, or STARTTLS, which must then be offered; the certificate must
+    be good. On loopback STARTTLS is used when offered, whatever the certificate: nobody can stand in between.
+    """
+
+    def __init__(
+        self, host: str, port: int, *, implicit_tls: bool = False, user: str = "", password: str = "",
+        step_seconds: float = STEP_SECONDS, total_seconds: float = TOTAL_SECONDS,
+    ) -> None:  # fmt: skip
+        self._host = host
+        self._port = port
+        self._implicit_tls = implicit_tls
+        self._user = user
+        self._password = password
+        self._step_seconds = step_seconds
+        self._total_seconds = total_seconds
+
+    def __repr__(self) -> str:
+        return f"SmtpMailer({self._host!r}, {self._port})"
+
+    def send(self, message: EmailMessage) -> None:
+        """Deliver to the one address of `To`. Each step may take `step_seconds`, all together `total_seconds`.
+
+        Returns once the server has taken the mail over, even if it hangs up then. Raises OSError or smtplib.SMTPException.
+        """
+        sender, recipient = _only_address(message, "From"), _only_address(message, "To")
+        with self._connected() as connection:
+            connection.send_message(message, from_addr=sender, to_addrs=[recipient])
+
+    @contextlib.contextmanager
+    def _connected(self) -> Iterator[smtplib.SMTP]:
+        connection = self._connect()
+        # A server that drips one byte at a time never breaks the limit of a step; this ends it.
+        cut = threading.Timer(self._total_seconds, _hang_up, [connection])
+        cut.daemon = True
+        cut.start()
+        try:
+            self._secure(connection)
+            if self._user:
+                connection.login(self._user, self._password)
+            yield connection
+            # The mail is theirs already: how the goodbye goes must not send it again.
+            with contextlib.suppress(OSError):
+                connection.quit()
+        finally:
+            cut.cancel()
+            connection.close()
+
+    def _connect(self) -> smtplib.SMTP:
+        import smtplib  # noqa: PLC0415 -- 40 ms that a start without SMTP need not pay
+
+        # Left to itself smtplib would ask DNS for our name, for as long as DNS likes.
+        name = socket.gethostname()
+        name = name if "." in name else "[127.0.0.1]"
+        if self._implicit_tls:
+            return smtplib.SMTP_SSL(
+                self._host, self._port, name, timeout=self._step_seconds, context=self._tls_context()
+            )
+        return smtplib.SMTP(self._host, self._port, name, timeout=self._step_seconds)
+
+    def _secure(self, connection: smtplib.SMTP) -> None:
+        if self._implicit_tls:
+            return
+        connection.ehlo_or_helo_if_needed()
+        if connection.has_extn("starttls"):
+            connection.starttls(context=self._tls_context())
+            connection.ehlo()
+        elif not _is_loopback(self._host):
+            raise ConnectionError("the mail server offers no STARTTLS")
+
+    def _tls_context(self) -> ssl.SSLContext:
+        import ssl  # noqa: PLC0415 -- see above
+
+        context = ssl.create_default_context()
+        if _is_loopback(self._host) and not self._implicit_tls:
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        return context
+
+
+class FileMailer:
+    """Writes each mail as one `.eml` in a directory, whole or not at all, readable by the owner only.
+
+    Names sort by time, and one mail has one name: delivering it twice leaves one file.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def __repr__(self) -> str:
+        return f"FileMailer({str(self._directory)!r})"
+
+    def send(self, message: EmailMessage) -> None:
+        """Write the mail and make it durable. Raises OSError."""
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path = self._directory / _file_name(message)
+        draft = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+        try:
+            with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:  # noqa: PTH123 -- for the mode
+                file.write(message.as_bytes(policy=message.policy.clone(linesep="\n")))
+                file.flush()
+                os.fsync(file.fileno())
+            draft.replace(path)
+        finally:
+            draft.unlink(missing_ok=True)
+        _sync_directory(self._directory)
+
+
+def mailer_for(settings: Settings) -> Mailer:
+    """The mailer that `settings.mail_url` describes. Nothing is connected or created yet. Raises BadSettings.
+
+    `smtp://[user:password@]host[:port]` (port 587 with a user, else 25), `smtps://...` (port 465), `file:DIR`.
+    """
+    url = settings.mail_url
+    if url.startswith("file:"):
+        directory = url.removeprefix("file:").removeprefix("//")
+        if not directory:
+            raise BadSettings("IDENTITY_MAIL_URL: names no directory")
+        return FileMailer(Path(directory))
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as exc:
+        raise BadSettings("IDENTITY_MAIL_URL: is no URL") from exc
+    is_bare = parts.path in ("", "/") and not parts.query and not parts.fragment
+    if parts.scheme not in ("smtp", "smtps") or not parts.hostname or not is_bare:
+        # A `/`, `?` or `#` in a password ends the host early; the password must not be shown to say so.
+        raise BadSettings("IDENTITY_MAIL_URL: must be smtp://[user:password@]host[:port]; percent-encode the password")
+    user, password = unquote(parts.username or ""), unquote(parts.password or "")
+    is_tls = parts.scheme == "smtps"
+    usual = 465 if is_tls else 587 if user else 25
+    return SmtpMailer(parts.hostname, port or usual, implicit_tls=is_tls, user=user, password=password)
+
+
+def _only_address(message: EmailMessage, header: str) -> str:
+    value = message[header]
+    if value is None or len(value.addresses) != 1:
+        raise ValueError(f"a mail needs exactly one address in {header}")
+    address: str = value.addresses[0].addr_spec
+    return address
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _hang_up(connection: smtplib.SMTP) -> None:
+    # Shut down, not closed: that wakes the thread which waits in it. Under TLS too, so not by SSLSocket's own method.
+    if connection.sock is not None:
+        with contextlib.suppress(OSError):
+            socket.socket.shutdown(connection.sock, socket.SHUT_RDWR)
+
+
+def _file_name(message: EmailMessage) -> str:
+    mail_id = str(message["Message-ID"] or "").strip("<>").partition("@")[0]
+    if not _FILE_NAME.fullmatch(mail_id):
+        raise ValueError("a mail needs a Message-ID whose left side can be a file name")
+    return f"{parsedate_to_datetime(message['Date']):%Y%m%dT%H%M%SZ}-{mail_id}.eml"
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

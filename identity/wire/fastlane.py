@@ -1,0 +1,189 @@
+"""The ASGI mount: the hot endpoints below Flask, and Flask itself for everything else.
+
+Requests are read whole, bounded in size and time, before anything works on them, so that a slow client holds a few kilobytes and no
+thread. A hot endpoint then runs on the event loop when the databases are on this host (its reads take microseconds), else on a thread;
+one that turns out to need a transaction is run again on a thread. Flask gets a bounded number of threads; what they cannot take is told
+to come back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import sys
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final
+from urllib.parse import unquote_to_bytes
+
+from identity.errors import UNAVAILABLE, Refused
+from identity.runtime import Runtime
+from identity.wire.pipeline import (
+    ENVELOPE,
+    MAX_BODY,
+    Answer,
+    Endpoint,
+    Exchange,
+    Request,
+    WritesElsewhere,
+    networks_of,
+    refuse_outside,
+)
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+_WAITING_FOR_EACH_THREAD: Final = 32
+
+
+class FastLane:
+    """An ASGI application over a Runtime, its endpoints and the Flask application that mounts all of them."""
+
+    def __init__(self, rt: Runtime, endpoints: Iterable[Endpoint], flask: Callable[..., Iterable[bytes]]) -> None:
+        self.runtime = self._rt = rt
+        self._flask = flask
+        self._networks = networks_of(rt.settings.trusted_proxies)
+        self._hot: dict[tuple[str, str], Endpoint] = {}
+        for endpoint in endpoints:
+            methods = ("GET", "POST", "PUT", "PATCH", "DELETE") if endpoint.any_method else (endpoint.method,)
+            if endpoint.hot:
+                self._hot |= {
+                    (method, prefix + endpoint.path): endpoint for prefix in endpoint.mounts for method in methods
+                }
+        self._pool = ThreadPoolExecutor(rt.settings.threads, "identity")
+        self._capacity = rt.settings.threads * _WAITING_FOR_EACH_THREAD
+        self._under_way = 0
+        self._inline = rt.settings.is_embedded
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            raise NotImplementedError(f"no {scope['type']} here")  # What the ASGI specification asks for.
+        endpoint = self._hot.get((scope["method"], scope["path"]))
+        body = await self._read(scope, receive, MAX_BODY if endpoint is None or not endpoint.ignores_body else 0)
+        if endpoint is None:
+            await self._pass_on(scope, body, send)
+            return
+        await _send_answer(await self._answer(scope, endpoint, body), send)
+
+    async def _answer(self, scope: Scope, endpoint: Endpoint, body: bytes | None) -> Answer:
+        exchange = Exchange(self._rt, endpoint, _request(scope, body), {}, self._networks)
+        if not self._inline:
+            return await self._on_thread(exchange.run)
+        try:
+            with self._rt.database.without_writes(WritesElsewhere):
+                return exchange.run()
+        except WritesElsewhere:
+            return await self._on_thread(exchange.run)
+
+    async def _pass_on(self, scope: Scope, body: bytes | None, send: Send) -> None:
+        if self._under_way >= self._capacity:
+            refused = Refused(UNAVAILABLE, detail="every thread is busy", retry_after_seconds=1)
+            await _send_answer(refuse_outside(self._rt, _request(scope, body), refused, ENVELOPE, self._networks), send)
+            return
+        status, headers, content = await self._on_thread(lambda: _run_wsgi(self._flask, scope, body))
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": content})
+
+    async def _on_thread(self, work: Callable[[], Any]) -> Any:
+        self._under_way += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+        finally:
+            self._under_way -= 1
+
+    async def _read(self, scope: Scope, receive: Receive, limit: int) -> bytes | None:
+        """The whole body, or None where it is over the limit. Raises TimeoutError for a client that does not finish in time."""
+        length = next((value for name, value in scope["headers"] if name == b"content-length"), None)
+        chunked = any(name == b"transfer-encoding" for name, _ in scope["headers"])
+        if (length is None or length == b"0") and not chunked:
+            return b""
+        if length is not None and length.isdigit() and int(length) > limit:
+            return None
+        async with asyncio.timeout(self._rt.settings.request_timeout_seconds):
+            body = b""
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise ConnectionResetError("the client left")
+                body += message.get("body", b"")
+                if len(body) > limit:
+                    return None
+                if not message.get("more_body", False):
+                    return body
+
+
+def _request(scope: Scope, body: bytes | None) -> Request:
+    headers: dict[str, str] = {}
+    for raw_name, raw_value in scope["headers"]:
+        name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
+        headers[name] = f"{headers[name]},{value}" if name in headers else value
+    client = scope.get("client")
+    raw_path = scope.get("raw_path") or scope["path"].encode()
+    return Request(
+        method=scope["method"],
+        target=raw_path.decode("latin-1"),
+        path=scope["path"],
+        query=scope["query_string"].decode("latin-1"),
+        headers=headers,
+        body=body,
+        peer=client[0] if client else "",
+    )
+
+
+async def _send_answer(answer: Answer, send: Send) -> None:
+    headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in answer.headers]
+    if answer.status != 304:
+        headers.append((b"Content-Length", b"%d" % len(answer.body)))
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    await send({"type": "http.response.body", "body": answer.body})
+
+
+def _run_wsgi(
+    app: Callable[..., Iterable[bytes]], scope: Scope, body: bytes | None
+) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+    """Run one request through a WSGI application whose answers are small and whole."""
+    started: list[Any] = []
+
+    def start_response(status: str, headers: list[tuple[str, str]], _exc_info: Any = None) -> Callable[[bytes], object]:
+        started[:] = [int(status[:3]), [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]]
+        return lambda _data: None
+
+    result = app(_environ(scope, body), start_response)
+    try:
+        content = b"".join(result)
+    finally:
+        close = getattr(result, "close", None)
+        if close is not None:
+            close()
+    return started[0], started[1], content
+
+
+def _environ(scope: Scope, body: bytes | None) -> dict[str, Any]:
+    read = _request(scope, body)
+    server = scope.get("server") or ("", 0)
+    environ: dict[str, Any] = {
+        "REQUEST_METHOD": read.method,
+        "SCRIPT_NAME": "",
+        "PATH_INFO": unquote_to_bytes(read.target.partition("?")[0]).decode("latin-1"),
+        "QUERY_STRING": read.query,
+        "RAW_URI": read.target,
+        "SERVER_NAME": server[0] or "localhost",
+        "SERVER_PORT": str(server[1] or 0),
+        "SERVER_PROTOCOL": f"HTTP/{scope.get('http_version', '1.1')}",
+        "REMOTE_ADDR": read.peer,
+        "wsgi.version": (1, 0),
+        "wsgi.url_scheme": scope.get("scheme", "http"),
+        "wsgi.input": io.BytesIO(body or b""),
+        "wsgi.errors": sys.stderr,
+        "wsgi.multithread": True,
+        "wsgi.multiprocess": True,
+        "wsgi.run_once": False,
+        # A body that was over the limit shows as one: Flask's mount refuses it by its length.
+        "CONTENT_LENGTH": str(len(body)) if body is not None else str(MAX_BODY + 1),
+    }
+    for name, value in read.headers.items():
+        if name == "content-type":
+            environ["CONTENT_TYPE"] = value
+        elif name not in ("content-length", "transfer-encoding"):
+            environ["HTTP_" + name.upper().replace("-", "_")] = value
+    return environ

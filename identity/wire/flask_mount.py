@@ -1,0 +1,115 @@
+"""The mount of every endpoint on Flask: complete under any WSGI server.
+
+It translates a WSGI environment into a `Request` and an `Answer` into a response. Two things are Flask's own here: routing, and
+Flask-Limiter's guard over what is no endpoint of the pipeline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+from flask import Flask, Response, request
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
+
+from identity.errors import INTERNAL, METHOD_NOT_ALLOWED, NOT_FOUND, Refused
+from identity.runtime import Runtime
+from identity.wire.pipeline import (
+    ENVELOPE,
+    ENVELOPE_400,
+    Answer,
+    Endpoint,
+    Exchange,
+    Networks,
+    Request,
+    Shape,
+    networks_of,
+    refuse_outside,
+)
+
+_ALL_METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+_HARD_LIMIT: Final = 1024 * 1024
+
+
+def mount(app: Flask, rt: Runtime, endpoints: Iterable[Endpoint]) -> None:
+    """Add every endpoint at each of its mounts, and the refusals of everything else."""
+    networks = networks_of(rt.settings.trusted_proxies)
+    app.url_map.merge_slashes = False
+    app.url_map.redirect_defaults = False
+    for endpoint in endpoints:
+        view = _view(rt, endpoint, networks)
+        methods = _ALL_METHODS if endpoint.any_method else (endpoint.method,)
+        for prefix in endpoint.mounts:
+            rule = prefix + endpoint.path.replace("{", "<").replace("}", ">")
+            app.add_url_rule(rule, f"{endpoint.method} {rule}", view, methods=methods, provide_automatic_options=False)
+
+    @app.errorhandler(Exception)
+    def _outside(exc: Exception) -> Response:
+        refused, headers = _refusal_of(exc)
+        read = read_request(request.environ, 0)
+        return _response(
+            refuse_outside(rt, read, refused, _shape_of(read.path), networks, headers=headers), read.method
+        )
+
+
+def read_request(environ: dict[str, Any], max_body: int) -> Request:
+    """A WSGI request; its body is read up to one byte over the limit, and is None where it is longer."""
+    headers = {}
+    for name, value in environ.items():
+        if name.startswith("HTTP_"):
+            headers[name[5:].replace("_", "-").lower()] = value
+    for name in ("CONTENT_TYPE", "CONTENT_LENGTH"):
+        if environ.get(name):
+            headers[name.replace("_", "-").lower()] = environ[name]
+    path = environ.get("PATH_INFO", "").encode("latin-1").decode("utf-8", "replace")
+    return Request(
+        method=environ["REQUEST_METHOD"],
+        target=environ.get("RAW_URI") or environ.get("REQUEST_URI") or path,
+        path=path,
+        query=environ.get("QUERY_STRING", ""),
+        headers=headers,
+        body=_read_body(environ, max_body),
+        peer=environ.get("REMOTE_ADDR") or "",
+    )
+
+
+def _view(rt: Runtime, endpoint: Endpoint, networks: Networks) -> Callable[..., Response]:
+    def view(**params: str) -> Response:
+        read = read_request(request.environ, 0 if endpoint.ignores_body else endpoint.max_body)
+        return _response(Exchange(rt, endpoint, read, params, networks).run(), read.method)
+
+    view.__doc__ = endpoint.summary
+    return view
+
+
+def _read_body(environ: dict[str, Any], max_body: int) -> bytes | None:
+    declared = environ.get("CONTENT_LENGTH") or ""
+    if declared.isdigit() and int(declared) > max_body:
+        return None
+    if max_body == 0 or not (declared or environ.get("wsgi.input_terminated")):
+        return b""
+    body: bytes = environ["wsgi.input"].read(int(declared) if declared.isdigit() else max_body + 1)
+    return body if len(body) <= max_body else None
+
+
+def _response(answer: Answer, method: str) -> Response:
+    response = Response(b"" if method == "HEAD" else answer.body, answer.status)
+    response.headers.clear()
+    for name, value in answer.headers:
+        response.headers.add(name, value)
+    if answer.status != 304:
+        response.headers["Content-Length"] = str(len(answer.body))
+    return response
+
+
+def _refusal_of(exc: Exception) -> tuple[Refused, list[tuple[str, str]]]:
+    if isinstance(exc, MethodNotAllowed):
+        allowed = ", ".join(sorted(exc.valid_methods or ()))
+        return Refused(METHOD_NOT_ALLOWED), [("Allow", allowed)]
+    if isinstance(exc, HTTPException):
+        return Refused(NOT_FOUND, detail=f"no route ({exc.code})"), []
+    return Refused(INTERNAL, detail=type(exc).__name__, cause=exc), []
+
+
+def _shape_of(path: str) -> Shape:
+    return ENVELOPE_400 if path.startswith(("/api/auth/v2", "/admin")) else ENVELOPE

@@ -1,0 +1,141 @@
+"""Groups F and I: public keys, metadata and health. None of it depends on who asks."""
+
+from __future__ import annotations
+
+import json
+
+from marshmallow import Schema, fields
+
+from identity import migrations
+from identity.errors import UNAVAILABLE, Refused
+from identity.runtime import Runtime
+from identity.wire.pipeline import Call, Dialect, Reply
+
+public = Dialect("F and I: keys, metadata, health")
+
+CLIENT_METHODS = ["client_secret_basic", "client_secret_post", "private_key_jwt"]
+
+
+class Jwk(Schema):
+    """A public RSA key (RFC 7517)."""
+
+    kty = fields.String(required=True)
+    use = fields.String(required=True)
+    alg = fields.String(required=True)
+    kid = fields.String(required=True)
+    n = fields.String(required=True)
+    e = fields.String(required=True)
+
+
+class JwkSet(Schema):
+    """The public keys that verify our tokens."""
+
+    keys = fields.List(fields.Nested(Jwk), required=True)
+
+
+class Health(Schema):
+    """How the service is."""
+
+    status = fields.String(required=True, metadata={"example": "ok"})
+    parts = fields.Dict(keys=fields.String(), values=fields.String())
+
+
+@public.endpoint("GET", "/.well-known/jwks.json", answer=JwkSet, hot=True, cacheable=True, ignores_body=True)
+def jwks(call: Call) -> Reply:
+    """The public signing keys, for verifiers; cache them for as long as `Cache-Control` says."""
+    body, etag = call.rt.ring.jwks()
+    headers = (("Cache-Control", f"public, max-age={call.rt.settings.jwks_max_age_seconds}"), ("ETag", etag))
+    asked = call.header("if-none-match") or ""
+    if asked == "*" or etag in (candidate.strip().removeprefix("W/") for candidate in asked.split(",")):
+        return Reply(raw=b"", status=304, headers=headers)
+    return Reply(raw=body, headers=headers)
+
+
+@public.endpoint("GET", "/.well-known/oauth-authorization-server", cacheable=True, ignores_body=True)
+def authorization_server(call: Call) -> Reply:
+    """What clients of group E need to know (RFC 8414)."""
+    issuer = call.rt.settings.issuer
+    endpoints = {
+        "token_endpoint": f"{issuer}/oauth/token",
+        "introspection_endpoint": f"{issuer}/oauth/introspect",
+        "revocation_endpoint": f"{issuer}/oauth/revoke",
+    }
+    methods = {f"{name}_auth_methods_supported": CLIENT_METHODS for name in endpoints}
+    algorithms = {f"{name}_auth_signing_alg_values_supported": ["RS256", "ES256"] for name in endpoints}
+    return _metadata(
+        call.rt,
+        {
+            "issuer": issuer,
+            "jwks_uri": f"{issuer}/.well-known/jwks.json",
+            **endpoints,
+            "grant_types_supported": ["client_credentials"],
+            "response_types_supported": [],
+            **methods,
+            **algorithms,
+            "service_documentation": f"{issuer}/docs",
+        },
+    )
+
+
+@public.endpoint("GET", "/.well-known/openid-configuration", cacheable=True, ignores_body=True)
+def openid_configuration(call: Call) -> Reply:
+    """The subset of OpenID discovery that resource-server libraries read."""
+    issuer = call.rt.settings.issuer
+    return _metadata(
+        call.rt,
+        {
+            "issuer": issuer,
+            "jwks_uri": f"{issuer}/.well-known/jwks.json",
+            "token_endpoint": f"{issuer}/oauth/token",
+            "introspection_endpoint": f"{issuer}/oauth/introspect",
+            "revocation_endpoint": f"{issuer}/oauth/revoke",
+            "grant_types_supported": ["client_credentials"],
+            "response_types_supported": [],
+            "subject_types_supported": ["public"],
+            "id_token_signing_alg_values_supported": ["RS256"],
+            "token_endpoint_auth_methods_supported": CLIENT_METHODS,
+        },
+    )
+
+
+@public.endpoint("GET", "/health/live", answer=Health, hot=True, ignores_body=True)
+def live(_call: Call) -> Reply:
+    """Whether the process answers."""
+    return Reply({"status": "ok"})
+
+
+@public.endpoint("GET", "/health/ready", answer=Health, ignores_body=True, refusals=(UNAVAILABLE,))
+def ready(call: Call) -> Reply:
+    """Whether everything that a login needs answers; names the part that does not."""
+    rt, parts = call.rt, {}
+    checks = {
+        "database": rt.database.ping,
+        "migrations": lambda: _check_migrations(rt),
+        "keys": lambda: _check_keys(rt),
+        "limits": rt.limiter.ping,
+    }
+    for name, check in checks.items():
+        try:
+            check()
+            parts[name] = "ok"
+        except Refused as refused:
+            parts[name] = "down"
+            raise Refused(
+                UNAVAILABLE.saying(f"The part that is down: {name}"), detail=refused.detail, retry_after_seconds=1
+            ) from refused
+    return Reply({"status": "ok", "parts": parts})
+
+
+def _check_migrations(rt: Runtime) -> None:
+    if migrations.current(rt.database) != migrations.HEAD:
+        raise Refused(UNAVAILABLE, detail="the database is not migrated")
+
+
+def _check_keys(rt: Runtime) -> None:
+    if not rt.ring.is_ready():
+        raise Refused(UNAVAILABLE, detail="no signing key")
+
+
+def _metadata(rt: Runtime, document: dict[str, object]) -> Reply:
+    headers = (("Cache-Control", f"public, max-age={rt.settings.jwks_max_age_seconds}"),)
+    return Reply(raw=json.dumps(document, separators=(",", ":")).encode(), headers=headers)

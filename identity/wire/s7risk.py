@@ -1,0 +1,113 @@
+"""Group A: user and application tokens, as s7risk documents them (contract section 3)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from marshmallow import Schema, fields
+
+from identity.core import applications, limits, logins
+from identity.core.limits import Policy
+from identity.core.tokens import AccessToken
+from identity.errors import (
+    ACCESS_WINDOW_EXPIRED,
+    CLIENT_MISMATCH,
+    FORBIDDEN,
+    INVALID_CODE,
+    INVALID_CREDENTIALS,
+    LOCKED_OUT,
+    MFA_REQUIRED,
+    VALIDATION,
+)
+from identity.wire.fields import Body, Text
+from identity.wire.pipeline import Call, Dialect, Reply
+
+s7risk = Dialect("A: tokens")
+
+
+class UserTokenBody(Body):
+    """Who asks for a user token."""
+
+    email = Text(required=True, called="email", max_length=320)
+    password = Text(required=True, called="password", max_length=4096)
+    totpCode = Text(called="totpCode", max_length=32)
+
+
+class ApplicationTokenBody(Body):
+    """Who asks for an application token."""
+
+    clientId = Text(required=True, max_length=128, missing="Missing client ID body parameter")
+    secret = Text(required=True, max_length=256, missing="Missing secret body parameter")
+    scope = Text(max_length=2048, min_length=0)
+
+
+class TokenData(Schema):
+    """A token inside the envelope."""
+
+    accessToken = fields.String(required=True)
+    tokenType = fields.String(required=True)
+    expiresIn = fields.Integer(required=True)
+
+
+class TokenAnswer(Schema):
+    """A token, in s7risk's envelope."""
+
+    status = fields.String(required=True, metadata={"example": "success"})
+    data = fields.Nested(TokenData, required=True)
+
+
+@s7risk.endpoint(
+    "POST",
+    "/user/token",
+    limit=Policy.AUTH,
+    body=UserTokenBody,
+    answer=TokenAnswer,
+    refusals=(
+        INVALID_CREDENTIALS,
+        ACCESS_WINDOW_EXPIRED,
+        MFA_REQUIRED,
+        INVALID_CODE,
+        FORBIDDEN,
+        LOCKED_OUT,
+        VALIDATION,
+    ),
+)
+def user_token(call: Call) -> Reply:
+    """Exchange an email and a password for a 24-hour user token."""
+    resource = logins.user_resource(call.rt, call.header("origin"))
+    token = logins.by_password(
+        call.rt,
+        call.origin,
+        identifier=call.body["email"],
+        password=call.body["password"],
+        totp_code=call.body.get("totpCode"),
+        resource=resource,
+    )
+    return Reply(_envelope(token))
+
+
+@s7risk.endpoint(
+    "POST",
+    "/application/token",
+    limit=Policy.APPLICATION,
+    limits_itself=True,
+    body=ApplicationTokenBody,
+    answer=TokenAnswer,
+    hot=True,
+    refusals=(CLIENT_MISMATCH, FORBIDDEN, LOCKED_OUT, VALIDATION),
+)
+def application_token(call: Call) -> Reply:
+    """Exchange a client id and its secret for an application token."""
+    client_id = call.body["clientId"]
+    call.limit(Policy.APPLICATION, f"{client_id} {limits.address_key(call.origin.address)}")
+    proven = applications.authenticate(call.rt, call.origin, client_id, call.body["secret"])
+    audience = applications.audience_of(call.rt, proven.application, origin=call.header("origin"))
+    scope = call.body["scope"].split() if "scope" in call.body else None
+    return Reply(_envelope(applications.issue_token(call.rt, proven, scope=scope, audience=audience)))
+
+
+def _envelope(token: AccessToken) -> dict[str, Any]:
+    return {
+        "status": "success",
+        "data": {"accessToken": token.text, "tokenType": token.token_type, "expiresIn": token.expires_in},
+    }

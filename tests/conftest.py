@@ -1,0 +1,114 @@
+"""Fixtures: one service for each backend, in this process with a clock of ours, or as a real gunicorn behind a socket.
+
+`rt` and `web` are fresh for each test: an own database, an own Flask client, time that moves by `clock.tick`. `live` is one real server
+process for each module and backend; tests that need headers, limits or concurrency as users see them talk to it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from identity.app import create_app, create_runtime
+from identity.runtime import Runtime
+from identity.settings import Settings
+from tests import servers
+from tests.world import FakeClock, Live, Mailbox, Web, fast_settings, migrated_sqlite, start_live
+
+BACKENDS = ("sqlite", "postgresql")
+
+
+@functools.cache
+def the_postgres() -> servers.Postgres:
+    """The PostgreSQL server of this test process, with a migrated template database."""
+    server = servers.start_postgres()
+    atexit.register(server.stop)
+    url = server.create_database("template_identity")
+    create_runtime(fast_settings(database_url=url)).database.close()
+    return server
+
+
+@functools.cache
+def the_valkey() -> servers.Valkey:
+    """The Valkey server of this test process."""
+    server = servers.start_valkey()
+    atexit.register(server.stop)
+    return server
+
+
+@functools.cache
+def _home() -> Path:
+    home = Path(tempfile.mkdtemp(prefix="id-"))
+    atexit.register(shutil.rmtree, home, ignore_errors=True)
+    return home
+
+
+_count = iter(range(10**9))
+
+
+def fresh_database(backend: str, folder: Path) -> dict[str, str]:
+    """Settings that name a new, migrated database, and Redis where the backend has it."""
+    if backend == "sqlite":
+        target = folder / "identity.db"
+        shutil.copy(migrated_sqlite(_home()), target)
+        return {"database_url": f"sqlite:///{target}"}
+    name = f"t{next(_count)}"
+    the_valkey().flush()
+    return {
+        "database_url": the_postgres().create_database(name, template="template_identity"),
+        "redis_url": the_valkey().url,
+    }
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> str:
+    """The database that a test runs on: every test that uses it runs on both."""
+    chosen: str = request.param
+    return chosen
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    """Time that moves when told to."""
+    return FakeClock()
+
+
+@pytest.fixture
+def mailbox() -> Mailbox:
+    """Every mail that the service has sent."""
+    return Mailbox()
+
+
+@pytest.fixture
+def settings(backend: str, tmp_path: Path) -> Settings:
+    """Settings of a fresh service; override this fixture, or `dataclasses.replace` it, to test another."""
+    return fast_settings(keys_dir=tmp_path / "keys", **fresh_database(backend, tmp_path))
+
+
+@pytest.fixture
+def rt(settings: Settings, clock: FakeClock, mailbox: Mailbox) -> Iterator[Runtime]:
+    """A fresh service without its HTTP part."""
+    runtime = create_runtime(settings, clock=clock, mailer=mailbox, migrate=False)
+    yield runtime
+    runtime.database.close()
+
+
+@pytest.fixture
+def web(rt: Runtime, mailbox: Mailbox, clock: FakeClock) -> Web:
+    """A client of the Flask application over `rt`."""
+    return Web(create_app(runtime=rt), rt, mailbox, clock)
+
+
+@pytest.fixture(params=BACKENDS, scope="module")
+def live(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    """A real server process; limits are off unless a module overrides `live_environment`."""
+    folder = tmp_path_factory.mktemp("live")
+    overrides = getattr(request.module, "LIVE_ENVIRONMENT", {})
+    with start_live(folder, fresh_database(request.param, folder), overrides) as service:
+        yield service
