@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import datetime
 import email
 import ipaddress
 import pathlib
@@ -13,6 +12,7 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from email.message import EmailMessage
 from email.policy import SMTP
 from typing import Any
@@ -34,7 +34,7 @@ from tests.core.mail_world import ORIGIN, START, World, opened
 ADA = "ada@example.com"
 
 
-def a_mail(mail_id: str = "01890000-0000-7000-8000-000000000001", at: datetime.datetime = START) -> EmailMessage:
+def a_mail(mail_id: str = "01890000-0000-7000-8000-000000000001", at: datetime = START) -> EmailMessage:
     message = EmailMessage(policy=SMTP.clone(cte_type="7bit"))
     message["From"] = "Identity <identity@example.com>"
     message["To"] = ADA
@@ -115,12 +115,12 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """A certificate for localhost that signed itself, with its key, in one file."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
-    now = datetime.datetime.now(datetime.UTC)
+    now = datetime.now(UTC)
     names = x509.SubjectAlternativeName([x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
     signed = (
         x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
         .add_extension(names, critical=False)
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         .sign(key, hashes.SHA256())
@@ -322,7 +322,7 @@ def test_each_mail_becomes_one_file_that_only_the_owner_reads(tmp_path: pathlib.
 
 def test_names_of_files_sort_by_time(tmp_path: pathlib.Path) -> None:
     for number in (3, 1, 2):
-        FileMailer(tmp_path).send(a_mail(f"m{9 - number}", START + datetime.timedelta(seconds=number)))
+        FileMailer(tmp_path).send(a_mail(f"m{9 - number}", START + timedelta(seconds=number)))
     assert [path.name[-6:-4] for path in sorted(tmp_path.glob("*.eml"))] == ["m8", "m7", "m6"]
 
 
@@ -402,7 +402,7 @@ def test_a_url_that_names_no_mailer_is_refused_without_showing_it(url: str) -> N
         ("10.0.0.1", False),
     ],
 )
-def test_loopback_is_known(host: str, expected: bool) -> None:  # noqa: FBT001 -- a table of cases
+def test_loopback_is_known(host: str, expected: bool) -> None:
     assert transports._is_loopback(host) is expected
 
 

@@ -43,7 +43,7 @@ from identity.core.mailing import Template
 from identity.core.vault import Unsealable
 from identity.errors import NOT_FOUND, Refused
 from identity.runtime import Origin, Runtime, later
-from identity.storage import Base, Contention, Instant, Prepared, Unit
+from identity.storage import Base, Instant, Prepared, Unit
 
 POLL_SECONDS: Final = 0.5
 CLAIM_SECONDS: Final = 120
@@ -185,8 +185,10 @@ def deliver_until(rt: Runtime, stop: threading.Event) -> None:
     while not stop.is_set():
         try:
             tried = deliver_due(rt, limit=1)
-        except (Refused, Contention) as exc:
-            _log.warning("mail_loop_interrupted", extra={"reason": str(exc)})
+        except Exception as exc:  # noqa: BLE001 -- whatever it is, the next mail may fare better; the loop must outlive it
+            _log.warning(
+                "mail_loop_interrupted", extra={"reason": str(exc) if isinstance(exc, Refused) else _reason(exc)}
+            )
             tried = 0
         if not tried:
             stop.wait(POLL_SECONDS)
@@ -335,13 +337,10 @@ def _deliver(rt: Runtime, mail: _Claimed) -> None:
         _bury(rt, mail, "expired", erase=True)
         return
     try:
-        message = _message(rt, mail)
+        rt.mailer.send(_message(rt, mail))
     except Unsealable:
         # Kept: the right master key, given back, makes it readable again.
         _bury(rt, mail, "unsealable", erase=False)
-        return
-    try:
-        rt.mailer.send(message)
     except Exception as exc:  # noqa: BLE001 -- one mail that cannot be sent, for whatever reason, must not stop the others
         _postpone(rt, mail, _reason(exc))
     else:

@@ -3,13 +3,13 @@
 import base64
 import contextlib
 import dataclasses
-import datetime
 import itertools
 import pathlib
 import smtplib
 import threading
 import typing
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from email.message import EmailMessage
 
 from identity.core import codes, outbox
@@ -19,7 +19,7 @@ from identity.runtime import Mailer, Origin, Runtime, SystemEntropy
 from identity.settings import Settings
 from identity.storage import Base, Database
 
-START = datetime.datetime(2026, 11, 1, 12, 0, tzinfo=datetime.UTC)
+START = datetime(2026, 11, 1, 12, 0, tzinfo=UTC)
 MASTER_KEY = bytes(range(32))
 ORIGIN = Origin(address="203.0.113.9", user_agent="Browser/1.0", request_id="r1")
 _numbers = itertools.count()
@@ -28,14 +28,14 @@ _numbers = itertools.count()
 class HandClock:
     """Stands still until `tick`."""
 
-    def __init__(self, at: datetime.datetime = START) -> None:
+    def __init__(self, at: datetime = START) -> None:
         self._now = at
 
-    def now(self) -> datetime.datetime:
+    def now(self) -> datetime:
         return self._now
 
     def tick(self, seconds: float) -> None:
-        self._now += datetime.timedelta(seconds=seconds)
+        self._now += timedelta(seconds=seconds)
 
 
 class Mailbox:

@@ -1,6 +1,5 @@
 """Mail is as sure as the deed it tells of, leaves once, and leaves nothing behind."""
 
-import datetime
 import email
 import email.policy
 import functools
@@ -11,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
 
 import pytest
 import sqlalchemy
@@ -19,6 +19,7 @@ from identity.core import mailing, outbox
 from identity.core.mailing import Template
 from identity.errors import INVALID_CODE, NOT_FOUND, UNAVAILABLE, Refused
 from identity.runtime import Origin, Runtime
+from identity.storage import Contention
 from identity.transports import FileMailer
 from tests import servers
 from tests.core.mail_world import ORIGIN, START, World, fresh_url, opened, runtime
@@ -82,17 +83,25 @@ def test_a_queued_mail_is_delivered_once_and_its_body_is_erased(world: World) ->
 
 
 def test_a_rollback_takes_the_mail_with_it(world: World) -> None:
-    with pytest.raises(ZeroDivisionError), world.rt.unit(ORIGIN) as unit:
-        outbox.queue(world.rt, unit, Template.SESSION_CODE, to=ADA, values=CODE)
-        raise ZeroDivisionError
+    def deed() -> None:
+        with world.rt.unit(ORIGIN) as unit:
+            outbox.queue(world.rt, unit, Template.SESSION_CODE, to=ADA, values=CODE)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        deed()
     assert world.rows() == []
     assert outbox.deliver_due(world.rt) == 0
 
 
 def test_a_refusal_that_keeps_writes_keeps_the_mail(world: World) -> None:
-    with pytest.raises(Refused), world.rt.unit(ORIGIN) as unit:
-        outbox.queue(world.rt, unit, Template.SESSIONS_ENDED, to=ADA, values={})
-        raise Refused(INVALID_CODE)
+    def deed() -> None:
+        with world.rt.unit(ORIGIN) as unit:
+            outbox.queue(world.rt, unit, Template.SESSIONS_ENDED, to=ADA, values={})
+            raise Refused(INVALID_CODE)
+
+    with pytest.raises(Refused):
+        deed()
     assert outbox.deliver_due(world.rt) == 1
 
 
@@ -229,7 +238,7 @@ def test_one_mail_that_cannot_be_sent_does_not_stop_the_others(world: World) -> 
 
 @pytest.mark.parametrize(("seconds", "state"), [(599, "sent"), (600, "dead"), (601, "dead")])
 def test_a_mail_whose_code_expired_is_not_sent(world: World, seconds: int, state: str) -> None:
-    mail_id = queue(world, **CODE, expires_at=START + datetime.timedelta(seconds=600))
+    mail_id = queue(world, **CODE, expires_at=START + timedelta(seconds=600))
     world.clock.tick(seconds)
     outbox.deliver_due(world.rt)
     assert state_of(world, mail_id) == state
@@ -364,9 +373,9 @@ def test_the_loop_delivers_within_a_second_and_stops_when_told(sqlite: World) ->
     assert not loop.is_alive()
 
 
-def test_the_loop_survives_a_database_that_goes_and_comes_back(sqlite: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_loop_survives_whatever_interrupts_it(sqlite: World, monkeypatch: pytest.MonkeyPatch) -> None:
     arrived, stop, real = threading.Event(), threading.Event(), outbox.deliver_due
-    failures = iter([Refused(UNAVAILABLE), Refused(UNAVAILABLE)])
+    failures = iter([Refused(UNAVAILABLE), Contention(), RuntimeError()])
 
     def flaky(*args: object, **options: object) -> int:
         for failure in failures:
@@ -453,7 +462,7 @@ def test_mails_are_listed_newest_first_by_state(world: World) -> None:
 
 # --- What is in the envelope ------------------------------------------------------------------------------------------
 
-VALUES: dict[str, str | datetime.datetime] = {
+VALUES: dict[str, str | datetime] = {
     "key_name": "build",
     "address": "new@example.com",
     "change": "switched on",
@@ -461,7 +470,7 @@ VALUES: dict[str, str | datetime.datetime] = {
 }
 
 
-def sent(world: World, template: Template, **values: str | datetime.datetime) -> email.message.EmailMessage:
+def sent(world: World, template: Template, **values: str | datetime) -> email.message.EmailMessage:
     queue(world, template, **values)
     outbox.deliver_due(world.rt)
     raw = world.mailbox.mails[-1].as_bytes()
@@ -522,7 +531,9 @@ def test_a_duplicate_carries_the_same_message_id(world: World) -> None:
     assert first["Date"] == second["Date"]
 
 
-@pytest.mark.parametrize("name", ["Eve\r\nBcc: x@evil.example", "Eve\nX: y", "Eve\x00\x0b\x85\u2028Bcc: x", "‮Eve"])
+@pytest.mark.parametrize(
+    "name", ["Eve\r\nBcc: x@evil.example", "Eve\nX: y", "Eve\x00\x0b\x85\u2028Bcc: x", "\u202eEve"]
+)
 def test_line_breaks_in_names_end_up_in_no_header(sqlite: World, name: str) -> None:
     message = sent(sqlite, Template.INVITATION, account=name, by=name)
     assert [key for key in message if key in ("Bcc", "X")] == []
@@ -575,7 +586,7 @@ def test_an_invitation_links_to_the_url_given(sqlite: World) -> None:
     ],
 )
 def test_values_that_do_not_fit_the_letter_are_a_fault(template: Template, values: dict[str, str]) -> None:
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match=r"value|url"):
         mailing.render(template, values, issuer="https://id.example.com", asked_at=START)
 
 
