@@ -40,7 +40,7 @@ def configure(settings: Settings) -> None:
     """Send the package's and gunicorn's records to standard error as JSON lines."""
     handler = logging.StreamHandler(sys.stderr)
     formatter = JsonLines()
-    formatter.converter = time.gmtime  # type: ignore[assignment] -- the documented way to log in UTC
+    formatter.converter = time.gmtime
     handler.setFormatter(formatter)
     for name in ("identity", "gunicorn.error"):
         logger = logging.getLogger(name)

@@ -27,7 +27,7 @@ from identity.wire.fastlane import FastLane
 _MAX_HEADER_BYTES: Final = 16_384
 
 
-class Service(BaseApplication):  # type: ignore[misc] -- gunicorn has no types
+class Service(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
     """gunicorn, configured by our Settings and by nothing else: no file, no command line, no environment of its own."""
 
     def __init__(self, settings: Settings) -> None:
@@ -111,6 +111,6 @@ def _serve_metrics(settings: Settings) -> None:
     from prometheus_client.multiprocess import MultiProcessCollector  # noqa: PLC0415 -- likewise
 
     registry = CollectorRegistry()
-    MultiProcessCollector(registry)
+    MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # it has no types
     host, _, port = settings.metrics_bind.rpartition(":")
     start_http_server(int(port), host.strip("[]"), registry)

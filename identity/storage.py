@@ -7,7 +7,6 @@ thread in autocommit, so that each sees whatever any process committed before it
 
 from __future__ import annotations
 
-import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -157,7 +156,7 @@ class Prepared:
 
     __slots__ = ("_compiled", "_statement")
 
-    def __init__(self, statement: Select[Any]) -> None:
+    def __init__(self, statement: Select[*tuple[Any, ...]]) -> None:
         self._statement = statement
         self._compiled: dict[str, tuple[str, Callable[[dict[str, Any]], Any], list[Any]]] = {}
 
@@ -193,6 +192,7 @@ class Database:
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         self.engine = _sqlite_engine(self.url) if self.is_sqlite else _postgresql_engine(self.url, pool_size)
         self._kept = threading.local()
+        self._opened: set[Any] = set()
 
     def unit(self, now: datetime, origin: Origin) -> Unit:
         """One write transaction as of `now`."""
@@ -240,7 +240,8 @@ class Database:
 
     def close(self) -> None:
         """Give every connection back."""
-        self._drop_kept()
+        for connection in list(self._opened):
+            self._close(connection)
         self.engine.dispose()
 
     def _fetch(self, statement: str, parameters: Any) -> list[Any]:
@@ -263,22 +264,29 @@ class Database:
             raise Refused(UNAVAILABLE, detail=_reason(exc), retry_after_seconds=1, cause=exc) from exc
 
     def _connect(self) -> Any:
+        driver: Any = self.engine.dialect.loaded_dbapi
         arguments, options = self.engine.dialect.create_connect_args(self.url)
         if self.is_sqlite:
-            connection = sqlite3.connect(*arguments, **(options | _SQLITE_OPTIONS))
+            connection = driver.connect(*arguments, **{**options, **_SQLITE_OPTIONS})
             _prepare_sqlite(connection, None)
-            return connection
-        options |= _POSTGRESQL_OPTIONS
-        return self.engine.dialect.loaded_dbapi.connect(*arguments, autocommit=True, prepare_threshold=1, **options)
+        else:
+            extra = {"autocommit": True, "prepare_threshold": 1, **_POSTGRESQL_OPTIONS}
+            connection = driver.connect(*arguments, **{**options, **extra})
+        self._opened.add(connection)
+        return connection
 
     def _drop_kept(self) -> None:
         kept = getattr(self._kept, "connection", None)
         self._kept.connection = None
         if kept is not None:
-            try:
-                kept.close()
-            except self.engine.dialect.loaded_dbapi.Error:
-                return  # It was dead already; that is why it is dropped.
+            self._close(kept)
+
+    def _close(self, connection: Any) -> None:
+        self._opened.discard(connection)
+        try:
+            connection.close()
+        except self.engine.dialect.loaded_dbapi.Error:
+            return  # It was dead already; that is why it is closed.
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from sqlalchemy import (
     BigInteger,
@@ -133,7 +133,7 @@ class PasswordProof:
     reservation: Reservation
 
 
-def _user_columns() -> Select[Any]:
+def _user_columns() -> Select[*tuple[Any, ...]]:
     shown = aliased(Email)
     preferred = select(shown.address).where(shown.user_id == User.id, shown.preferred).correlate(User).scalar_subquery()
     return select(
@@ -176,7 +176,7 @@ _BY_CLAIMED_ADDRESS = Prepared(
 def find(rt: Runtime, user_id: str) -> UserInfo | None:
     """The user with this id, or None."""
     row = rt.database.row(_BY_ID, id=user_id)
-    return row and _info(row)
+    return _info(row) if row else None
 
 
 def get(rt: Runtime, user_id: str) -> UserInfo:
@@ -190,13 +190,13 @@ def get(rt: Runtime, user_id: str) -> UserInfo:
 def find_by_identifier(rt: Runtime, identifier: str) -> UserInfo | None:
     """The user with this verified address or this alias, or None."""
     found = _find_with_hash(rt, identifier)
-    return found and found[0]
+    return found[0] if found else None
 
 
 def find_by_address(rt: Runtime, address: str) -> UserInfo | None:
     """The user who may be mailed at a canonical address: who has it verified, else who registered with it last."""
     row = rt.database.row(_BY_ADDRESS, address=address) or rt.database.row(_BY_CLAIMED_ADDRESS, address=address)
-    return row and _info(row)
+    return _info(row) if row else None
 
 
 def get_row(session: Session, user_id: str) -> User:
@@ -287,7 +287,7 @@ def guess_charges(account: str, origin: Origin) -> tuple[Charge, ...]:
     )
 
 
-def refuse_guess(rt: Runtime, origin: Origin, reservation: Reservation, *, actor: str, detail: str) -> None:
+def refuse_guess(rt: Runtime, origin: Origin, reservation: Reservation, *, actor: str, detail: str) -> NoReturn:
     """Count a wrong guess and refuse it."""
     with rt.unit(origin) as unit:
         attempts.charge(unit, reservation)
@@ -393,8 +393,8 @@ def _find_with_hash(rt: Runtime, identifier: str) -> tuple[UserInfo, str | None]
     else:
         # An unknown name costs a read too.
         row = rt.database.row(_BY_ALIAS, alias=alias or "")
-    return row and (_info(row), row[11])
+    return (_info(row), row[11]) if row else None
 
 
 def _info(row: tuple[Any, ...]) -> UserInfo:
-    return UserInfo(*row[:11], has_password=row[11] is not None, version=row[12])
+    return UserInfo(*(*row[:11], row[11] is not None, row[12]))

@@ -8,10 +8,10 @@ deleted), the secret that earned them, or a revoked `jti`; all are asked of the 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from sqlalchemy import (
     BigInteger,
@@ -200,7 +200,7 @@ def authenticate(rt: Runtime, origin: Origin, client_id: str, secret: str) -> Au
     return Authenticated(_info(rows[0][:12]), proven)
 
 
-def refuse(rt: Runtime, origin: Origin, client_id: str, *, detail: str) -> None:
+def refuse(rt: Runtime, origin: Origin, client_id: str, *, detail: str) -> NoReturn:
     """Count a failed authentication of a machine and refuse it."""
     with rt.unit(origin) as unit:
         attempts.record(rt, unit, (Charge(MACHINE_AND_ADDRESS, f"{client_id} {address_key(origin.address)}"),))
@@ -399,7 +399,7 @@ def change(
     Raises Refused(NOT_FOUND), Refused(VALIDATION), Refused(CONFLICT) for a stale version.
     """
     row = get_row(unit.session, client_id)
-    checks = {
+    checks: dict[str, Callable[[Any], Any]] = {
         "scopes": lambda value: get_names(tuple(value), field="scopes"),
         "roles": lambda value: get_names(tuple(value), field="roles"),
         "audiences": _checked_audiences,
@@ -453,14 +453,14 @@ def ensure_standard(rt: Runtime) -> None:
 def find_by_app_id(rt: Runtime, app_id: int) -> ApplicationInfo | None:
     """The application with this number, or None."""
     row = rt.database.row(_BY_APP_ID, app_id=app_id) if 0 < app_id < 2**63 else None
-    return row and _info(row)
+    return _info(row) if row else None
 
 
 def find(rt: Runtime, client_id: str) -> ApplicationInfo | None:
     """The application with this client id, or None."""
     canonical = canonical_id(client_id)
     row = rt.database.row(_BY_ID, id=canonical) if canonical else None
-    return row and _info(row)
+    return _info(row) if row else None
 
 
 def get(rt: Runtime, client_id: str) -> ApplicationInfo:
@@ -509,9 +509,7 @@ def _checked_jwks(jwks: Mapping[str, Any] | None) -> str | None:
 
 
 def _info(row: Sequence[Any]) -> ApplicationInfo:
-    return ApplicationInfo(
-        *row[:8], jwks=json.loads(row[8]) if row[8] else None, enabled=row[9], created_at=row[10], version=row[11]
-    )
+    return ApplicationInfo(*(*row[:8], json.loads(row[8]) if row[8] else None, *row[9:12]))
 
 
 def _from_row(row: Application) -> ApplicationInfo:

@@ -169,7 +169,7 @@ class Passwords:
 class _Turn:
     __slots__ = ("_slots", "_wait_seconds")
 
-    def __init__(self, slots: threading.BoundedSemaphore, wait_seconds: float) -> None:
+    def __init__(self, slots: threading.BoundedSemaphore, wait_seconds: int) -> None:
         self._slots = slots
         self._wait_seconds = wait_seconds
 

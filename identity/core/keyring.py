@@ -430,7 +430,7 @@ def load_jwks(jwks: Mapping[str, Any]) -> KeySet:
 
     Raises Refused(VALIDATION) for symmetric, private or weak keys, a wrong `use` or `key_ops`, and repeated `kid`s.
     """
-    entries = jwks.get("keys") if isinstance(jwks, Mapping) else None
+    entries = jwks.get("keys")
     if not isinstance(entries, list) or not 1 <= len(entries) <= 10:
         raise Refused(VALIDATION.saying("A key set holds from 1 to 10 keys"), field="jwks")
     kids = [entry.get("kid") for entry in entries if isinstance(entry, dict) and "kid" in entry]

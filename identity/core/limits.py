@@ -134,7 +134,7 @@ class EmbeddedStorage(Storage, MovingWindowSupport):
     its process, however that dies. Nothing is synced: after a power cut the windows start empty, as a restarted Redis would.
     """
 
-    STORAGE_SCHEME: Final = ["identity-embedded"]
+    STORAGE_SCHEME = ["identity-embedded"]
 
     def __init__(self, uri: str, wrap_exceptions: bool = False, **options: Any) -> None:
         super().__init__(uri, wrap_exceptions=wrap_exceptions, **options)
@@ -210,13 +210,13 @@ class EmbeddedStorage(Storage, MovingWindowSupport):
     def incr(self, key: str, expiry: int, amount: int = 1) -> int:
         raise NotImplementedError("only moving windows are kept here")
 
-    get = get_expiry = incr  # type: ignore[assignment] -- fixed windows, which nothing here asks for
+    get = get_expiry = incr  # type: ignore[assignment]  # fixed windows, which nothing here asks for
 
 
 class SharedStorage(RedisStorage):
     """Sliding windows in Redis, for every process of every host: one round trip a hit, on the clock of the Redis server alone."""
 
-    STORAGE_SCHEME: Final = ["identity-redis"]
+    STORAGE_SCHEME = ["identity-redis"]
     _TAKE: Final = """
         local limit, seconds = tonumber(ARGV[1]), tonumber(ARGV[2])
         local time = redis.call('TIME')

@@ -143,7 +143,7 @@ _INFO = (
 _WIDTH: Final = len(_INFO)
 
 
-def _live_select() -> Select[Any]:
+def _live_select() -> Select[*tuple[Any, ...]]:
     person = (User.alias, User.full_name, User.roles, User.groups, User.enabled, User.starts_at, User.ends_at)
     return select(*_INFO, *person, CURRENT_VERSION).join(User, User.id == UserSession.user_id)
 
@@ -364,7 +364,7 @@ def listing_of(rt: Runtime, user_id: str) -> list[SessionInfo]:
     living = (UserSession.user_id == user_id, UserSession.revoked_at.is_(None), UserSession.expires_at > now)
     with rt.database.reading() as session:
         rows = session.execute(select(*_INFO).where(*living).order_by(UserSession.created_at.desc()).limit(500))
-        return [info for info in (SessionInfo(*row) for row in rows) if not info.is_over(now)]
+        return [info for info in (SessionInfo(*tuple(row)) for row in rows) if not info.is_over(now)]
 
 
 def listing(rt: Runtime, *, limit: int, offset: int) -> tuple[int, list[SessionInfo]]:
@@ -374,14 +374,14 @@ def listing(rt: Runtime, *, limit: int, offset: int) -> tuple[int, list[SessionI
     with rt.database.reading() as session:
         total = session.scalar(select(func.count()).select_from(UserSession).where(*living)) or 0
         ordered = select(*_INFO).where(*living).order_by(UserSession.created_at.desc(), UserSession.id.desc())
-        return total, [SessionInfo(*row) for row in session.execute(ordered.limit(limit).offset(offset))]
+        return total, [SessionInfo(*tuple(row)) for row in session.execute(ordered.limit(limit).offset(offset))]
 
 
 def find(rt: Runtime, session_id: str) -> SessionInfo | None:
     """A session, living or over; or None."""
     with rt.database.reading() as session:
         row = session.get(UserSession, session_id) if canonical_id(session_id) else None
-        return row and _from_row(row)
+        return _from_row(row) if row else None
 
 
 def _live(rt: Runtime, row: tuple[Any, ...] | None) -> Live:

@@ -13,7 +13,7 @@ import io
 import sys
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from urllib.parse import unquote_to_bytes
 
 from identity.errors import UNAVAILABLE, Refused
@@ -33,6 +33,7 @@ from identity.wire.pipeline import (
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+T = TypeVar("T")
 _WAITING_FOR_EACH_THREAD: Final = 32
 
 
@@ -84,7 +85,7 @@ class FastLane:
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": content})
 
-    async def _on_thread(self, work: Callable[[], Any]) -> Any:
+    async def _on_thread(self, work: Callable[[], T]) -> T:
         self._under_way += 1
         try:
             return await asyncio.get_running_loop().run_in_executor(self._pool, work)
@@ -105,7 +106,8 @@ class FastLane:
                 message = await receive()
                 if message["type"] == "http.disconnect":
                     raise ConnectionResetError("the client left")
-                body += message.get("body", b"")
+                chunk: bytes = message.get("body", b"")
+                body += chunk
                 if len(body) > limit:
                     return None
                 if not message.get("more_body", False):

@@ -93,7 +93,7 @@ class Flag(fields.Boolean):
         return value
 
 
-class Names(fields.List):
+class Names(fields.List[str]):
     """A list of role, scope or group names."""
 
     def __init__(self, *, most: int = 100, **options: Any) -> None:
@@ -160,7 +160,7 @@ def _quick_check(schema: Schema) -> Callable[[Mapping[str, Any]], bool] | None:
 
 
 def _refusal(schema: Schema, exc: ValidationError) -> Refused:
-    faults = exc.normalized_messages()
+    faults = exc.normalized_messages()  # type: ignore[no-untyped-call]  # marshmallow's own
     known = [field.data_key or name for name, field in schema.fields.items()]
     first = next((name for name in known if name in faults), next(iter(faults)))
     if first not in known:
