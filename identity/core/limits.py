@@ -13,6 +13,7 @@ import fcntl
 import hashlib
 import math
 import os
+import struct
 import time
 from dataclasses import dataclass
 from enum import StrEnum
@@ -26,6 +27,11 @@ from limits.storage import MovingWindowSupport, RedisStorage, Storage
 
 from identity.errors import RATE_LIMITED, UNAVAILABLE, Refused
 from identity.settings import Settings
+
+
+_HEADER: Final = struct.Struct("<QQQ")
+_TIME: Final = struct.Struct("<d")
+_BATCH: Final = 64
 
 
 class Policy(StrEnum):
@@ -130,7 +136,7 @@ def open_storage(settings: Settings) -> EmbeddedStorage | SharedStorage:
 class EmbeddedStorage(Storage, MovingWindowSupport):
     """Sliding windows in files, for every process of one host.
 
-    A key's file holds the times of its accepted hits, oldest first. An advisory lock on the file makes a hit atomic and goes away with
+    A key's file holds the times of its accepted hits in a ring, so that a hit costs the same whatever the budget. An advisory lock on the file makes a hit atomic and goes away with
     its process, however that dies. Nothing is synced: after a power cut the windows start empty, as a restarted Redis would.
     """
 
@@ -189,11 +195,16 @@ class EmbeddedStorage(Storage, MovingWindowSupport):
     def get_moving_window(self, key: str, limit: int, expiry: int) -> tuple[float, int]:
         now = time.time()  # noqa: TID251 -- the storage's own clock, see _take
         try:
-            raw = Path(self._path(key)).read_bytes()
+            descriptor = os.open(self._path(key), os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             return now, 0
-        hits = _living(raw, now, expiry)
-        return (hits[0], len(hits)) if hits else (now, 0)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+            size, first, count = _HEADER.unpack(os.pread(descriptor, _HEADER.size, 0))
+            oldest, _, living = _drop_old(descriptor, size, first, count, now, expiry)
+        finally:
+            os.close(descriptor)
+        return oldest, living
 
     def check(self) -> bool:
         return os.access(self._folder, os.W_OK)
@@ -254,26 +265,42 @@ class SharedStorage(RedisStorage):
 
 
 def _take(descriptor: int, limit: int, seconds: int) -> tuple[bool, float, int, float]:
-    raw = os.read(descriptor, 8 * limit + 8)
+    """Count a hit in a locked ring file: a header (size, first, count), then `size` times in a ring, oldest at `first`."""
     # The host's clock, not an injected one: every process of the host must read the same.
     now = time.time()  # noqa: TID251 -- see above
-    hits = _living(raw, now, seconds)
-    accepted = len(hits) < limit
+    raw = os.pread(descriptor, _HEADER.size, 0)
+    size, first, count = _HEADER.unpack(raw) if len(raw) == _HEADER.size else (limit, 0, 0)
+    if size != limit:
+        first, count = _resize(descriptor, size, first, count, limit)
+    oldest, first, count = _drop_old(descriptor, limit, first, count, now, seconds)
+    accepted = count < limit
     if accepted:
-        hits.append(now)
-        content = hits.tobytes()
-        os.pwrite(descriptor, content, 0)
-        if len(content) < len(raw):
-            os.ftruncate(descriptor, len(content))
-    return accepted, hits[0] if hits else now, len(hits), now
+        os.pwrite(descriptor, _TIME.pack(now), _HEADER.size + _TIME.size * ((first + count) % limit))
+        count += 1
+    os.pwrite(descriptor, _HEADER.pack(limit, first, count), 0)
+    return accepted, oldest, count, now
 
 
-def _living(raw: bytes, now: float, seconds: int) -> array.array[float]:
-    """The hits of a window that still count. Hits of the future were made before the clock was turned back: they go."""
-    hits = array.array("d", raw[: len(raw) - len(raw) % 8])
-    first = bisect.bisect_right(hits, now - seconds)
-    last = bisect.bisect_right(hits, now + 1)
-    return hits[first:last]
+def _drop_old(descriptor: int, size: int, first: int, count: int, now: float, seconds: int) -> tuple[float, int, int]:
+    """Leave out the hits that no longer count, a batch at a time: (oldest that counts or now, first, count)."""
+    while count:
+        batch = min(count, size - first, _BATCH)
+        times = array.array("d", os.pread(descriptor, batch * _TIME.size, _HEADER.size + _TIME.size * first))
+        if times[0] > now + 1:
+            break  # Of the future: the clock was turned back, and nothing in the ring means anything.
+        old = bisect.bisect_right(times, now - seconds)
+        if old < batch:
+            return times[old], first + old, count - old
+        first, count = (first + old) % size, count - old
+    return now, 0, 0
+
+
+def _resize(descriptor: int, size: int, first: int, count: int, limit: int) -> tuple[int, int]:
+    """Lay the ring out anew for a budget that was changed, keeping its newest hits: the new (first, count)."""
+    times = array.array("d", os.pread(descriptor, size * _TIME.size, _HEADER.size))
+    kept = [times[(first + index) % size] for index in range(count)][-limit:]
+    os.pwrite(descriptor, array.array("d", kept).tobytes(), _HEADER.size)
+    return 0, len(kept)
 
 
 def _embedded_folder(settings: Settings) -> Path:
