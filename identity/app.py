@@ -17,11 +17,12 @@ from identity.settings import Settings
 from identity.storage import Database
 from identity.transports import mailer_for
 from identity.wire import flask_mount
+from identity.wire.gate import gate
 from identity.wire.pipeline import Endpoint
 from identity.wire.public import public
 from identity.wire.s7risk import s7risk
 
-DIALECTS = (s7risk, public)
+DIALECTS = (s7risk, gate, public)
 
 
 def endpoints() -> list[Endpoint]:

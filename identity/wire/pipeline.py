@@ -101,6 +101,7 @@ class Shape:
     render: Callable[[Refused, int], Any]
     status_of: Callable[[Refused], int | None] = lambda _refused: None
     challenge: str = "Bearer"
+    headers_of: Callable[[Refused], tuple[tuple[str, str], ...]] = lambda _refused: ()
 
     def status(self, refused: Refused) -> int:
         """The HTTP status of a refusal in this dialect."""
@@ -143,6 +144,11 @@ class Call:
         if self._caller is None:
             raise Refused(UNAUTHENTICATED)
         return self._caller
+
+    @caller.setter
+    def caller(self, caller: Caller) -> None:
+        """Set by endpoints that identify their caller themselves, so that logs and explanations name it."""
+        self._caller = caller
 
     def header(self, name: str) -> str | None:
         """The value of a header, by its lower-case name."""
@@ -425,7 +431,7 @@ def _check_head(request: Request) -> None:
 def _refusal(call: Call, refused: Refused) -> Reply:
     shape, problem = call.endpoint.shape, refused.problem
     status = shape.status(refused)
-    headers: list[tuple[str, str]] = []
+    headers = list(shape.headers_of(refused))
     window = refused.evidence.get("window")
     if isinstance(window, Window):
         call.window = window

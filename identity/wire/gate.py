@@ -1,0 +1,121 @@
+"""Group G: one hop that tells a proxy whether a request may pass, and as whom (contract section 9).
+
+What a route demands stands in the query, which the proxy's configuration writes. Who the caller is, and what they may do, comes from the
+rows of now and never from what their token says. `docs/recipes/gate.md` shows the proxies' side.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Final, TypeVar
+
+from marshmallow import Schema
+
+from identity.core import callers
+from identity.core.addresses import is_name
+from identity.core.limits import Policy
+from identity.core.tenancy import LIMITED_TIERS
+from identity.errors import (
+    FORBIDDEN,
+    INVALID_TOKEN,
+    KEY_MISMATCH,
+    LOCKED_OUT,
+    MISSING_TENANT,
+    RATE_LIMITED,
+    TOKEN_EXPIRED,
+    TWO_CREDENTIALS,
+    UNAUTHENTICATED,
+    VALIDATION,
+    Refused,
+)
+from identity.wire.pipeline import ENVELOPE, Call, Dialect, Reads, Reply
+
+# nginx keeps the headers of a refused subrequest and drops its body: the code must stand in a header to reach the client.
+_SHAPE: Final = replace(ENVELOPE, headers_of=lambda refused: (("X-Auth-Error", refused.problem.code),))
+gate = Dialect("G: the gate", shape=_SHAPE)
+
+_TIERS: Final = {str(tier): tier for tier in LIMITED_TIERS}
+_TENANT: Final = {"required": True, "optional": False}
+_T = TypeVar("_T")
+
+
+class Passed(Schema):
+    """Nothing: what a pass has to say stands in its headers."""
+
+
+@gate.endpoint(
+    "GET",
+    "/verify",
+    any_method=True,
+    reads=Reads.BEARER_OR_KEY,
+    limit=Policy.STANDARD,
+    limits_itself=True,
+    hot=True,
+    ignores_body=True,
+    query=("role", "scope", "tier", "tenant"),
+    answer=Passed,
+    refusals=(
+        MISSING_TENANT,
+        TWO_CREDENTIALS,
+        UNAUTHENTICATED,
+        INVALID_TOKEN,
+        TOKEN_EXPIRED,
+        KEY_MISMATCH,
+        FORBIDDEN,
+        RATE_LIMITED,
+        LOCKED_OUT,
+        VALIDATION,
+    ),
+)
+def verify(call: Call) -> Reply:
+    """Tell a proxy whether a request may pass, and as whom: nginx `auth_request`, Traefik ForwardAuth, Envoy `ext_authz`."""
+    tier = _choice(call, "tier", _TIERS, Policy.STANDARD)
+    needs_tenant = _choice(call, "tenant", _TENANT, True)
+    # 1. Who is asking. A stranger learns nothing about tenants, not even that one is missing.
+    caller = call.caller = callers.identify(call.rt, call.origin, call.presented, own_routes=False)
+    # 2. For which tenant. Requests count against a tenant only once they are known to come from one of its own.
+    tenant = call.header("x-tenant-id") or ""
+    membership = callers.find_membership(call.rt, caller, tenant) if is_name(tenant) else None
+    roles = frozenset(caller.roles)
+    if membership is None:
+        call.limit(tier, f"subject {caller.subject}")
+        if tenant:
+            raise Refused(FORBIDDEN, detail="not a member of that tenant", evidence={"tenant": tenant[:64]})
+        if needs_tenant:
+            raise Refused(MISSING_TENANT)
+    else:
+        held, budgets = membership
+        call.limit(tier, f"tenant {tenant}", budget=budgets.get(tier))
+        roles = roles.union(held)
+    # 3. With which rights: those in the tenant and the global ones together.
+    _require(call, "role", roles)
+    _require(call, "scope", frozenset(caller.scopes))
+    # All six, always: a proxy that copies them must overwrite whatever the client sent under these names.
+    return Reply(
+        raw=b"{}",
+        headers=(
+            ("X-Auth-Subject", caller.subject),
+            ("X-Auth-Type", caller.kind),
+            ("X-Auth-Tenant", tenant),
+            ("X-Auth-Roles", ",".join(sorted(roles))),
+            ("X-Auth-Scopes", " ".join(caller.scopes)),
+            ("X-Auth-Session", caller.session_id),
+        ),
+    )
+
+
+def _choice(call: Call, name: str, known: dict[str, _T], default: _T) -> _T:
+    """What the query says of `name`, at most once and only in words that we know."""
+    values = call.query.get(name)
+    if values is None:
+        return default
+    if len(values) > 1 or values[0] not in known:
+        raise Refused(VALIDATION.saying(f"The {name} must be one of: {', '.join(known)}"), field=name)
+    return known[values[0]]
+
+
+def _require(call: Call, name: str, held: frozenset[str]) -> None:
+    needed = call.query.get(name)
+    if needed and not held.issuperset(needed):
+        evidence = {"needs": sorted(needed), "has": sorted(held)}
+        raise Refused(FORBIDDEN, detail=f"lacks a {name}", evidence=evidence)
