@@ -64,6 +64,7 @@ class Refused(Exception):  # noqa: N818 -- a refusal is an outcome of the domain
 # What the reader of a request can get wrong.
 MALFORMED = Problem("MALFORMED_REQUEST", 400, "The request body is not a well-formed JSON object")
 MALFORMED_REQUEST_HEAD = MALFORMED.saying("The request line or a header is malformed")
+UNREADABLE = MALFORMED.saying("This is not an HTTP request that we can read")  # 408, 414, 431, 501: HTTP's own statuses
 TWO_CREDENTIALS = MALFORMED.saying("The request carries credentials of two different subjects")
 MISSING_TENANT = Problem("MISSING_TENANT", 400, "X-Tenant-Id header is required")
 VALIDATION = Problem("VALIDATION_ERROR", 422, "The request failed validation", oauth="invalid_request")

@@ -14,6 +14,8 @@ import threading
 from typing import Any, Final
 
 from gunicorn.app.base import BaseApplication
+from gunicorn.asgi.protocol import ASGIProtocol
+from gunicorn.workers import gasgi
 
 from identity import logs
 from identity.app import create_app, create_runtime, endpoints
@@ -39,7 +41,7 @@ class Service(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
         options: dict[str, Any] = {
             "bind": settings.bind,
             "workers": settings.worker_count,
-            "worker_class": "asgi",
+            "worker_class": "identity.serve.Worker",
             "worker_connections": 1000,
             "timeout": 30,
             "graceful_timeout": settings.graceful_stop_seconds,
@@ -65,6 +67,34 @@ class Service(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
         """The application of one worker; called after the fork, so that no connection crosses it."""
         rt = create_runtime(self._settings, migrate=False)
         return FastLane(rt, endpoints(), create_app(runtime=rt))
+
+
+class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # see above
+    """gunicorn's asgi worker, speaking `Connection`."""
+
+    def init_process(self) -> None:
+        gasgi.ASGIProtocol = Connection  # The worker offers no other way to name its protocol.
+        super().init_process()
+
+
+class Connection(ASGIProtocol):  # type: ignore[misc]  # see above
+    """One client's connection: bounded in time from its first byte on, and refused in our envelope where it speaks no HTTP."""
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        # gunicorn times every request head of a connection but the first: a slow client could hold that one for ever.
+        self._arm_keepalive_timer()
+
+    def _send_error_response(self, status: int, message: str, extra_headers: Any = ()) -> None:
+        # `message` may quote the request: it goes nowhere.
+        if self._closed:
+            return
+        peer = self.transport.get_extra_info("peername")
+        answer = self.app.refuse_unread(status, peer[0] if isinstance(peer, tuple) else "")
+        fixed = (("Connection", "close"), ("Content-Length", str(len(answer.body))))
+        lines = [f"{name}: {value}\r\n" for name, value in (*answer.headers, *extra_headers, *fixed)]
+        head = f"HTTP/1.1 {status} {self._get_reason_phrase(status)}\r\n{''.join(lines)}\r\n"
+        self._safe_write(head.encode("latin-1") + answer.body)
 
 
 class Upkeep:

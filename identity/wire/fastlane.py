@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, TypeVar
 from urllib.parse import unquote_to_bytes
 
-from identity.errors import UNAVAILABLE, Refused
+from identity.errors import INTERNAL, UNAVAILABLE, UNREADABLE, Refused
 from identity.runtime import Runtime
 from identity.wire.pipeline import (
     ENVELOPE,
@@ -60,11 +60,26 @@ class FastLane:
         if scope["type"] != "http":
             raise NotImplementedError(f"no {scope['type']} here")  # What the ASGI specification asks for.
         endpoint = self._hot.get((scope["method"], scope["path"]))
-        body = await self._read(scope, receive, MAX_BODY if endpoint is None or not endpoint.ignores_body else 0)
+        try:
+            body = await self._read(scope, receive, MAX_BODY if endpoint is None or not endpoint.ignores_body else 0)
+        except ConnectionResetError:
+            return  # Nobody is left to answer to.
+        except TimeoutError:
+            late = Refused(UNREADABLE.saying("The request body did not arrive in time", status=408))
+            await _send_answer(refuse_outside(self._rt, _request(scope, b""), late, ENVELOPE, self._networks), send)
+            return
         if endpoint is None:
             await self._pass_on(scope, body, send)
             return
         await _send_answer(await self._answer(scope, endpoint, body), send)
+
+    def refuse_unread(self, status: int, peer: str) -> Answer:
+        """The answer to what could not be read as an HTTP request; `status` is what the parser says of it."""
+        problem = INTERNAL if status == INTERNAL.status else UNREADABLE.saying(UNREADABLE.message, status=status)
+        nothing = Request("-", "/", "/", "", {"host": "unread"}, b"", peer)
+        return refuse_outside(
+            self._rt, nothing, Refused(problem, detail="not an HTTP request"), ENVELOPE, self._networks
+        )
 
     async def _answer(self, scope: Scope, endpoint: Endpoint, body: bytes | None) -> Answer:
         exchange = Exchange(self._rt, endpoint, _request(scope, body), {}, self._networks)
