@@ -19,7 +19,8 @@ from typing import Final
 from sqlalchemy import BigInteger, Index, LargeBinary, String, Update, delete, func, select, text, update
 from sqlalchemy.orm import Mapped, mapped_column
 
-from identity.core import outbox
+from identity.core import audit, outbox
+from identity.core.audit import Action
 from identity.core.mailing import Template
 from identity.errors import INVALID_CODE, RATE_LIMITED, Refused
 from identity.runtime import Entropy, Runtime, later
@@ -106,6 +107,19 @@ class Consumed:
     address: str
 
 
+class WrongCode(Refused):
+    """A guess that was evaluated and wrong: the only kind that can count against an account.
+
+    `account` is whose guess it was: a user id, or what stands for an address that nobody has.
+    """
+
+    def __init__(self, account: str, attempts: int) -> None:
+        super().__init__(
+            INVALID_CODE, detail=f"attempt {attempts} of {MAX_ATTEMPTS}", evidence={"attempts": attempts}
+        )
+        self.account = account
+
+
 def issue(
     rt: Runtime,
     unit: Unit,
@@ -146,10 +160,11 @@ def issue_nothing(
     address: str,
     values: Mapping[str, str | datetime] | None = None,
     template: Template | None = None,
+    instead: Template | None = None,
 ) -> str:
     """What `issue` does, for an address that nobody has: no mail, and a verification id that no code will ever verify.
 
-    It leaves a row all the same, whose digest is no digest of anything, and a void mail. So it costs the same time, here and when
+    `instead` is a letter without a code that goes to the address, a stored one, in place of the code. It leaves a row all the same, whose digest is no digest of anything, and a void mail. So it costs the same time, here and when
     somebody tries codes on the id, and counts for the throttle alike. Choose `subject` as for a known address: one
     that is the same for each call about this address where a known one's would be.
     """
@@ -163,6 +178,7 @@ def issue_nothing(
         values=values,
         template=template,
         is_real=False,
+        instead=instead,
     )
 
 
@@ -172,6 +188,16 @@ def consume(rt: Runtime, unit: Unit, purpose: Purpose, verification_id: str, cod
     Raises Refused(INVALID_CODE), in the same words for wrong, spent, expired, unknown and malformed; the attempt counts even
     so, because that refusal keeps the unit's writes. After success let nothing in `unit` be refused that should not
     give the code back: a rollback undoes the spending as well.
+    """
+    consumed = attempt(rt, unit, purpose, verification_id, code)
+    spend(unit, verification_id)
+    return consumed
+
+
+def attempt(rt: Runtime, unit: Unit, purpose: Purpose, verification_id: str, code: str) -> Consumed:
+    """`consume` without the spending, for a code that is one of two things to be proven: `spend` it when both are, in this unit.
+
+    A wrong guess is the WrongCode kind of Refused(INVALID_CODE).
     """
     # 1. Shape, in ASCII: other digits would be other spellings of one code.
     if not _UUID.fullmatch(verification_id) or not _DIGITS.fullmatch(code):
@@ -187,7 +213,7 @@ def consume(rt: Runtime, unit: Unit, purpose: Purpose, verification_id: str, cod
             Code.expires_at > unit.now,
         )
         .values(attempts=Code.attempts + 1)
-        .returning(Code.digest, Code.attempts, Code.subject, Code.user_id, Code.address)
+        .returning(Code.digest, Code.attempts, Code.subject, Code.user_id, Code.address, Code.address_key)
         .execution_options(synchronize_session=False)
     ).one_or_none()
     if row is None:
@@ -196,13 +222,17 @@ def consume(rt: Runtime, unit: Unit, purpose: Purpose, verification_id: str, cod
         )
     # 3. Compare.
     if not hmac.compare_digest(row.digest, _digest(_key(rt), verification_id, code)):
-        raise Refused(
-            INVALID_CODE, detail=f"attempt {row.attempts} of {MAX_ATTEMPTS}", evidence={"attempts": row.attempts}
+        audit.record(
+            rt, unit, Action.CODE_REFUSED, actor=row.user_id or "", target=verification_id, purpose=purpose.value
         )
-    # 4. Spend.
+        raise WrongCode(row.user_id or row.address_key.hex(), row.attempts)
+    return Consumed(row.subject, row.user_id, row.address)
+
+
+def spend(unit: Unit, verification_id: str) -> None:
+    """End a code that `attempt` found right in this unit. Raises Refused(INVALID_CODE) when somebody else has."""
     if not unit.changed(_ended(State.SPENT).where(Code.id == verification_id)):
         raise Refused(INVALID_CODE, detail="somebody else spent it first")
-    return Consumed(row.subject, row.user_id, row.address)
 
 
 def cancel(unit: Unit, purpose: Purpose, subject: str) -> None:
@@ -232,6 +262,7 @@ def _issue(
     values: Mapping[str, str | datetime] | None,
     template: Template | None,
     is_real: bool,
+    instead: Template | None = None,
 ) -> str:
     key = _key(rt)
     address_key = hmac.digest(key, f"address:{address}".encode(), "sha256")
@@ -265,6 +296,8 @@ def _issue(
     letter = template or _LETTER[purpose]
     if is_real:
         outbox.queue(rt, unit, letter, to=address, values=filled, expires_at=expires_at)
+    elif instead is not None:
+        outbox.queue(rt, unit, instead, to=address, values=values or {}, expires_at=expires_at)
     else:
         outbox.queue_void(rt, unit, letter, values=filled, expires_at=expires_at)
     return code_id
