@@ -7,7 +7,9 @@ deleted), the secret that earned them, or a revoked `jti`; all are asked of the 
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -20,7 +22,6 @@ from sqlalchemy import (
     LargeBinary,
     String,
     Text,
-    Uuid,
     bindparam,
     delete,
     func,
@@ -36,17 +37,19 @@ from identity.core.addresses import canonical_id, get_names
 from identity.core.attempts import MACHINE_AND_ADDRESS, Charge
 from identity.core.audit import Action
 from identity.core.credentials import Kind, Secret
-from identity.core.keyring import CURRENT_VERSION, load_jwks
+from identity.core.keyring import CURRENT_VERSION, SKEW_SECONDS, load_jwks, unverified_claims, verify_assertion
 from identity.core.limits import address_key
 from identity.core.tokens import AccessToken
 from identity.errors import CLIENT_MISMATCH, CONFLICT, NOT_FOUND, VALIDATION, Problem, Refused
 from identity.runtime import Origin, Runtime, later
-from identity.storage import Base, Instant, Names, Prepared, Unit
+from identity.storage import Base, Instant, Names, Prepared, Unit, from_micros
 
 STANDARD_APP_ID: Final = 10
 ADMIN_SCOPE: Final = "admin"
 INTROSPECT_SCOPE: Final = "introspect"
 MAX_LIVE_SECRETS: Final = 2
+ASSERTION_SECONDS: Final = 300
+_RESOURCE: Final = re.compile(r"[a-z][a-z0-9+.-]*://[!-\"$-~]{1,190}", re.ASCII | re.IGNORECASE)
 SCOPE_REFUSED: Final = Problem(
     "VALIDATION_ERROR", 422, "That scope is not this application's to ask for", oauth="invalid_scope"
 )
@@ -60,7 +63,7 @@ class Application(Base):
 
     __tablename__ = "application"
 
-    id: Mapped[str] = mapped_column(Uuid(as_uuid=False), primary_key=True)
+    id: Mapped[str] = mapped_column(String(36), primary_key=True)
     app_id: Mapped[int] = mapped_column(BigInteger, unique=True)
     name: Mapped[str] = mapped_column(String(200))
     tenant_id: Mapped[str | None] = mapped_column(ForeignKey("tenant.id", ondelete="CASCADE"))
@@ -94,6 +97,15 @@ class RevokedToken(Base):
     __tablename__ = "revoked_token"
 
     jti: Mapped[str] = mapped_column(String(64), primary_key=True)
+    expires_at: Mapped[datetime] = mapped_column(Instant, index=True)
+
+
+class SpentAssertion(Base):
+    """A signed assertion that has proven its client once, kept until it would expire: RFC 7523 section 3 (7)."""
+
+    __tablename__ = "spent_assertion"
+
+    fingerprint: Mapped[bytes] = mapped_column(LargeBinary(32), primary_key=True)
     expires_at: Mapped[datetime] = mapped_column(Instant, index=True)
 
 
@@ -134,6 +146,15 @@ class Authenticated:
     secret_id: str
 
 
+@dataclass(frozen=True, slots=True)
+class LiveApplication:
+    """The rights of an application as of now, whatever its token says."""
+
+    roles: tuple[str, ...]
+    tenant: str | None
+    scopes: tuple[str, ...]
+
+
 _COLUMNS = (
     Application.id,
     Application.app_id,
@@ -160,6 +181,7 @@ _LIVE = Prepared(
         Application.enabled,
         Application.roles,
         Application.tenant_id,
+        Application.scopes,
         Application.jwks,
         ClientSecret.id,
         ClientSecret.expires_at,
@@ -182,8 +204,7 @@ def authenticate(rt: Runtime, origin: Origin, client_id: str, secret: str) -> Au
     Raises Refused(CLIENT_MISMATCH) alike for unknown, disabled, wrong and expired; Refused(LOCKED_OUT) after 20 failures in 5 minutes
     from one address.
     """
-    charges = (Charge(MACHINE_AND_ADDRESS, f"{client_id} {address_key(origin.address)}"),)
-    attempts.check(rt, charges)
+    attempts.check(rt, _charges(origin, client_id))
     canonical = canonical_id(client_id)
     rows = rt.database.rows(_WITH_SECRETS, id=canonical) if canonical else []
     presented = credentials.fingerprint(rt.ring.vault.derive("client secrets"), secret)
@@ -200,12 +221,44 @@ def authenticate(rt: Runtime, origin: Origin, client_id: str, secret: str) -> Au
     return Authenticated(_info(rows[0][:12]), proven)
 
 
-def refuse(rt: Runtime, origin: Origin, client_id: str, *, detail: str) -> NoReturn:
+def authenticate_assertion(rt: Runtime, origin: Origin, assertion: str, *, audiences: Sequence[str]) -> Authenticated:
+    """The application that signed a JWT about itself (RFC 7523 section 3) with one of its registered keys. Each serves once.
+
+    It names the application as `iss` and `sub` and one of `audiences` alone as `aud`, ends at most five minutes ahead, and has a `jti`.
+    That `jti` is written down: this is the one authentication of a machine that writes on success. Raises as `authenticate` does.
+    """
+    client_id = str(unverified_claims(assertion).get("sub", ""))
+    attempts.check(rt, _charges(origin, client_id))
+    app = find(rt, client_id)
+    if app is None or not app.enabled or app.jwks is None:
+        refuse(rt, origin, client_id, detail="unknown, disabled or without keys")
+    # Only a signature that holds makes the reasons below worth telling to an operator.
+    try:
+        claims = verify_assertion(assertion, app.jwks)
+    except Refused as refused:
+        refuse(rt, origin, client_id, detail=refused.detail)
+    fault = _assertion_fault(claims, app.id, audiences, int(rt.clock.now().timestamp()))
+    if fault:
+        refuse(rt, origin, client_id, detail=fault, evidence={"aud": claims.get("aud"), "exp": claims.get("exp")})
+    fingerprint = hashlib.sha256(f"{app.id} {claims['jti']}".encode("utf-8", "surrogatepass")).digest()
+    try:
+        with rt.unit(origin) as unit:
+            # Remembered a little beyond its end: a janitor on a host with a fast clock must not forget it too soon.
+            kept_until = from_micros((claims["exp"] + SKEW_SECONDS) * 1_000_000)
+            unit.add(SpentAssertion(fingerprint=fingerprint, expires_at=kept_until))
+    except IntegrityError:
+        refuse(rt, origin, client_id, detail="assertion: this jti has been used")
+    return Authenticated(app, KEY_PROOF)
+
+
+def refuse(
+    rt: Runtime, origin: Origin, client_id: str, *, detail: str, evidence: Mapping[str, Any] | None = None
+) -> NoReturn:
     """Count a failed authentication of a machine and refuse it."""
     with rt.unit(origin) as unit:
-        attempts.record(rt, unit, (Charge(MACHINE_AND_ADDRESS, f"{client_id} {address_key(origin.address)}"),))
+        attempts.record(rt, unit, _charges(origin, client_id))
         audit.record(rt, unit, Action.APPLICATION_REFUSED, actor=canonical_id(client_id) or "", reason=detail)
-    raise Refused(CLIENT_MISMATCH, detail=detail)
+    raise Refused(CLIENT_MISMATCH, detail=detail, evidence=evidence)
 
 
 def issue_token(
@@ -216,7 +269,7 @@ def issue_token(
     Raises Refused(SCOPE_REFUSED) for a scope that it does not have.
     """
     app = proven.application
-    granted = app.scopes if scope is None else tuple(scope)
+    granted = app.scopes if scope is None else tuple(dict.fromkeys(scope))
     if not set(granted) <= set(app.scopes):
         raise Refused(SCOPE_REFUSED, field="scope", evidence={"asked": sorted(granted), "has": list(app.scopes)})
     return tokens.issue_application_token(
@@ -240,18 +293,30 @@ def audience_of(rt: Runtime, app: ApplicationInfo, *, origin: str | None = None)
     return (tokens.resource_of(origin, allowed=allowed, required=required, fallback=fallback),)
 
 
-def live_state(rt: Runtime, client_id: str, token_id: str) -> tuple[tuple[str, ...], str | None] | None:
-    """The roles and tenant of an application whose token `token_id` is still good now, or None."""
+def audience_for_resource(rt: Runtime, app: ApplicationInfo, resource: str) -> tuple[str, ...]:
+    """The audience that a `resource` parameter selects (RFC 8707 section 2), among those that this application may name.
+
+    Raises Refused(TARGET_REFUSED) for another, and, where nothing is listed, for what is no absolute URI without a fragment.
+    """
+    allowed = app.audiences or rt.settings.origins
+    if resource not in allowed if allowed else not _RESOURCE.fullmatch(resource):
+        raise Refused(TARGET_REFUSED, field="resource", evidence={"asked": resource[:200], "has": list(allowed)})
+    return (resource,)
+
+
+def live_state(rt: Runtime, client_id: str, token_id: str) -> LiveApplication | None:
+    """What an application whose token `token_id` is still good may do now, or None."""
     secret_id = tokens.secret_of(token_id)
     row = rt.database.row(_LIVE, id=client_id, secret_id=secret_id, jti=token_id)
     if row is None:
         return None
-    enabled, roles, tenant, jwks, secret, expires_at, revoked, version = row
+    enabled, roles, tenant, scopes, jwks, secret, expires_at, revoked, version = row
     if rt.ring.ensure_version(version) and not rt.ring.is_ready():
         return None
     by_key = secret_id == KEY_PROOF and jwks is not None
     by_secret = secret is not None and (expires_at is None or rt.clock.now() < expires_at)
-    return (roles, tenant) if enabled and revoked is None and (by_key or by_secret) else None
+    is_good = enabled and revoked is None and (by_key or by_secret)
+    return LiveApplication(roles, tenant, scopes) if is_good else None
 
 
 def revoke_token(rt: Runtime, unit: Unit, token_id: str, expires_at: datetime, *, actor: str) -> None:
@@ -266,8 +331,9 @@ def revoke_token(rt: Runtime, unit: Unit, token_id: str, expires_at: datetime, *
 
 
 def purge(unit: Unit) -> int:
-    """Forget revoked tokens that have expired; for the janitor."""
-    return unit.changed(delete(RevokedToken).where(RevokedToken.expires_at < unit.now))
+    """Forget revoked tokens and spent assertions that have expired; for the janitor."""
+    gone = unit.changed(delete(RevokedToken).where(RevokedToken.expires_at < unit.now))
+    return gone + unit.changed(delete(SpentAssertion).where(SpentAssertion.expires_at < unit.now))
 
 
 # Making and changing applications.
@@ -485,6 +551,32 @@ def listing(rt: Runtime, *, limit: int, offset: int) -> tuple[int, list[Applicat
         total = session.scalar(select(func.count()).select_from(Application)) or 0
         rows = session.scalars(select(Application).order_by(Application.app_id).limit(limit).offset(offset))
         return total, [_from_row(row) for row in rows]
+
+
+def _charges(origin: Origin, client_id: str) -> tuple[Charge, ...]:
+    """What a failure of this machine counts against; every spelling of a client id is one machine."""
+    name = canonical_id(client_id) or client_id
+    return (Charge(MACHINE_AND_ADDRESS, f"{name} {address_key(origin.address)}"),)
+
+
+def _assertion_fault(claims: Mapping[str, Any], client_id: str, audiences: Sequence[str], now: int) -> str:
+    """What is wrong with the claims of a genuine assertion, or nothing."""
+    audience = claims.get("aud")
+    alone = audience[0] if isinstance(audience, list) and len(audience) == 1 else audience
+    times = {name: claims.get(name, now) for name in ("iat", "nbf")} | {"exp": claims.get("exp")}
+    token_id = claims.get("jti")
+    checks = (
+        (claims.get("iss") == client_id and claims.get("sub") == client_id, "iss and sub must be the client id"),
+        (isinstance(alone, str) and alone in audiences, "aud must be this server alone"),
+        (all(type(value) is int for value in times.values()), "times must be whole seconds"),
+        (isinstance(token_id, str) and 1 <= len(token_id) <= 256, "jti is missing or is no text"),
+    )
+    fault = next((words for holds, words in checks if not holds), "")
+    if not fault and not now < times["exp"] <= now + ASSERTION_SECONDS:
+        fault = f"exp must be within the next {ASSERTION_SECONDS} seconds"
+    if not fault and max(times["iat"], times["nbf"]) > now + SKEW_SECONDS:
+        fault = "iat or nbf lies ahead"
+    return f"assertion: {fault}" if fault else ""
 
 
 def _checked_audiences(audiences: Sequence[str]) -> tuple[str, ...]:

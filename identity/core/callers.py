@@ -156,9 +156,12 @@ def _application(rt: Runtime, bearer: str, claims: Claims, *, own_routes: bool) 
         )
     if own_routes and not {rt.settings.issuer, rt.settings.default_audience} & set(claims.audience):
         raise Refused(INVALID_TOKEN, detail="not meant for this service", evidence={"aud": claims.audience})
-    roles, tenant = state
     return Caller(
-        kind=CallerKind.APPLICATION, subject=claims.client_id, roles=roles, scopes=claims.scope, tenant=tenant
+        kind=CallerKind.APPLICATION,
+        subject=claims.client_id,
+        roles=state.roles,
+        scopes=tuple(scope for scope in claims.scope if scope in state.scopes),
+        tenant=state.tenant,
     )
 
 

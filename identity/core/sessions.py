@@ -22,7 +22,6 @@ from sqlalchemy import (
     LargeBinary,
     Select,
     String,
-    Uuid,
     bindparam,
     case,
     delete,
@@ -54,7 +53,7 @@ class UserSession(Base):
     __tablename__ = "user_session"
     __table_args__ = (Index("ix_user_session_user_id_expires_at", "user_id", "expires_at"),)
 
-    id: Mapped[str] = mapped_column(Uuid(as_uuid=False), primary_key=True)
+    id: Mapped[str] = mapped_column(String(36), primary_key=True)
     user_id: Mapped[str] = mapped_column(ForeignKey("user_account.id", ondelete="CASCADE"))
     client_id: Mapped[str] = mapped_column(String(36))
     kind: Mapped[str] = mapped_column(String(64))
@@ -306,6 +305,17 @@ def refresh(rt: Runtime, unit: Unit, token: str) -> tuple[Live, Secret]:
     user = recheck(unit, row.user_id)
     unit.session.refresh(row)
     return live_of(user, _from_row(row)), _refresh_token(rt, row, row.generation)
+
+
+def find_by_refresh(rt: Runtime, token: str) -> SessionInfo | None:
+    """The session that made a refresh token, of whatever generation and whether it is over or not; or None."""
+    parsed = _parse_refresh(token)
+    if parsed is None:
+        return None
+    with rt.database.reading() as session:
+        row = session.get(UserSession, parsed[0])
+    genuine = row is not None and row.seed is not None and _refresh_token(rt, row, parsed[1]).reveal()
+    return _from_row(row) if row is not None and genuine and hmac.compare_digest(genuine, token) else None
 
 
 class ReuseDetected(Refused):

@@ -170,6 +170,15 @@ def upgrade() -> None:
         )
 
     op.create_table(
+        "spent_assertion",
+        sa.Column("fingerprint", sa.LargeBinary(length=32), nullable=False),
+        sa.Column("expires_at", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("fingerprint", name=op.f("pk_spent_assertion")),
+    )
+    with op.batch_alter_table("spent_assertion", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_spent_assertion_expires_at"), ["expires_at"], unique=False)
+
+    op.create_table(
         "tenant",
         sa.Column("id", sa.String(length=64), nullable=False),
         sa.Column("name", sa.String(length=200), nullable=False),
@@ -179,17 +188,8 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_tenant")),
     )
     op.create_table(
-        "totp",
-        sa.Column("user_id", sa.Uuid(as_uuid=False), nullable=False),
-        sa.Column("sealed", sa.LargeBinary(), nullable=False),
-        sa.Column("confirmed_at", sa.BigInteger(), nullable=True),
-        sa.Column("last_step", sa.BigInteger(), nullable=False),
-        sa.Column("created_at", sa.BigInteger(), nullable=False),
-        sa.PrimaryKeyConstraint("user_id", name=op.f("pk_totp")),
-    )
-    op.create_table(
         "user_account",
-        sa.Column("id", sa.Uuid(as_uuid=False), nullable=False),
+        sa.Column("id", sa.String(length=36), nullable=False),
         sa.Column("alias", sa.String(length=64), nullable=False),
         sa.Column("full_name", sa.String(length=200), nullable=False),
         sa.Column("password_hash", sa.Text(), nullable=True),
@@ -206,7 +206,7 @@ def upgrade() -> None:
     )
     op.create_table(
         "application",
-        sa.Column("id", sa.Uuid(as_uuid=False), nullable=False),
+        sa.Column("id", sa.String(length=36), nullable=False),
         sa.Column("app_id", sa.BigInteger(), nullable=False),
         sa.Column("name", sa.String(length=200), nullable=False),
         sa.Column("tenant_id", sa.String(length=64), nullable=True),
@@ -225,9 +225,33 @@ def upgrade() -> None:
         sa.UniqueConstraint("app_id", name=op.f("uq_application_app_id")),
     )
     op.create_table(
-        "email",
+        "challenge",
         sa.Column("id", sa.Uuid(as_uuid=False), nullable=False),
-        sa.Column("user_id", sa.Uuid(as_uuid=False), nullable=False),
+        sa.Column("user_id", sa.String(length=36), nullable=False),
+        sa.Column("version", sa.BigInteger(), nullable=False),
+        sa.Column("factor", sa.String(length=8), nullable=False),
+        sa.Column("allows_fixed", sa.Boolean(), nullable=False),
+        sa.Column("verification_id", sa.String(length=36), nullable=False),
+        sa.Column("handout", sa.String(length=16), nullable=False),
+        sa.Column("client_id", sa.String(length=36), nullable=False),
+        sa.Column("resource", sa.String(length=300), nullable=False),
+        sa.Column("attempts", sa.BigInteger(), nullable=False),
+        sa.Column("state", sa.String(length=8), nullable=False),
+        sa.Column("created_at", sa.BigInteger(), nullable=False),
+        sa.Column("expires_at", sa.BigInteger(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["user_id"], ["user_account.id"], name=op.f("fk_challenge_user_id_user_account"), ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_challenge")),
+    )
+    with op.batch_alter_table("challenge", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_challenge_expires_at"), ["expires_at"], unique=False)
+        batch_op.create_index(batch_op.f("ix_challenge_user_id"), ["user_id"], unique=False)
+
+    op.create_table(
+        "email",
+        sa.Column("id", sa.String(length=36), nullable=False),
+        sa.Column("user_id", sa.String(length=36), nullable=False),
         sa.Column("address", sa.String(length=254), nullable=False),
         sa.Column("verified", sa.Boolean(), nullable=False),
         sa.Column("preferred", sa.Boolean(), nullable=False),
@@ -256,9 +280,19 @@ def upgrade() -> None:
         )
 
     op.create_table(
+        "fixed_otp",
+        sa.Column("user_id", sa.String(length=36), nullable=False),
+        sa.Column("digest", sa.LargeBinary(length=32), nullable=False),
+        sa.Column("created_at", sa.BigInteger(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["user_id"], ["user_account.id"], name=op.f("fk_fixed_otp_user_id_user_account"), ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("user_id", name=op.f("pk_fixed_otp")),
+    )
+    op.create_table(
         "keypair",
-        sa.Column("id", sa.Uuid(as_uuid=False), nullable=False),
-        sa.Column("user_id", sa.Uuid(as_uuid=False), nullable=False),
+        sa.Column("id", sa.String(length=36), nullable=False),
+        sa.Column("user_id", sa.String(length=36), nullable=False),
         sa.Column("api_key", sa.String(length=64), nullable=False),
         sa.Column("fingerprint", sa.LargeBinary(length=32), nullable=False),
         sa.Column("name", sa.String(length=200), nullable=False),
@@ -280,7 +314,7 @@ def upgrade() -> None:
 
     op.create_table(
         "membership",
-        sa.Column("user_id", sa.Uuid(as_uuid=False), nullable=False),
+        sa.Column("user_id", sa.String(length=36), nullable=False),
         sa.Column("tenant_id", sa.String(length=64), nullable=False),
         sa.Column("roles", sa.Text(), nullable=False),
         sa.ForeignKeyConstraint(
@@ -292,9 +326,33 @@ def upgrade() -> None:
         batch_op.create_index("ix_membership_tenant_id", ["tenant_id"], unique=False)
 
     op.create_table(
+        "recovery_code",
+        sa.Column("digest", sa.LargeBinary(length=32), nullable=False),
+        sa.Column("user_id", sa.String(length=36), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["user_id"], ["user_account.id"], name=op.f("fk_recovery_code_user_id_user_account"), ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("digest", name=op.f("pk_recovery_code")),
+    )
+    with op.batch_alter_table("recovery_code", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_recovery_code_user_id"), ["user_id"], unique=False)
+
+    op.create_table(
+        "totp",
+        sa.Column("user_id", sa.String(length=36), nullable=False),
+        sa.Column("sealed", sa.LargeBinary(), nullable=False),
+        sa.Column("confirmed_at", sa.BigInteger(), nullable=True),
+        sa.Column("last_step", sa.BigInteger(), nullable=False),
+        sa.Column("created_at", sa.BigInteger(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["user_id"], ["user_account.id"], name=op.f("fk_totp_user_id_user_account"), ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("user_id", name=op.f("pk_totp")),
+    )
+    op.create_table(
         "user_session",
-        sa.Column("id", sa.Uuid(as_uuid=False), nullable=False),
-        sa.Column("user_id", sa.Uuid(as_uuid=False), nullable=False),
+        sa.Column("id", sa.String(length=36), nullable=False),
+        sa.Column("user_id", sa.String(length=36), nullable=False),
         sa.Column("client_id", sa.String(length=36), nullable=False),
         sa.Column("kind", sa.String(length=64), nullable=False),
         sa.Column("amr", sa.Text(), nullable=False),
@@ -324,7 +382,7 @@ def upgrade() -> None:
     op.create_table(
         "client_secret",
         sa.Column("id", sa.String(length=16), nullable=False),
-        sa.Column("client_id", sa.Uuid(as_uuid=False), nullable=False),
+        sa.Column("client_id", sa.String(length=36), nullable=False),
         sa.Column("fingerprint", sa.LargeBinary(length=32), nullable=False),
         sa.Column("created_at", sa.BigInteger(), nullable=False),
         sa.Column("expires_at", sa.BigInteger(), nullable=True),
@@ -352,6 +410,11 @@ def downgrade() -> None:
         batch_op.drop_index(batch_op.f("ix_user_session_expires_at"))
 
     op.drop_table("user_session")
+    op.drop_table("totp")
+    with op.batch_alter_table("recovery_code", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_recovery_code_user_id"))
+
+    op.drop_table("recovery_code")
     with op.batch_alter_table("membership", schema=None) as batch_op:
         batch_op.drop_index("ix_membership_tenant_id")
 
@@ -361,6 +424,7 @@ def downgrade() -> None:
         batch_op.drop_index(batch_op.f("ix_keypair_expires_at"))
 
     op.drop_table("keypair")
+    op.drop_table("fixed_otp")
     with op.batch_alter_table("email", schema=None) as batch_op:
         batch_op.drop_index(
             "uq_email_verified", sqlite_where=sa.text("verified = 1"), postgresql_where=sa.text("verified")
@@ -372,10 +436,18 @@ def downgrade() -> None:
         batch_op.drop_index(batch_op.f("ix_email_address"))
 
     op.drop_table("email")
+    with op.batch_alter_table("challenge", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_challenge_user_id"))
+        batch_op.drop_index(batch_op.f("ix_challenge_expires_at"))
+
+    op.drop_table("challenge")
     op.drop_table("application")
     op.drop_table("user_account")
-    op.drop_table("totp")
     op.drop_table("tenant")
+    with op.batch_alter_table("spent_assertion", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_spent_assertion_expires_at"))
+
+    op.drop_table("spent_assertion")
     with op.batch_alter_table("signing_key", schema=None) as batch_op:
         batch_op.drop_index(
             "uq_signing_key_standby", sqlite_where=sa.text("is_standby = 1"), postgresql_where=sa.text("is_standby = 1")
