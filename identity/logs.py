@@ -1,22 +1,36 @@
-"""Structured logs: one JSON object a line on standard error, event names constant, data as fields, never a credential."""
+"""Structured logs: one JSON object a line on standard error, event names constant, data as fields, never a credential.
+
+Lines are gathered and written a few hundred at a time, at the latest after half a second, and at once from a warning on: a system call
+for each request would cost more than most requests.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
+import logging.handlers
 import sys
 import time
-from typing import Any
+from typing import Any, Final
 
 from identity.settings import Settings
+
+FLUSH_SECONDS: Final = 0.5
+_GATHERED: Final = 256
+_encode: Final = json.JSONEncoder(separators=(",", ":"), default=str).encode
 
 
 class JsonLines(logging.Formatter):
     """A record as one line of JSON; its data comes in `extra={"fields": {...}}`."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._second = 0
+        self._spelled = ""
+
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
-            "at": f"{self.formatTime(record, '%Y-%m-%dT%H:%M:%S')}.{int(record.msecs):03d}Z",
+            "at": self._time(record.created),
             "level": record.levelname.lower(),
             "logger": record.name,
             "event": record.getMessage(),
@@ -24,28 +38,60 @@ class JsonLines(logging.Formatter):
         line |= getattr(record, "fields", {})
         if record.exc_info and record.exc_info[0]:
             line["exception"] = record.exc_info[0].__name__
-            line["trace"] = self._trace(record)
-        return json.dumps(line, default=str, separators=(",", ":"))
+            line["trace"] = _trace(record)
+        return _encode(line)
 
-    def _trace(self, record: logging.LogRecord) -> list[str]:
-        """Where it happened, without the values: an exception's text may quote what a client sent."""
-        frames, trace = [], record.exc_info[2] if record.exc_info else None
-        while trace is not None:
-            frames.append(f"{trace.tb_frame.f_code.co_filename.rpartition('/identity/')[2]}:{trace.tb_lineno}")
-            trace = trace.tb_next
-        return frames[-12:]
+    def _time(self, moment: float) -> str:
+        second = int(moment)
+        if second != self._second:
+            self._second, self._spelled = second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+        return f"{self._spelled}.{int((moment - second) * 1000):03d}Z"
+
+
+class Gathered(logging.handlers.MemoryHandler):
+    """Holds records back and writes them in one piece."""
+
+    def __init__(self, target: logging.StreamHandler[Any]) -> None:
+        super().__init__(_GATHERED, logging.WARNING, target)
+
+    def flush(self) -> None:
+        """Write what was gathered."""
+        target = self.target
+        self.acquire()
+        try:
+            records, self.buffer = self.buffer, []
+            if records and isinstance(target, logging.StreamHandler):
+                target.stream.write("".join(f"{target.format(record)}\n" for record in records))
+                target.flush()
+        finally:
+            self.release()
 
 
 def configure(settings: Settings) -> None:
     """Send the package's and gunicorn's records to standard error as JSON lines."""
     handler = logging.StreamHandler(sys.stderr)
-    formatter = JsonLines()
-    formatter.converter = time.gmtime
-    handler.setFormatter(formatter)
+    handler.setFormatter(JsonLines())
+    gathered = Gathered(handler)
     for name in ("identity", "gunicorn.error"):
         logger = logging.getLogger(name)
-        logger.handlers = [handler]
+        logger.handlers = [gathered]
         logger.setLevel(settings.log_level.upper())
         logger.propagate = False
-    # What nothing prints need not be looked up for each record.
-    logging.logThreads = logging.logMultiprocessing = False
+    # What nothing prints need not be looked up for each record: the caller's frame, the thread.
+    logging._srcfile = None  # type: ignore[attr-defined]  # the switch that the logging HOWTO names
+    logging.logThreads = logging.logMultiprocessing = logging.logAsyncioTasks = False
+
+
+def flush() -> None:
+    """Write what was gathered; called every FLUSH_SECONDS by the background loop."""
+    for handler in logging.getLogger("identity").handlers:
+        handler.flush()
+
+
+def _trace(record: logging.LogRecord) -> list[str]:
+    """Where it happened, without the values: an exception's text may quote what a client sent."""
+    frames, trace = [], record.exc_info[2] if record.exc_info else None
+    while trace is not None:
+        frames.append(f"{trace.tb_frame.f_code.co_filename.rpartition('/identity/')[2]}:{trace.tb_lineno}")
+        trace = trace.tb_next
+    return frames[-12:]

@@ -148,6 +148,9 @@ class Unit:
             self.session.flush()
 
 
+Compiled = tuple[str, Callable[[dict[str, Any]], Any], Callable[[Sequence[Any]], tuple[Any, ...]]]
+
+
 class Prepared:
     """A select that is compiled once for each database and then costs only the driver's call.
 
@@ -158,30 +161,39 @@ class Prepared:
 
     def __init__(self, statement: Select[*tuple[Any, ...]]) -> None:
         self._statement = statement
-        self._compiled: dict[str, tuple[str, Callable[[dict[str, Any]], Any], list[Any]]] = {}
+        self._compiled: dict[str, Compiled] = {}
 
-    def compiled_for(self, dialect: Dialect) -> tuple[str, Callable[[dict[str, Any]], Any], list[Any]]:
+    def compiled_for(self, dialect: Dialect) -> Compiled:
+        """The statement's text for a driver, what arranges its parameters, and what converts a row of its answer."""
         known = self._compiled.get(dialect.name)
         if known is None:
             known = self._compiled[dialect.name] = self._compile(dialect)
         return known
 
-    def _compile(self, dialect: Dialect) -> tuple[str, Callable[[dict[str, Any]], Any], list[Any]]:
+    def _compile(self, dialect: Dialect) -> Compiled:
         compiled = self._statement.compile(dialect=dialect)
         binds = {name: bind.type.dialect_impl(dialect).bind_processor(dialect) for name, bind in compiled.binds.items()}
         fixed = {name: bind.effective_value for name, bind in compiled.binds.items() if not bind.required}
         order = compiled.positiontup
 
         def arrange(values: dict[str, Any]) -> Any:
-            given = fixed | values
+            given = fixed | values if fixed else values
             ready = {name: (process(given[name]) if process else given[name]) for name, process in binds.items()}
-            return tuple(ready[name] for name in order) if order is not None else ready
+            return [ready[name] for name in order] if order is not None else ready
 
-        results = [
+        processors = [
             column.type.dialect_impl(dialect).result_processor(dialect, None)
             for column in self._statement.selected_columns
         ]
-        return compiled.string, arrange, results
+        converted = [(index, process) for index, process in enumerate(processors) if process is not None]
+
+        def convert(row: Sequence[Any]) -> tuple[Any, ...]:
+            values = list(row)
+            for index, process in converted:
+                values[index] = process(values[index])
+            return tuple(values)
+
+        return compiled.string, arrange, convert
 
 
 class Database:
@@ -206,13 +218,8 @@ class Database:
 
     def rows(self, prepared: Prepared, **values: Any) -> list[tuple[Any, ...]]:
         """Every row of a prepared select, read outside any transaction. Raises Refused(UNAVAILABLE)."""
-        statement, arrange, results = prepared.compiled_for(self.engine.dialect)
-        parameters = arrange(values)
-        raw = self._fetch(statement, parameters)
-        return [
-            tuple([process(value) if process else value for process, value in zip(results, row, strict=True)])
-            for row in raw
-        ]
+        statement, arrange, convert = prepared.compiled_for(self.engine.dialect)
+        return [convert(row) for row in self._fetch(statement, arrange(values))]
 
     def row(self, prepared: Prepared, **values: Any) -> tuple[Any, ...] | None:
         """The first row of a prepared select, or None."""

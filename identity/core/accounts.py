@@ -14,18 +14,20 @@ from typing import Any, Final, NoReturn
 from sqlalchemy import (
     BigInteger,
     Boolean,
+    ColumnElement,
     ForeignKey,
     Index,
     Select,
     String,
     Text,
-    Uuid,
     bindparam,
     delete,
     func,
+    literal,
     or_,
     select,
     text,
+    type_coerce,
     update,
 )
 from sqlalchemy.exc import IntegrityError
@@ -56,7 +58,7 @@ class User(Base):
 
     __tablename__ = "user_account"
 
-    id: Mapped[str] = mapped_column(Uuid(as_uuid=False), primary_key=True)
+    id: Mapped[str] = mapped_column(String(36), primary_key=True)
     alias: Mapped[str] = mapped_column(String(64), unique=True)
     full_name: Mapped[str] = mapped_column(String(200))
     password_hash: Mapped[str | None] = mapped_column(Text)
@@ -92,7 +94,7 @@ class Email(Base):
         ),
     )
 
-    id: Mapped[str] = mapped_column(Uuid(as_uuid=False), primary_key=True)
+    id: Mapped[str] = mapped_column(String(36), primary_key=True)
     user_id: Mapped[str] = mapped_column(ForeignKey("user_account.id", ondelete="CASCADE"))
     address: Mapped[str] = mapped_column(String(254), index=True)
     verified: Mapped[bool] = mapped_column(Boolean, default=False)
@@ -363,20 +365,24 @@ def clean_name(text_: str, *, field: str = "fullName") -> str:
     return name
 
 
+def holds_role(role: str) -> ColumnElement[bool]:
+    """The condition that a user holds a global role."""
+    held = literal(" ", Text) + type_coerce(User.roles, Text) + literal(" ", Text)
+    return held.contains(f" {role} ", autoescape=True)
+
+
 def guard_last_admin(unit: Unit, user_id: str) -> None:
-    """Refuse (CONFLICT) to take away the last enabled administrator; call it after the change, in its unit."""
-    holds = or_(
-        *(
-            User.roles.like(pattern)
-            for pattern in (ADMIN_ROLE, f"{ADMIN_ROLE} %", f"% {ADMIN_ROLE}", f"% {ADMIN_ROLE} %")
-        )
+    """Refuse (CONFLICT) to take away the last administrator who can come in; call it, for one who was, after the change, in its unit."""
+    usable = (
+        User.enabled,
+        holds_role(ADMIN_ROLE),
+        or_(User.starts_at.is_(None), User.starts_at <= unit.now),
+        or_(User.ends_at.is_(None), User.ends_at > unit.now),
     )
     # The rows are locked, so that two administrators who remove each other cannot both succeed.
-    admins = unit.execute(select(User.id).where(User.enabled, holds).with_for_update()).scalars().all()
-    if not [one for one in admins if one != user_id]:
-        still = unit.execute(select(User.roles, User.enabled).where(User.id == user_id)).first()
-        if still is None or not still[1] or ADMIN_ROLE not in still[0]:
-            raise Refused(CONFLICT.saying("The last administrator can be neither deleted, disabled nor demoted"))
+    if unit.execute(select(User.id).where(*usable).order_by(User.id).with_for_update()).first() is None:
+        detail = f"{user_id} is the last administrator"
+        raise Refused(CONFLICT.saying("The last administrator can be neither deleted, disabled nor demoted"), detail=detail)
 
 
 def erase_row(unit: Unit, user_id: str) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from typing import Final
-from uuid import UUID
 
 import idna
 
@@ -18,6 +17,7 @@ ADDRESS_MAX: Final = 254
 _LOCAL: Final = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(?:\.[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*", re.ASCII)
 _LABEL: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?", re.ASCII)
 _ALIAS: Final = re.compile(r"[a-z0-9][a-z0-9._-]{1,62}[a-z0-9]", re.ASCII)
+_UUID: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
 _NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9._:-]{0,62}[a-z0-9])?", re.ASCII)
 
 
@@ -77,10 +77,8 @@ def get_names(names: list[str] | tuple[str, ...], *, field: str) -> tuple[str, .
 
 def canonical_id(text: str) -> str | None:
     """A UUID in its one spelling, or None."""
-    try:
-        return str(UUID(text)) if len(text) == 36 and text.isascii() else None
-    except ValueError:
-        return None
+    lowered = text.lower()
+    return lowered if _UUID.fullmatch(lowered) else None
 
 
 def _ascii_domain(domain: str) -> str | None:

@@ -13,13 +13,13 @@ from functools import lru_cache
 from ipaddress import ip_address, ip_network
 from typing import Any, Final
 
-from sqlalchemy import Boolean, ForeignKey, LargeBinary, String, Text, Uuid, bindparam, delete, func, select, update
+from sqlalchemy import Boolean, ForeignKey, LargeBinary, String, Text, bindparam, delete, func, select, update
 from sqlalchemy.orm import Mapped, mapped_column
 
 from identity.core import attempts, audit, credentials
 from identity.core.accounts import User
 from identity.core.addresses import canonical_id
-from identity.core.attempts import MACHINE_AND_ADDRESS, Charge
+from identity.core.attempts import FAILURES, MACHINE_AND_ADDRESS, Charge
 from identity.core.audit import Action
 from identity.core.credentials import Kind, Secret
 from identity.core.limits import address_key
@@ -35,7 +35,7 @@ class KeyPair(Base):
 
     __tablename__ = "keypair"
 
-    id: Mapped[str] = mapped_column(Uuid(as_uuid=False), primary_key=True)
+    id: Mapped[str] = mapped_column(String(36), primary_key=True)
     user_id: Mapped[str] = mapped_column(ForeignKey("user_account.id", ondelete="CASCADE"), index=True)
     api_key: Mapped[str] = mapped_column(String(64), unique=True)
     fingerprint: Mapped[bytes] = mapped_column(LargeBinary(32))
@@ -96,6 +96,7 @@ _PROVEN = Prepared(
         User.enabled,
         User.starts_at,
         User.ends_at,
+        FAILURES,
     )
     .join(User, User.id == KeyPair.user_id)
     .where(KeyPair.api_key == bindparam("api_key"))
@@ -107,16 +108,19 @@ def authenticate(rt: Runtime, origin: Origin, api_key: str, api_secret: str) -> 
 
     Raises Refused(LOCKED_OUT) after 20 failures in 5 minutes for one key from one address.
     """
-    charges = (Charge(MACHINE_AND_ADDRESS, f"{api_key[:64]} {address_key(origin.address)}"),)
-    attempts.check(rt, charges)
+    charge = Charge(MACHINE_AND_ADDRESS, f"{api_key[:64]} {address_key(origin.address)}")
     well_formed = credentials.is_well_formed(Kind.API_KEY, api_key) and credentials.is_well_formed(
         Kind.API_SECRET, api_secret
     )
-    row = rt.database.row(_PROVEN, api_key=api_key) if well_formed else None
+    row = rt.database.row(_PROVEN, api_key=api_key, meter=charge.key) if well_formed else None
+    if row is None:
+        attempts.check(rt, (charge,))
+    else:
+        attempts.judge(rt, charge, row[15])
     flaw = _flaw(rt, origin, row, api_secret)
     if row is None or flaw:
         with rt.unit(origin) as unit:
-            attempts.record(rt, unit, charges)
+            attempts.record(rt, unit, (charge,))
             audit.record(
                 rt, unit, Action.LOGIN_FAILED, actor=row[5] if row else "", target=row[0] if row else "", reason=flaw
             )
@@ -208,7 +212,7 @@ def _flaw(rt: Runtime, origin: Origin, row: tuple[Any, ...] | None, api_secret: 
     if row is None or not credentials.matches(row[10], presented):
         return "unknown key or wrong secret"
     now = rt.clock.now()
-    enabled, starts_at, ends_at = row[12:]
+    enabled, starts_at, ends_at = row[12:15]
     if not row[4] or not enabled or row[3] <= now:
         return "key unverified or expired, or its user disabled"
     if (starts_at is not None and now < starts_at) or (ends_at is not None and ends_at <= now):

@@ -17,6 +17,7 @@ import struct
 import time
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 from typing import Any, Final
@@ -114,6 +115,7 @@ def parse_budget(text: str) -> str:
     return text
 
 
+@lru_cache(maxsize=4096)
 def address_key(address: str) -> str:
     """What of a client address is counted: all of IPv4, the /64 of IPv6, of which one host commands every address."""
     try:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, ForeignKey, Index, String, Text, Uuid, bindparam, delete, func, select, update
+from sqlalchemy import BigInteger, ForeignKey, Index, String, Text, bindparam, delete, func, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
@@ -44,7 +44,7 @@ class Membership(Base):
     __tablename__ = "membership"
     __table_args__ = (Index("ix_membership_tenant_id", "tenant_id"),)
 
-    user_id: Mapped[str] = mapped_column(Uuid(as_uuid=False), primary_key=True)
+    user_id: Mapped[str] = mapped_column(String(36), primary_key=True)
     tenant_id: Mapped[str] = mapped_column(ForeignKey("tenant.id", ondelete="CASCADE"), primary_key=True)
     roles: Mapped[tuple[str, ...]] = mapped_column(Names, default=())
 

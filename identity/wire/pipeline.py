@@ -40,6 +40,7 @@ from identity.wire.fields import Body, reader
 from identity.wire.reading import read_form, read_json, read_query
 
 MAX_BODY: Final = 64 * 1024
+_encode: Final = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
 _CONTENTION_TRIES: Final = 4
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}", re.ASCII)
 _HOST: Final = re.compile(
@@ -473,7 +474,7 @@ def _printable(text: str) -> str:
 
 
 def _json_bytes(payload: Any) -> bytes:
-    return json.dumps(payload, separators=(",", ":"), ensure_ascii=False).encode()
+    return _encode(payload).encode()
 
 
 def _log_request(call: Call, status: int, elapsed: float, refused: Refused | None) -> None:
