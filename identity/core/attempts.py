@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
@@ -21,7 +22,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from identity.errors import LOCKED_OUT, UNAVAILABLE, Refused
 from identity.runtime import Origin, Runtime, later
-from identity.storage import Base, Instant, Prepared, Unit, from_micros, to_micros
+from identity.storage import Base, Contention, Instant, Prepared, Unit, from_micros, to_micros
 
 _ABANDONED_SECONDS: Final = 30
 
@@ -66,6 +67,8 @@ class Meter(Base):
 
 
 _FAILED = Prepared(select(Meter.failed).where(Meter.key == bindparam("key")))
+FAILURES = select(Meter.failed).where(Meter.key == bindparam("meter")).scalar_subquery()
+"""For a hot read of something else to bring along the failures of one charge, for `judge`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +119,19 @@ def refund(unit: Unit, reservation: Reservation) -> None:
     unit.session.flush()
 
 
+@contextmanager
+def given_back(rt: Runtime, origin: Origin, *reservations: Reservation) -> Iterator[None]:
+    """Around the unit that settles guesses: refund them when it rolls back, since what it decided was then not told to anybody."""
+    try:
+        yield
+    except (Refused, Contention) as exc:
+        if not (isinstance(exc, Refused) and exc.problem.keeps_writes):
+            with rt.unit(origin) as unit:
+                for each in reservations:
+                    refund(unit, each)
+        raise
+
+
 def record(rt: Runtime, unit: Unit, charges: Sequence[Charge]) -> None:
     """Count a failure that was not reserved: of secrets that nobody can guess, where only floods matter."""
     reservation = Reservation(rt.new_id(), tuple(charges))
@@ -124,14 +140,19 @@ def record(rt: Runtime, unit: Unit, charges: Sequence[Charge]) -> None:
 
 def check(rt: Runtime, charges: Sequence[Charge]) -> None:
     """Raise Refused(LOCKED_OUT) when a budget is used up; reads only."""
-    now = to_micros(rt.clock.now())
     for each in charges:
         row = rt.database.row(_FAILED, key=each.key)
-        if row is None or row[0] == "[]":
-            continue
-        living = [at for at in json.loads(row[0]) if at > now - each.budget.seconds * 1_000_000]
-        if len(living) >= each.budget.amount:
-            raise _locked_out(each, living, now)
+        judge(rt, each, row[0] if row else None)
+
+
+def judge(rt: Runtime, charge: Charge, failed: str | None) -> None:
+    """Raise Refused(LOCKED_OUT) when these failures, as `FAILURES` reads them, use up the budget of `charge`."""
+    if failed is None or failed == "[]":
+        return
+    now = to_micros(rt.clock.now())
+    living = [at for at in json.loads(failed) if at > now - charge.budget.seconds * 1_000_000]
+    if len(living) >= charge.budget.amount:
+        raise _locked_out(charge, living, now)
 
 
 def purge(unit: Unit) -> int:
@@ -165,10 +186,13 @@ def _reserve(rt: Runtime, unit: Unit, charges: Sequence[Charge]) -> Reservation:
 
 
 def _locked(unit: Unit, charges: Sequence[Charge]) -> list[Meter]:
-    """The meters of `charges`, each locked until the unit ends; always in the same order, so that two guesses cannot deadlock."""
+    """The meters of `charges`, each locked until the unit ends; always in the same order, so that two guesses cannot deadlock.
+
+    By budget first: a unit that settles two reservations takes the second factor's last, as one with both kinds of charge does.
+    """
     insert = sqlite_insert if unit.session.get_bind().dialect.name == "sqlite" else postgresql_insert
     meters = []
-    for each in sorted(charges, key=lambda one: one.key):
+    for each in sorted(charges, key=lambda one: (one.budget.name, one.key)):
         fresh = insert(Meter).values(
             key=each.key, failed="[]", pending="{}", expires_at=later(unit.now, each.budget.seconds)
         )

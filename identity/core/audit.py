@@ -39,6 +39,7 @@ class Action(StrEnum):
     FACTOR_ENROLLED = "factor.enrolled"
     FACTOR_REMOVED = "factor.removed"
     RECOVERY_CODES_MADE = "factor.recovery-codes-made"
+    RECOVERY_CODE_USED = "factor.recovery-code-used"
     FIXED_OTP_CHANGED = "factor.fixed-otp-changed"
     EMAIL_ADDED = "email.added"
     EMAIL_VERIFIED = "email.verified"

@@ -178,7 +178,7 @@ def open_session(
         user_id=user.id,
         client_id=client_id,
         kind=kind,
-        amr=tuple(amr),
+        amr=tuple(sorted(amr)),
         verified=verified,
         bearer=bearer and _fingerprint(rt, bearer.reveal()),
         seed=rt.entropy.bytes(16) if with_refresh else None,

@@ -18,7 +18,7 @@ from sqlalchemy import String, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, mapped_column
 
-from identity.core import applications, attempts, audit, codes, explain, keypairs, outbox, sessions
+from identity.core import applications, attempts, audit, challenges, codes, explain, keypairs, outbox, sessions
 from identity.core.audit import Action
 from identity.runtime import Origin, Runtime, later
 from identity.storage import Base, Instant
@@ -91,7 +91,16 @@ def take_lease(rt: Runtime, name: str, seconds: float) -> bool:
 
 def sweep(rt: Runtime) -> None:
     """Forget what has expired. Each kind in a unit of its own, so that one that fails holds up no other."""
-    for purge in (sessions.purge, attempts.purge, applications.purge, codes.purge, keypairs.purge, outbox.purge):
+    purges = (
+        sessions.purge,
+        challenges.purge,
+        attempts.purge,
+        applications.purge,
+        codes.purge,
+        keypairs.purge,
+        outbox.purge,
+    )
+    for purge in purges:
         with rt.unit(Origin.background()) as unit:
             purge(unit)
     with rt.unit(Origin.background()) as unit:

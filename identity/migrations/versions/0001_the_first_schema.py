@@ -226,7 +226,7 @@ def upgrade() -> None:
     )
     op.create_table(
         "challenge",
-        sa.Column("id", sa.Uuid(as_uuid=False), nullable=False),
+        sa.Column("id", sa.String(length=36), nullable=False),
         sa.Column("user_id", sa.String(length=36), nullable=False),
         sa.Column("version", sa.BigInteger(), nullable=False),
         sa.Column("factor", sa.String(length=8), nullable=False),
