@@ -11,6 +11,7 @@ import os
 import shutil
 import tempfile
 import threading
+from collections.abc import Callable
 from typing import Any, Final
 
 from gunicorn.app.base import BaseApplication
@@ -18,9 +19,10 @@ from gunicorn.asgi.protocol import ASGIProtocol
 from gunicorn.workers import gasgi
 
 from identity import logs
-from identity.app import create_app, create_runtime, endpoints
+from identity.app import create_app, endpoints
 from identity.core import upkeep
 from identity.errors import Refused
+from identity.opening import create_runtime
 from identity.runtime import Runtime
 from identity.settings import Settings
 from identity.storage import Contention
@@ -98,12 +100,17 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # see above
 
 
 class Upkeep:
-    """The background loop of one worker."""
+    """The background threads of one worker."""
 
     def __init__(self, rt: Runtime) -> None:
         self._rt = rt
         self._stop = threading.Event()
         upkeep.start(rt, self._stop)
+        threading.Thread(target=self._flush_logs, name="logs", daemon=True).start()
+
+    def _flush_logs(self) -> None:
+        while not self._stop.wait(logs.FLUSH_SECONDS):
+            logs.flush()
 
     def end(self) -> None:
         """Stop, and write down what was only noted."""
@@ -111,12 +118,15 @@ class Upkeep:
         for flush in (self._rt.usage.flush, self._rt.explanations.flush):
             with contextlib.suppress(Refused, Contention):
                 flush(self._rt)
+        logs.flush()
 
 
-def run(settings: Settings) -> None:
-    """Prepare the database and the keys, then serve until told to stop. Raises BadSettings."""
+def run(settings: Settings, *, announce: Callable[[Runtime], None]) -> None:
+    """Prepare the database and the keys, announce what is ready, then serve until told to stop. Raises BadSettings."""
     logs.configure(settings)
-    create_runtime(settings).database.close()
+    rt = create_runtime(settings)
+    announce(rt)
+    rt.database.close()
     if settings.metrics_bind:
         _serve_metrics(settings)
     Service(settings).run()

@@ -33,7 +33,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, Session, aliased, mapped_column
 
-from identity.core import attempts, audit
+from identity.core import attempts, audit, codes
 from identity.core.addresses import (
     canonical_address,
     canonical_alias,
@@ -69,6 +69,8 @@ class User(Base):
     starts_at: Mapped[datetime | None] = mapped_column(Instant)
     ends_at: Mapped[datetime | None] = mapped_column(Instant)
     created_at: Mapped[datetime] = mapped_column(Instant)
+    # Set for whoever registered without being asked, until they prove their address; then the row is forgotten, and with it the alias.
+    unconfirmed_until: Mapped[datetime | None] = mapped_column(Instant, index=True)
     version: Mapped[int] = mapped_column(BigInteger, default=1)
 
 
@@ -197,7 +199,9 @@ def find_by_identifier(rt: Runtime, identifier: str) -> UserInfo | None:
 
 def find_by_address(rt: Runtime, address: str) -> UserInfo | None:
     """The user who may be mailed at a canonical address: who has it verified, else who registered with it last."""
-    row = rt.database.row(_BY_ADDRESS, address=address) or rt.database.row(_BY_CLAIMED_ADDRESS, address=address)
+    # Both are always asked, so that an address costs the same whoever has it.
+    verified, claimed = (rt.database.row(each, address=address) for each in (_BY_ADDRESS, _BY_CLAIMED_ADDRESS))
+    row = verified or claimed
     return _info(row) if row else None
 
 
@@ -220,7 +224,7 @@ def check_password(rt: Runtime, origin: Origin, identifier: str, password: str) 
     A proof must end in `admit` or `waste`.
     """
     found = _find_with_hash(rt, identifier)
-    account = f"user:{found[0].id}" if found else f"name:{canonical_identifier(identifier)}"
+    account = f"user:{found[0].id if found else codes.nobody(rt, canonical_identifier(identifier))}"
     # 1. A slot first, a reservation second: guesses that wait for a processor must not fill the budget.
     with rt.passwords.turn():
         reservation = attempts.reserve(rt, origin, guess_charges(account, origin))
@@ -311,6 +315,7 @@ def create(
     groups: Sequence[str] = (),
     password_hash: str | None = None,
     verified: bool,
+    unconfirmed_until: datetime | None = None,
     actor: str = "",
 ) -> str:
     """Make a user with one address, preferred and verified as told; return its id.
@@ -328,6 +333,7 @@ def create(
         roles=get_names(tuple(roles), field="roles"),
         groups=get_names(tuple(groups), field="groups"),
         created_at=unit.now,
+        unconfirmed_until=unconfirmed_until,
     )
     try:
         unit.add(row)

@@ -1,0 +1,112 @@
+"""`identity application`: machine clients and their secrets."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, TextIO
+
+import click
+
+from identity.cli.frame import Opened, cli, command
+
+
+@cli.group("application")
+def application() -> None:
+    """Make and manage applications: machines that get tokens."""
+
+
+def _key_set(_context: click.Context, _parameter: click.Parameter, file: TextIO | None) -> Any:
+    """A JWK set from a file."""
+    if file is None:
+        return None
+    try:
+        return json.load(file)
+    except ValueError as exc:
+        raise click.BadParameter("the file is not JSON") from exc
+
+
+@command(application, "create")
+@click.option("--name", required=True, metavar="N")
+@click.option("--scope", "scopes", multiple=True, metavar="S", help="Scope it may ask for; admin administers.")
+@click.option("--role", "roles", multiple=True, metavar="R", help="Role that its tokens carry.")
+@click.option("--tenant", metavar="T", help="Tenant that it belongs to.")
+@click.option("--audience", "audiences", multiple=True, metavar="A", help="Resource that its tokens are for.")
+@click.option("--token-seconds", type=int, metavar="N", help="Life of its tokens.")
+@click.option("--jwks", type=click.File(encoding="utf-8"), callback=_key_set, help="Public keys for private_key_jwt.")
+def create(opened: Opened, **options: Any) -> Any:
+    """Make an application, and its first secret, which is shown once."""
+    from identity.core import documents, provisioning
+
+    return documents.created_application(*provisioning.create_application(opened.rt, opened.by, **options))
+
+
+@command(application, "list")
+@click.option("--limit", type=click.IntRange(1, 1000), default=200, show_default=True)
+@click.option("--page", type=click.IntRange(1), default=1, show_default=True)
+def list_applications(opened: Opened, limit: int, page: int) -> Any:
+    """List applications by their number."""
+    from identity.core import applications, documents
+
+    total, found = applications.listing(opened.rt, limit=limit, offset=(page - 1) * limit)
+    return documents.page("applications", total, [documents.application(one) for one in found], limit=limit)
+
+
+@command(application, "show")
+@click.argument("client_id", metavar="CLIENT_ID")
+def show(opened: Opened, client_id: str) -> Any:
+    """Show an application, and when and from where each of its secrets was last used."""
+    from identity.core import applications, documents
+
+    found = applications.get(opened.rt, client_id)
+    secrets = [documents.secret(one) for one in applications.secrets_of(opened.rt, found.id)]
+    return documents.application(found) | {"secrets": secrets}
+
+
+@command(application, "disable")
+@click.argument("client_id", metavar="CLIENT_ID")
+def disable(opened: Opened, client_id: str) -> Any:
+    """Put an application out: its tokens are refused at once."""
+    return _set_enabled(opened, client_id, enabled=False)
+
+
+@command(application, "enable")
+@click.argument("client_id", metavar="CLIENT_ID")
+def enable(opened: Opened, client_id: str) -> Any:
+    """Let an application ask for tokens again."""
+    return _set_enabled(opened, client_id, enabled=True)
+
+
+@command(application, "delete")
+@click.argument("client_id", metavar="CLIENT_ID")
+def delete(opened: Opened, client_id: str) -> Any:
+    """Delete an application; its secrets and tokens end with it."""
+    from identity.core import applications, provisioning
+
+    found = applications.get(opened.rt, client_id)
+    provisioning.delete_application(opened.rt, opened.by, found.id)
+    return {"clientId": found.id, "deleted": True}
+
+
+@command(application, "rotate-secret")
+@click.argument("client_id", metavar="CLIENT_ID")
+@click.option(
+    "--expires-in",
+    type=click.IntRange(0, 315_360_000),
+    default=86_400,
+    show_default=True,
+    metavar="S",
+    help="Seconds that the secret before it still works.",
+)
+def rotate_secret(opened: Opened, client_id: str, expires_in: int) -> Any:
+    """Make a new secret, which is shown once, and let the one before it run out."""
+    from identity.core import applications, documents, provisioning
+
+    found = applications.get(opened.rt, client_id)
+    made = provisioning.rotate_secret(opened.rt, opened.by, found.id, expires_in=expires_in)
+    return {"clientId": found.id} | documents.created_secret(*made)
+
+
+def _set_enabled(opened: Opened, client_id: str, *, enabled: bool) -> Any:
+    from identity.core import documents, provisioning
+
+    return documents.application(provisioning.change_application(opened.rt, opened.by, client_id, enabled=enabled))

@@ -1,0 +1,80 @@
+"""`identity tenant`: organisations and who belongs to them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from identity.cli.frame import Opened, cli, command
+
+
+@cli.group("tenant")
+def tenant() -> None:
+    """Make and manage tenants. ID is what callers send as X-Tenant-Id."""
+
+
+@command(tenant, "create")
+@click.argument("tenant_id", metavar="ID")
+@click.option("--name", required=True, metavar="N")
+def create(opened: Opened, tenant_id: str, name: str) -> Any:
+    """Make a tenant."""
+    from identity.core import documents, provisioning
+
+    return documents.tenant(provisioning.create_tenant(opened.rt, opened.by, tenant_id=tenant_id, name=name))
+
+
+@command(tenant, "list")
+@click.option("--limit", type=click.IntRange(1, 1000), default=200, show_default=True)
+@click.option("--page", type=click.IntRange(1), default=1, show_default=True)
+def list_tenants(opened: Opened, limit: int, page: int) -> Any:
+    """List tenants by id."""
+    from identity.core import documents, tenancy
+
+    total, found = tenancy.listing(opened.rt, limit=limit, offset=(page - 1) * limit)
+    return documents.page("tenants", total, [documents.tenant(one) for one in found], limit=limit)
+
+
+@command(tenant, "show")
+@click.argument("tenant_id", metavar="ID")
+def show(opened: Opened, tenant_id: str) -> Any:
+    """Show a tenant and its first 200 members."""
+    from identity.core import documents, provisioning, tenancy
+
+    found = documents.tenant(tenancy.describe(opened.rt, tenant_id))
+    _, members = provisioning.list_members(opened.rt, tenant_id, limit=200, offset=0)
+    return found | {"members": [documents.member(one) for one in members]}
+
+
+@command(tenant, "delete")
+@click.argument("tenant_id", metavar="ID")
+def delete(opened: Opened, tenant_id: str) -> Any:
+    """Delete a tenant with its memberships and its applications."""
+    from identity.core import provisioning
+
+    provisioning.delete_tenant(opened.rt, opened.by, tenant_id)
+    return {"id": tenant_id, "deleted": True}
+
+
+@command(tenant, "add-member")
+@click.argument("tenant_id", metavar="ID")
+@click.option("--user", "identifier", required=True, metavar="USER", help="Id, address or alias.")
+@click.option("--role", "roles", multiple=True, metavar="R", help="Role in this tenant.")
+def add_member(opened: Opened, tenant_id: str, identifier: str, roles: tuple[str, ...]) -> Any:
+    """Make a user a member with exactly these roles."""
+    from identity.core import documents, provisioning
+
+    user = provisioning.find_user(opened.rt, identifier)
+    return documents.member(provisioning.set_member(opened.rt, opened.by, tenant_id, user.id, roles=roles))
+
+
+@command(tenant, "remove-member")
+@click.argument("tenant_id", metavar="ID")
+@click.option("--user", "identifier", required=True, metavar="USER", help="Id, address or alias.")
+def remove_member(opened: Opened, tenant_id: str, identifier: str) -> Any:
+    """End a membership."""
+    from identity.core import provisioning
+
+    user = provisioning.find_user(opened.rt, identifier)
+    provisioning.remove_member(opened.rt, opened.by, tenant_id, user.id)
+    return {"id": tenant_id, "userID": user.id, "removed": True}

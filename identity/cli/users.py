@@ -1,0 +1,147 @@
+"""`identity user`: people, their roles and when they may come in."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from identity.cli.frame import Opened, cli, command
+
+if TYPE_CHECKING:
+    from identity.core.accounts import UserInfo
+
+
+@cli.group("user")
+def user() -> None:
+    """Make and manage users. USER is an id, an address or an alias."""
+
+
+def _a_line(context: click.Context, parameter: click.Parameter, wanted: bool) -> str | None:
+    """One line from standard input, without its end; typed unseen where a person types it."""
+    if not wanted:
+        return None
+    what = (parameter.name or "").capitalize()
+    if sys.stdin.isatty():
+        answer: str = click.prompt(what, hide_input=True, err=True)
+        return answer
+    line = sys.stdin.readline()
+    if not line:
+        raise click.UsageError(f"No {what.lower()} on standard input", context)
+    return line.rstrip("\r\n")
+
+
+def _memberships(_context: click.Context, _parameter: click.Parameter, given: tuple[str, ...]) -> dict[str, list[str]]:
+    """`TENANT:role,role` as roles by tenant."""
+    held: dict[str, list[str]] = {}
+    for text in given:
+        tenant, _, roles = text.partition(":")
+        held.setdefault(tenant, []).extend(role.strip() for role in roles.split(",") if role.strip())
+    return held
+
+
+def _find(opened: Opened, identifier: str) -> UserInfo:
+    from identity.core import provisioning
+
+    return provisioning.find_user(opened.rt, identifier)
+
+
+def _shown(opened: Opened, user_id: str) -> Any:
+    from identity.core import documents, provisioning
+
+    return documents.user(provisioning.describe_user(opened.rt, user_id))
+
+
+@command(user, "create")
+@click.option("--email", required=True, metavar="E", help="Address; you vouch that it is the user's.")
+@click.option("--alias", required=True, metavar="A", help="Short name to sign in with.")
+@click.option("--full-name", required=True, metavar="N")
+@click.option("--password-stdin", "password", is_flag=True, callback=_a_line, help="Read a password, one line.")
+@click.option("--role", "roles", multiple=True, metavar="R", help="Global role; users_admin administers.")
+@click.option("--group", "groups", multiple=True, metavar="G")
+@click.option(
+    "--tenant", "tenants", multiple=True, metavar="T:role,role", callback=_memberships, help="Tenant to belong to."
+)
+@click.option("--notify", is_flag=True, help="Mail an invitation instead of making a key pair.")
+@click.option("--portal-url", metavar="URL", help="Link in the invitation; see IDENTITY_PORTAL_URLS.")
+def create(opened: Opened, **options: Any) -> Any:
+    """Make a user with a verified address, and a key pair whose secret is shown once."""
+    from identity.core import documents, provisioning
+
+    return documents.created_user(provisioning.create_user(opened.rt, opened.by, **options))
+
+
+@command(user, "list")
+@click.option("--enabled/--disabled", default=None, help="Only these.")
+@click.option("--role", metavar="R", help="Only who holds this global role.")
+@click.option("--tenant", metavar="T", help="Only its members.")
+@click.option("--email", metavar="E", help="Only whose address this is.")
+@click.option("--limit", type=click.IntRange(1, 1000), default=200, show_default=True)
+@click.option("--page", type=click.IntRange(1), default=1, show_default=True)
+def list_users(opened: Opened, limit: int, page: int, **filters: Any) -> Any:
+    """List users in the order in which they were made."""
+    from identity.core import documents, provisioning
+
+    total, found = provisioning.list_users(opened.rt, limit=limit, offset=(page - 1) * limit, **filters)
+    return documents.page("users", total, [documents.user(one) for one in found], limit=limit)
+
+
+@command(user, "show")
+@click.argument("identifier", metavar="USER")
+def show(opened: Opened, identifier: str) -> Any:
+    """Show a user."""
+    return _shown(opened, _find(opened, identifier).id)
+
+
+@command(user, "disable")
+@click.argument("identifier", metavar="USER")
+def disable(opened: Opened, identifier: str) -> Any:
+    """Put a user out: every session ends at once."""
+    return _set_enabled(opened, identifier, enabled=False)
+
+
+@command(user, "enable")
+@click.argument("identifier", metavar="USER")
+def enable(opened: Opened, identifier: str) -> Any:
+    """Let a user in again; sessions that were ended stay ended."""
+    return _set_enabled(opened, identifier, enabled=True)
+
+
+@command(user, "delete")
+@click.argument("identifier", metavar="USER")
+def delete(opened: Opened, identifier: str) -> Any:
+    """Erase a user and everything that names them; the audit keeps the id."""
+    from identity.core import provisioning
+
+    found = _find(opened, identifier)
+    provisioning.erase_user(opened.rt, opened.by, found.id)
+    return {"userID": found.id, "deleted": True}
+
+
+@command(user, "access-window")
+@click.argument("identifier", metavar="USER")
+@click.option("--starts", metavar="T", help="RFC 3339, or `none`.")
+@click.option("--ends", metavar="T", help="RFC 3339, or `none`.")
+def access_window(opened: Opened, identifier: str, starts: str | None, ends: str | None) -> Any:
+    """Set when a user may come in; without options, show it."""
+    from identity.core import documents, provisioning
+
+    given = {"starts_at": starts, "ends_at": ends}
+    bounds = {
+        name: None if text == "none" else documents.moment(text, field=name.partition("_")[0])
+        for name, text in given.items()
+        if text is not None
+    }
+    found = _find(opened, identifier)
+    if not bounds:
+        return _shown(opened, found.id)
+    return documents.user(provisioning.set_access_window(opened.rt, opened.by, found.id, **bounds))
+
+
+def _set_enabled(opened: Opened, identifier: str, *, enabled: bool) -> Any:
+    from identity.core import provisioning
+
+    found = _find(opened, identifier)
+    provisioning.set_enabled(opened.rt, opened.by, found.id, enabled=enabled)
+    return _shown(opened, found.id)

@@ -1,0 +1,223 @@
+"""How administrators see things: documents with the field names of group H, for its answers and for `--json` alike.
+
+Moments are Unix seconds. No document ever holds a hash, a seed or a stored secret; `secret` and `apiSecret` stand only in the one
+answer that makes them.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from identity.core.applications import ApplicationInfo, SecretInfo
+from identity.core.audit import Event
+from identity.core.credentials import Secret
+from identity.core.explain import Explanation
+from identity.core.keypairs import KeyPairInfo
+from identity.core.keyring import KeyInfo
+from identity.core.outbox import MailInfo
+from identity.core.provisioning import CreatedUser, Member, UserDetail
+from identity.core.sessions import SessionInfo
+from identity.core.tenancy import TenantInfo
+from identity.errors import VALIDATION, Refused
+
+Document = dict[str, Any]
+
+
+def page(plural: str, total: int, items: list[Document], *, limit: int) -> Document:
+    """One page of a list."""
+    return {"pages": -(-total // limit), "items": total, plural: items}
+
+
+def user(detail: UserDetail) -> Document:
+    """A user."""
+    info = detail.info
+    return {
+        "userID": info.id,
+        "alias": info.alias,
+        "fullName": info.full_name,
+        "email": info.email,
+        "emails": [
+            {"emailID": one.id, "address": one.address, "verified": one.verified, "preferred": one.preferred}
+            for one in detail.emails
+        ],
+        "enabled": info.enabled,
+        "verified": info.verified,
+        "roles": list(info.roles),
+        "groups": list(info.groups),
+        "tenants": {tenant: list(roles) for tenant, roles in detail.tenants.items()},
+        "accessWindow": {"startsAt": seconds(info.starts_at), "endsAt": seconds(info.ends_at)},
+        "password": info.has_password,
+        "mfa": {"totp": detail.has_totp},
+        "createdAt": seconds(info.created_at),
+    }
+
+
+def created_user(made: CreatedUser) -> Document:
+    """A user that was just made, with the key pair that is shown once."""
+    document: Document = {"userID": made.user_id, "email": made.email}
+    if made.key is None or made.secret is None:
+        return document
+    return document | {
+        "apiKey": made.key.api_key,
+        "apiSecret": made.secret.reveal(),
+        "keyID": made.key.id,
+        "expireAt": seconds(made.key.expires_at),
+    }
+
+
+def session(info: SessionInfo) -> Document:
+    """A session."""
+    return {
+        "sessionID": info.id,
+        "userID": info.user_id,
+        "kind": info.kind,
+        "verified": info.verified,
+        "amr": list(info.amr),
+        "ip": info.ip,
+        "userAgent": info.user_agent,
+        "createdAt": seconds(info.created_at),
+        "expireAt": seconds(info.expires_at),
+    }
+
+
+def keypair(info: KeyPairInfo) -> Document:
+    """A key pair, without its secret."""
+    return {
+        "keyID": info.id,
+        "userID": info.user_id,
+        "apiKey": info.api_key,
+        "keyName": info.name,
+        "verified": info.verified,
+        "createdAt": seconds(info.created_at),
+        "expireAt": seconds(info.expires_at),
+        "lastUsedAt": seconds(info.last_used_at),
+    }
+
+
+def application(info: ApplicationInfo) -> Document:
+    """An application."""
+    return {
+        "clientId": info.id,
+        "appId": info.app_id,
+        "name": info.name,
+        "tenant": info.tenant,
+        "scopes": list(info.scopes),
+        "roles": list(info.roles),
+        "audiences": list(info.audiences),
+        "tokenSeconds": info.token_seconds,
+        "jwks": info.jwks,
+        "enabled": info.enabled,
+        "createdAt": seconds(info.created_at),
+    }
+
+
+def created_application(info: ApplicationInfo, made: SecretInfo, plaintext: Secret) -> Document:
+    """An application that was just made, with the secret that is shown once."""
+    return {"clientId": info.id, "appId": info.app_id} | created_secret(made, plaintext)
+
+
+def created_secret(made: SecretInfo, plaintext: Secret) -> Document:
+    """A client secret that was just made; it is shown once."""
+    return {"secret": plaintext.reveal(), "secretID": made.id, "expireAt": seconds(made.expires_at)}
+
+
+def secret(info: SecretInfo) -> Document:
+    """A client secret, without itself: what tells who still uses the old one."""
+    return {
+        "secretID": info.id,
+        "createdAt": seconds(info.created_at),
+        "expireAt": seconds(info.expires_at),
+        "lastUsedAt": seconds(info.last_used_at),
+        "lastUsedAddress": info.last_used_address,
+    }
+
+
+def tenant(info: TenantInfo) -> Document:
+    """A tenant."""
+    return {"id": info.id, "name": info.name, "limits": dict(info.limits), "createdAt": seconds(info.created_at)}
+
+
+def member(info: Member) -> Document:
+    """A member of a tenant."""
+    return {"userID": info.user_id, "alias": info.alias, "roles": list(info.roles)}
+
+
+def signing_key(info: KeyInfo) -> Document:
+    """A signing key, as far as it is public."""
+    return {
+        "kid": info.kid,
+        "state": info.state,
+        "bits": info.bits,
+        "publishedAt": seconds(info.published_at),
+        "signsFrom": seconds(info.signs_from),
+    }
+
+
+def event(info: Event) -> Document:
+    """An audit event. `genuine` is false for a row that was edited after it was written."""
+    return {
+        "eventID": info.id,
+        "at": seconds(info.at),
+        "action": info.action,
+        "actor": info.actor,
+        "target": info.target,
+        "address": info.address,
+        "requestID": info.request_id,
+        "errorID": info.error_id,
+        "data": dict(info.data),
+        "genuine": info.genuine,
+    }
+
+
+def explanation(info: Explanation) -> Document:
+    """Why a request was refused."""
+    return {
+        "errorID": info.error_id,
+        "at": seconds(info.at),
+        "route": info.route,
+        "status": info.status,
+        "error": info.error,
+        "message": info.message,
+        "field": info.field,
+        "check": info.detail,
+        "evidence": dict(info.evidence),
+        "caller": info.caller,
+        "address": info.address,
+        "requestID": info.request_id,
+    }
+
+
+def mail(info: MailInfo) -> Document:
+    """A mail, without what it says."""
+    return {
+        "mailID": info.id,
+        "to": info.recipient,
+        "template": info.template,
+        "state": info.state,
+        "attempts": info.attempts,
+        "lastError": info.last_error,
+        "createdAt": seconds(info.created_at),
+        "nextAt": seconds(info.next_at),
+        "sentAt": seconds(info.sent_at),
+    }
+
+
+def seconds(moment: datetime | None) -> int | None:
+    """A moment as Unix seconds."""
+    return None if moment is None else int(moment.timestamp())
+
+
+def moment(text: str, *, field: str) -> datetime:
+    """The moment that RFC 3339 text or Unix seconds name. Raises Refused(VALIDATION); a time without a zone names none."""
+    wrong = Refused(VALIDATION.saying("A time is RFC 3339, like 2026-01-31T12:00:00Z, or Unix seconds"), field=field)
+    if not text.isascii():
+        raise wrong
+    try:
+        # Python reads more than RFC 3339, which always has a date, a time and a zone; nothing before 1970 is meant by anybody.
+        read = datetime.fromtimestamp(int(text), UTC) if text.isdigit() else datetime.fromisoformat(text)
+    except (ValueError, OverflowError, OSError) as exc:
+        raise wrong from exc
+    if read.tzinfo is None or read.year < 1970 or len(text) > 40:
+        raise wrong
+    return read.astimezone(UTC)

@@ -1,0 +1,54 @@
+"""Opening a service: from settings to a Runtime, for the server, the worker and the command line alike. It knows no HTTP."""
+
+from __future__ import annotations
+
+from identity import migrations
+from identity.core import applications
+from identity.core.credentials import Passwords
+from identity.core.explain import Explanations
+from identity.core.keyring import Keyring
+from identity.core.limits import Limiter
+from identity.core.usage import Usage
+from identity.core.vault import open_vault
+from identity.runtime import Clock, Entropy, Mailer, Origin, Runtime, SystemClock, SystemEntropy
+from identity.settings import Settings
+from identity.storage import Database
+from identity.transports import mailer_for
+
+
+def create_runtime(
+    settings: Settings | None = None,
+    *,
+    clock: Clock | None = None,
+    entropy: Entropy | None = None,
+    mailer: Mailer | None = None,
+    migrate: bool = True,
+) -> Runtime:
+    """Open the database (migrating it, unless told not to), the vault and the key ring.
+
+    On an empty database this makes the server's root secret, the first signing key and the standard application; any number of processes
+    may do so at once. Raises BadSettings when the master key does not open what is there.
+    """
+    settings = settings or Settings.from_env()
+    clock, entropy = clock or SystemClock(), entropy or SystemEntropy()
+    database = Database(settings.database_url, pool_size=settings.threads + 4)
+    if migrate:
+        migrations.migrate(database)
+    vault = open_vault(settings, entropy)
+    vault.load_root(database, Origin.background(), clock.now())
+    ring = Keyring(settings, clock, database, vault)
+    ring.ensure_first()
+    rt = Runtime(
+        settings=settings,
+        clock=clock,
+        entropy=entropy,
+        database=database,
+        mailer=mailer or mailer_for(settings),
+        ring=ring,
+        passwords=Passwords(settings),
+        limiter=Limiter(settings),
+        usage=Usage(),
+        explanations=Explanations(),
+    )
+    applications.ensure_standard(rt)
+    return rt
