@@ -9,11 +9,12 @@ from identity.runtime import Runtime
 from identity.settings import Settings
 from identity.wire import flask_mount
 from identity.wire.gate import gate
+from identity.wire.oauth import oauth
 from identity.wire.pipeline import Endpoint
 from identity.wire.public import public
 from identity.wire.s7risk import s7risk
 
-DIALECTS = (s7risk, gate, public)
+DIALECTS = (s7risk, oauth, gate, public)
 
 
 def endpoints() -> list[Endpoint]:

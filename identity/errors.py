@@ -99,7 +99,7 @@ STALE_LOGIN = Problem(
 FORBIDDEN = Problem("FORBIDDEN", 403, "The caller may not do this", oauth="unauthorized_client")
 REGISTRATION_DISABLED = Problem("REGISTRATION_DISABLED", 403, "Self-registration is switched off")
 CONFLICT = Problem("CONFLICT", 409, "That conflicts with what exists already")
-RATE_LIMITED = Problem("RATE_LIMITED", 429, "Too many requests")
+RATE_LIMITED = Problem("RATE_LIMITED", 429, "Too many requests", oauth="temporarily_unavailable")
 LOCKED_OUT = RATE_LIMITED.saying("Too many authentication attempts. Try again in 5 minutes")
 
 # What the service cannot do now.

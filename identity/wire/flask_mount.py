@@ -34,12 +34,14 @@ _HARD_LIMIT: Final = 1024 * 1024
 def mount(app: Flask, rt: Runtime, endpoints: Iterable[Endpoint]) -> None:
     """Add every endpoint at each of its mounts, and the refusals of everything else."""
     networks = networks_of(rt.settings.trusted_proxies)
+    shapes: dict[str, Shape] = {}
     app.url_map.merge_slashes = False
     app.url_map.redirect_defaults = False
     for endpoint in endpoints:
         view = _view(rt, endpoint, networks)
         methods = _ALL_METHODS if endpoint.any_method else (endpoint.method,)
         for prefix in endpoint.mounts:
+            shapes[prefix + endpoint.path] = endpoint.shape
             rule = prefix + endpoint.path.replace("{", "<").replace("}", ">")
             app.add_url_rule(rule, f"{endpoint.method} {rule}", view, methods=methods, provide_automatic_options=False)
 
@@ -48,7 +50,8 @@ def mount(app: Flask, rt: Runtime, endpoints: Iterable[Endpoint]) -> None:
         refused, headers = _refusal_of(exc)
         read = read_request(request.environ, 0)
         return _response(
-            refuse_outside(rt, read, refused, _shape_of(read.path), networks, headers=headers), read.method
+            refuse_outside(rt, read, refused, shapes.get(read.path) or _shape_of(read.path), networks, headers=headers),
+            read.method,
         )
 
 
