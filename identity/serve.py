@@ -87,6 +87,9 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # see above
         # gunicorn times every request head of a connection but the first: a slow client could hold that one for ever.
         self._arm_keepalive_timer()
 
+    def _is_websocket_upgrade(self, _request: Any) -> bool:
+        return False  # We speak none: such a request is an ordinary one (RFC 9110 section 7.8).
+
     def _send_error_response(self, status: int, message: str, extra_headers: Any = ()) -> None:
         # `message` may quote the request: it goes nowhere.
         if self._closed:

@@ -425,7 +425,9 @@ def refuse_outside(
 
 def _check_head(request: Request) -> None:
     host = request.headers.get("host", "")
-    if not _HOST.fullmatch(host) or not request.target.startswith("/") or "\0" in request.path:
+    # `//path` would be routed as `/path`, behind the back of a proxy that judges by paths.
+    in_form = request.target.startswith("/") and not request.target.startswith("//")
+    if not _HOST.fullmatch(host) or not in_form or "\0" in request.path:
         raise Refused(MALFORMED_REQUEST_HEAD, detail="Host or request target")
 
 
