@@ -170,7 +170,7 @@ _COLUMNS = (
     Application.version,
 )
 _WITH_SECRETS = Prepared(
-    select(*_COLUMNS, CURRENT_VERSION, ClientSecret.id, ClientSecret.fingerprint, ClientSecret.expires_at)
+    select(*_COLUMNS, CURRENT_VERSION, attempts.FAILURES, ClientSecret.id, ClientSecret.fingerprint, ClientSecret.expires_at)
     .outerjoin(ClientSecret, ClientSecret.client_id == Application.id)
     .where(Application.id == bindparam("id"))
 )
@@ -204,14 +204,18 @@ def authenticate(rt: Runtime, origin: Origin, client_id: str, secret: str) -> Au
     Raises Refused(CLIENT_MISMATCH) alike for unknown, disabled, wrong and expired; Refused(LOCKED_OUT) after 20 failures in 5 minutes
     from one address.
     """
-    attempts.check(rt, _charges(origin, client_id))
     canonical = canonical_id(client_id)
-    rows = rt.database.rows(_WITH_SECRETS, id=canonical) if canonical else []
+    (charge,) = _charges(origin, canonical or client_id)
+    rows = rt.database.rows(_WITH_SECRETS, id=canonical, meter=charge.key) if canonical else []
+    if rows:
+        attempts.judge(rt, charge, rows[0][13])
+    else:
+        attempts.check(rt, (charge,))
     presented = credentials.fingerprint(rt.ring.vault.derive("client secrets"), secret)
     now = rt.clock.now()
     proven = ""
     for row in rows:
-        secret_id, stored, expires_at = row[13:]
+        secret_id, stored, expires_at = row[14:]
         if stored is not None and credentials.matches(stored, presented) and (expires_at is None or now < expires_at):
             proven = secret_id
     if not proven or not rows[0][9]:
@@ -514,6 +518,13 @@ def ensure_standard(rt: Runtime) -> None:
             )
     except IntegrityError:
         return  # Another process was first.
+
+
+def standard_client(rt: Runtime) -> str:
+    """The client id that stands in a user's token when no application asked for it."""
+    app = find_by_app_id(rt, STANDARD_APP_ID)
+    assert app is not None, "made at first start, never deleted"
+    return app.id
 
 
 def find_by_app_id(rt: Runtime, app_id: int) -> ApplicationInfo | None:
