@@ -41,11 +41,28 @@ class JsonLines(logging.Formatter):
             line["trace"] = _trace(record)
         return _encode(line)
 
+    def request(self, moment: float, fields: dict[str, Any]) -> str:
+        """The line of an answered request."""
+        return _encode(
+            {"at": self._time(moment), "level": "info", "logger": "identity.request", "event": "request", **fields}
+        )
+
     def _time(self, moment: float) -> str:
         second = int(moment)
         if second != self._second:
             self._second, self._spelled = second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
         return f"{self._spelled}.{int((moment - second) * 1000):03d}Z"
+
+
+class _Requests:
+    """The request lines of this process that wait to be written."""
+
+    def __init__(self) -> None:
+        self.enabled = False
+        self.waiting: list[tuple[float, dict[str, Any]]] = []
+
+
+_requests: Final = _Requests()
 
 
 class Gathered(logging.handlers.MemoryHandler):
@@ -77,13 +94,27 @@ def configure(settings: Settings) -> None:
         logger.handlers = [gathered]
         logger.setLevel(settings.log_level.upper())
         logger.propagate = False
+    _requests.enabled = settings.log_level in ("debug", "info")
     # What nothing prints need not be looked up for each record: the caller's frame, the thread.
-    logging._srcfile = None  # type: ignore[attr-defined]  # the switch that the logging HOWTO names
-    logging.logThreads = logging.logMultiprocessing = logging.logAsyncioTasks = False
+    logging._srcfile = None
+    logging.logThreads = logging.logMultiprocessing = False
+
+
+def request(fields: dict[str, Any]) -> None:
+    """Log one answered request: a line like any other, without what the logging module does for each record."""
+    if _requests.enabled:
+        _requests.waiting.append((time.time(), fields))  # noqa: TID251 -- when a line was logged, as logging itself takes it
+        if len(_requests.waiting) >= _GATHERED:
+            flush()
 
 
 def flush() -> None:
     """Write what was gathered; called every FLUSH_SECONDS by the background loop."""
+    waiting, _requests.waiting = _requests.waiting, []
+    if waiting:
+        lines = JsonLines()
+        sys.stderr.write("".join(f"{lines.request(moment, fields)}\n" for moment, fields in waiting))
+        sys.stderr.flush()
     for handler in logging.getLogger("identity").handlers:
         handler.flush()
 

@@ -117,6 +117,11 @@ class Runtime:
         """One write transaction. See `storage.Unit`."""
         return self.database.unit(self.clock.now(), origin)
 
+    def close(self) -> None:
+        """Give every connection and file back."""
+        self.database.close()
+        self.limiter.close()
+
     def new_id(self) -> str:
         """A fresh UUIDv7 (RFC 9562 section 5.7): ordered by time, so that indexes grow at their end; 74 random bits."""
         millis = int(self.clock.now().timestamp() * 1000)

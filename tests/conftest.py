@@ -96,7 +96,7 @@ def rt(settings: Settings, clock: FakeClock, mailbox: Mailbox) -> Iterator[Runti
     """A fresh service without its HTTP part."""
     runtime = create_runtime(settings, clock=clock, mailer=mailbox, migrate=False)
     yield runtime
-    runtime.database.close()
+    runtime.close()
 
 
 @pytest.fixture

@@ -248,7 +248,7 @@ def start_live(
         yield Live(url, folder, process, rt, log, environment)
     finally:
         if rt is not None:
-            rt.database.close()
+            rt.close()
         stop(process)
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from marshmallow import Schema
 
+from identity import logs
 from identity.core import callers, explain, limits
 from identity.core.callers import Caller, Presented
 from identity.core.limits import Policy, Window
@@ -480,8 +481,6 @@ def _json_bytes(payload: Any) -> bytes:
 
 
 def _log_request(call: Call, status: int, elapsed: float, refused: Refused | None) -> None:
-    if not _log.isEnabledFor(logging.INFO):
-        return
     fields: dict[str, Any] = {
         "requestID": call.origin.request_id,
         "route": call.endpoint.name,
@@ -493,7 +492,7 @@ def _log_request(call: Call, status: int, elapsed: float, refused: Refused | Non
         fields |= {"error": refused.problem.code, "errorID": call.origin.error_id, "detail": refused.detail}
     if call._caller is not None:
         fields["caller"] = call._caller.subject
-    _log.info("request", extra={"fields": fields})
+    logs.request(fields)
 
 
 def _nowhere(_call: Call) -> Reply:
