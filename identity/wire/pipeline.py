@@ -138,19 +138,19 @@ class Call:
     query: dict[str, list[str]] = field(default_factory=dict)
     presented: Presented = field(default_factory=Presented)
     window: Window | None = None
-    _caller: Caller | None = None
+    identified: Caller | None = None
 
     @property
     def caller(self) -> Caller:
         """Who is asking. Only for endpoints that read a credential."""
-        if self._caller is None:
+        if self.identified is None:
             raise Refused(UNAUTHENTICATED)
-        return self._caller
+        return self.identified
 
     @caller.setter
     def caller(self, caller: Caller) -> None:
         """Set by endpoints that identify their caller themselves, so that logs and explanations name it."""
-        self._caller = caller
+        self.identified = caller
 
     def header(self, name: str) -> str | None:
         """The value of a header, by its lower-case name."""
@@ -292,7 +292,7 @@ class Exchange:
         if endpoint.reads not in (Reads.NOTHING, Reads.CLIENT):
             call.presented = read_credentials(request.headers, endpoint.reads)
             if not endpoint.limits_itself:
-                call._caller = callers.identify(call.rt, call.origin, call.presented)
+                call.identified = callers.identify(call.rt, call.origin, call.presented)
                 if endpoint.admin:
                     call.caller.require_admin()
                 if endpoint.limit is not None:
@@ -345,14 +345,14 @@ class Exchange:
         if refused is not None:
             headers.append(("x-error", refused.problem.message[:200]))
             headers.append(("x-error-id", origin.error_id))
-            explain.note(self.rt, origin, endpoint.name, status, refused, call._caller.subject if call._caller else "")
+            explain.note(self.rt, origin, endpoint.name, status, refused, call.identified.subject if call.identified else "")
         elapsed = time.perf_counter() - self._started
         metrics.observe(endpoint.name, status, elapsed)
         _log_request(call, status, elapsed, refused)
         return Answer(status, tuple(headers), body)
 
 
-class WritesElsewhere(Exception):  # noqa: N818 -- an instruction to the lane
+class WritesElsewhere(Exception):
     """This exchange needs a transaction, which its thread must not wait for; run it again where it may."""
 
 
@@ -490,8 +490,8 @@ def _log_request(call: Call, status: int, elapsed: float, refused: Refused | Non
     }
     if refused is not None:
         fields |= {"error": refused.problem.code, "errorID": call.origin.error_id, "detail": refused.detail}
-    if call._caller is not None:
-        fields["caller"] = call._caller.subject
+    if call.identified is not None:
+        fields["caller"] = call.identified.subject
     logs.request(fields)
 
 
