@@ -79,8 +79,8 @@ class Caller:
             )
 
     def require_recent_login(self, rt: Runtime) -> None:
-        """Raise Refused(STALE_LOGIN) unless the user signed in a short while ago (RFC 9470)."""
-        age = None if self.auth_time is None else (rt.clock.now() - self.auth_time).total_seconds()
+        """Raise Refused(STALE_LOGIN) unless the user signed in a short while ago (RFC 9470). A key pair is no sign of a user."""
+        age = None if self.auth_time is None or "key" in self.amr else (rt.clock.now() - self.auth_time).total_seconds()
         if age is None or age >= rt.settings.recent_login_seconds:
             raise Refused(
                 STALE_LOGIN, detail="login too old", evidence={"age": age, "allowed": rt.settings.recent_login_seconds}

@@ -16,7 +16,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Final
 
-from sqlalchemy import BigInteger, Index, LargeBinary, String, Update, delete, func, select, text, update
+from sqlalchemy import BigInteger, Index, LargeBinary, String, Update, bindparam, delete, func, select, text, update
 from sqlalchemy.orm import Mapped, mapped_column
 
 from identity.core import audit, outbox
@@ -24,7 +24,7 @@ from identity.core.audit import Action
 from identity.core.mailing import Template
 from identity.errors import INVALID_CODE, RATE_LIMITED, Refused
 from identity.runtime import Entropy, Runtime, later
-from identity.storage import Base, Instant, Unit
+from identity.storage import Base, Instant, Prepared, Unit
 
 LIFE_SECONDS: Final = 600
 MAX_ATTEMPTS: Final = 5
@@ -98,6 +98,17 @@ class Code(Base):
     expires_at: Mapped[datetime] = mapped_column(Instant)
 
 
+_ACCOUNT: Final = Prepared(
+    select(Code.user_id, Code.address_key).where(
+        Code.id == bindparam("id"),
+        Code.purpose == bindparam("purpose"),
+        Code.state == State.LIVE,
+        Code.attempts < MAX_ATTEMPTS,
+        Code.expires_at > bindparam("now", type_=Instant),
+    )
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Consumed:
     """What a right code was for."""
@@ -108,16 +119,10 @@ class Consumed:
 
 
 class WrongCode(Refused):
-    """A guess that was evaluated and wrong: the only kind that can count against an account.
+    """A guess that was evaluated and wrong: the only kind that counts against an account."""
 
-    `account` is whose guess it was: a user id, or what stands for an address that nobody has.
-    """
-
-    def __init__(self, account: str, attempts: int) -> None:
-        super().__init__(
-            INVALID_CODE, detail=f"attempt {attempts} of {MAX_ATTEMPTS}", evidence={"attempts": attempts}
-        )
-        self.account = account
+    def __init__(self, attempts: int) -> None:
+        super().__init__(INVALID_CODE, detail=f"attempt {attempts} of {MAX_ATTEMPTS}", evidence={"attempts": attempts})
 
 
 def issue(
@@ -213,7 +218,7 @@ def attempt(rt: Runtime, unit: Unit, purpose: Purpose, verification_id: str, cod
             Code.expires_at > unit.now,
         )
         .values(attempts=Code.attempts + 1)
-        .returning(Code.digest, Code.attempts, Code.subject, Code.user_id, Code.address, Code.address_key)
+        .returning(Code.digest, Code.attempts, Code.subject, Code.user_id, Code.address)
         .execution_options(synchronize_session=False)
     ).one_or_none()
     if row is None:
@@ -225,7 +230,7 @@ def attempt(rt: Runtime, unit: Unit, purpose: Purpose, verification_id: str, cod
         audit.record(
             rt, unit, Action.CODE_REFUSED, actor=row.user_id or "", target=verification_id, purpose=purpose.value
         )
-        raise WrongCode(row.user_id or row.address_key.hex(), row.attempts)
+        raise WrongCode(row.attempts)
     return Consumed(row.subject, row.user_id, row.address)
 
 
@@ -233,6 +238,17 @@ def spend(unit: Unit, verification_id: str) -> None:
     """End a code that `attempt` found right in this unit. Raises Refused(INVALID_CODE) when somebody else has."""
     if not unit.changed(_ended(State.SPENT).where(Code.id == verification_id)):
         raise Refused(INVALID_CODE, detail="somebody else spent it first")
+
+
+def find_account(rt: Runtime, purpose: Purpose, verification_id: str) -> str | None:
+    """Whose guesses at this code count, while it can be tried: a user id, or `nobody` of the address; None when it cannot."""
+    row = rt.database.row(_ACCOUNT, id=verification_id, purpose=purpose.value, now=rt.clock.now())
+    return (row[0] or row[1].hex()) if row else None
+
+
+def nobody(rt: Runtime, address: str) -> str:
+    """What stands for the user id of an address, or alias, that nobody has; like a code for it, it does not tell the address."""
+    return _address_key(_key(rt), address).hex()
 
 
 def cancel(unit: Unit, purpose: Purpose, subject: str) -> None:
@@ -265,7 +281,7 @@ def _issue(
     instead: Template | None = None,
 ) -> str:
     key = _key(rt)
-    address_key = hmac.digest(key, f"address:{address}".encode(), "sha256")
+    address_key = _address_key(key, address)
     subject_key = hmac.digest(key, f"subject:{purpose}:{subject}".encode(), "sha256")
     # 1. Wait for whoever issues to the same address or subject: the throttle counts, then inserts. SQLite's writers wait anyway.
     if not rt.database.is_sqlite:
@@ -340,6 +356,10 @@ def _ended(state: State) -> Update:
 
 def _key(rt: Runtime) -> bytes:
     return rt.ring.vault.derive("codes")
+
+
+def _address_key(key: bytes, address: str) -> bytes:
+    return hmac.digest(key, f"address:{address}".encode(), "sha256")
 
 
 def _digest(key: bytes, code_id: str, code: str) -> bytes:

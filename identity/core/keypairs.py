@@ -16,18 +16,25 @@ from typing import Any, Final
 from sqlalchemy import Boolean, ForeignKey, LargeBinary, String, Text, bindparam, delete, func, select, update
 from sqlalchemy.orm import Mapped, mapped_column
 
-from identity.core import attempts, audit, credentials
-from identity.core.accounts import User
+from identity.core import applications, attempts, audit, codes, credentials, emails, outbox, sessions
+from identity.core.accounts import User, UserInfo, recheck
 from identity.core.addresses import canonical_id
 from identity.core.attempts import FAILURES, MACHINE_AND_ADDRESS, Charge
 from identity.core.audit import Action
+from identity.core.codes import Purpose
 from identity.core.credentials import Kind, Secret
 from identity.core.limits import address_key
-from identity.errors import KEY_MISMATCH, NOT_FOUND, VALIDATION, Refused
+from identity.core.mailing import Template
+from identity.core.tokens import AccessToken
+from identity.errors import CONFLICT, INVALID_CODE, KEY_MISMATCH, NOT_FOUND, VALIDATION, Refused
 from identity.runtime import Origin, Runtime, later
 from identity.storage import Base, Instant, Prepared, Unit
 
 MAX_DAYS: Final = 3650
+MAX_NETWORKS: Final = 32
+MAX_PAIRS: Final = 100
+PAIRS_FULL: Final = CONFLICT.saying(f"An account has at most {MAX_PAIRS} key pairs")
+NO_ADDRESS: Final = CONFLICT.saying("The account has no verified email that a code could go to")
 
 
 class KeyPair(Base):
@@ -162,6 +169,71 @@ def create(
     return _info(row), secret
 
 
+@dataclass(frozen=True, slots=True)
+class Requested:
+    """A pair that waits for its code, and its secret, which exists only here."""
+
+    info: KeyPairInfo
+    secret: Secret
+    verification_id: str
+
+
+def request(
+    rt: Runtime, unit: Unit, user: UserInfo, *, name: str, days: int, actor: str, cidrs: Sequence[str] = ()
+) -> Requested:
+    """A new pair of `user` that does nothing until the code comes back that was mailed to the address they prefer.
+
+    Raises Refused(VALIDATION), Refused(CONFLICT) for one pair too many, Refused(RATE_LIMITED) for too many codes.
+    """
+    count = unit.execute(select(func.count()).select_from(KeyPair).where(KeyPair.user_id == user.id)).scalar_one()
+    if count >= MAX_PAIRS:
+        raise Refused(PAIRS_FULL, detail=f"{count} pairs")
+    address = emails.preferred_of(unit, user.id)
+    if address is None:
+        raise Refused(NO_ADDRESS, detail="no verified address")
+    info, secret = create(rt, unit, user.id, name=name, days=days, actor=actor, cidrs=cidrs)
+    values = {"account": user.alias, "key_name": info.name}
+    verification_id = codes.issue(
+        rt, unit, Purpose.KEYPAIR, subject=info.id, user_id=user.id, address=address, values=values
+    )
+    return Requested(info, secret, verification_id)
+
+
+def confirm(rt: Runtime, origin: Origin, verification_id: str, code: str) -> None:
+    """Switch a pair on by its emailed code, and tell its owner. Raises Refused(INVALID_CODE)."""
+    with rt.unit(origin) as unit:
+        consumed = codes.consume(rt, unit, Purpose.KEYPAIR, verification_id, code)
+        row = unit.session.get(KeyPair, consumed.subject)
+        if row is None or row.expires_at <= unit.now:
+            raise Refused(INVALID_CODE, detail="the key pair was revoked or has expired meanwhile")
+        info = verify(rt, unit, row.id, actor=row.user_id)
+        address = emails.preferred_of(unit, info.user_id)
+        if address is not None:
+            outbox.queue(rt, unit, Template.KEYPAIR_ADDED, to=address, values={"key_name": info.name})
+
+
+def trade(rt: Runtime, origin: Origin, key: KeyInfo, *, resource: str) -> AccessToken:
+    """An hour's token for a proven pair, backed by a session that ends with the pair."""
+    seconds = min(rt.settings.access_token_seconds, int((key.expires_at - rt.clock.now()).total_seconds()))
+    with rt.unit(origin) as unit:
+        user = recheck(unit, key.user_id)
+        if unit.execute(select(KeyPair.id).where(KeyPair.id == key.id).with_for_update()).first() is None:
+            raise Refused(KEY_MISMATCH, detail="the key pair was revoked meanwhile")
+        opened = sessions.open_session(
+            rt,
+            unit,
+            user,
+            kind="keypair",
+            amr=("key",),
+            client_id=applications.standard_client(rt),
+            resource=resource,
+            idle_seconds=max(1, seconds),
+            absolute_seconds=max(1, seconds),
+            keypair_id=key.id,
+        )
+    return sessions.token_for(rt, sessions.live_of(user, opened.session), seconds=max(1, seconds))
+
+
 def verify(rt: Runtime, unit: Unit, key_id: str, *, actor: str) -> KeyPairInfo:
     """Make a waiting pair usable: its code was right, or an administrator vouches. Raises Refused(NOT_FOUND)."""
     if not canonical_id(key_id) or not unit.changed(update(KeyPair).where(KeyPair.id == key_id).values(verified=True)):
@@ -171,11 +243,13 @@ def verify(rt: Runtime, unit: Unit, key_id: str, *, actor: str) -> KeyPairInfo:
 
 
 def revoke(rt: Runtime, unit: Unit, key_id: str, *, actor: str, user_id: str | None = None) -> None:
-    """Delete a pair; of `user_id` only, when given. Raises Refused(NOT_FOUND)."""
-    row = unit.session.get(KeyPair, key_id) if canonical_id(key_id) else None
+    """Delete a pair, and end what it has opened; of `user_id` only, when given. Raises Refused(NOT_FOUND)."""
+    row = unit.session.get(KeyPair, canonical_id(key_id)) if canonical_id(key_id) else None
     if row is None or (user_id is not None and row.user_id != user_id):
         raise Refused(NOT_FOUND, detail="no such key pair")
-    unit.execute(delete(KeyPair).where(KeyPair.id == key_id))
+    unit.execute(delete(KeyPair).where(KeyPair.id == row.id))
+    codes.cancel(unit, Purpose.KEYPAIR, row.id)
+    sessions.revoke_of_keypair(rt, unit, row.id, actor=actor)
     audit.record(rt, unit, Action.KEYPAIR_REVOKED, actor=actor, target=key_id, user=row.user_id)
 
 
@@ -232,8 +306,10 @@ def _is_allowed(cidrs: str, address: str) -> bool:
 
 
 def _checked_networks(cidrs: Sequence[str]) -> list[str]:
+    if len(cidrs) > MAX_NETWORKS:
+        raise Refused(VALIDATION.saying(f"A key pair has at most {MAX_NETWORKS} allowed networks"), field="cidrs")
     try:
-        return [str(ip_network(cidr, strict=False)) for cidr in cidrs[:32]]
+        return [str(ip_network(cidr, strict=False)) for cidr in cidrs]
     except ValueError as exc:
         raise Refused(VALIDATION.saying("An allowed network is like 192.0.2.0/24"), field="cidrs", cause=exc) from exc
 

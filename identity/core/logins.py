@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from identity.core import accounts, applications, attempts, challenges, mfa, sessions
+from identity.core import accounts, attempts, challenges, mfa, sessions
 from identity.core.accounts import PasswordProof, UserInfo
-from identity.core.applications import STANDARD_APP_ID
+from identity.core.applications import standard_client
 from identity.core.challenges import Issued
 from identity.core.credentials import Secret
 from identity.core.mfa import Factor
@@ -131,13 +131,6 @@ def refresh(rt: Runtime, origin: Origin, token: str) -> tuple[AccessToken, Secre
     with rt.unit(origin) as unit:
         live, successor = sessions.refresh(rt, unit, token)
     return sessions.token_for(rt, live, seconds=rt.settings.access_token_seconds), successor
-
-
-def standard_client(rt: Runtime) -> str:
-    """The client id that stands in a user's token when no application asked for it."""
-    app = applications.find_by_app_id(rt, STANDARD_APP_ID)
-    assert app is not None, "made at first start, never deleted"
-    return app.id
 
 
 def _grant(rt: Runtime, origin: Origin, proof: PasswordProof, *, handout: Handout, resource: str) -> Grant:

@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from sqlalchemy import (
     BigInteger,
@@ -32,12 +32,13 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Mapped, mapped_column
 
-from identity.core import audit, credentials, tenancy, tokens
+from identity.core import audit, credentials, outbox, tenancy, tokens
 from identity.core.accounts import Email, User, UserInfo, recheck
 from identity.core.addresses import canonical_id
 from identity.core.audit import Action
 from identity.core.credentials import Kind, Secret
 from identity.core.keyring import CURRENT_VERSION
+from identity.core.mailing import Template
 from identity.core.tokens import AccessToken, Subject
 from identity.errors import INVALID_TOKEN, NOT_FOUND, TOKEN_EXPIRED, Refused
 from identity.runtime import Runtime, later
@@ -48,13 +49,17 @@ _MAC_BYTES: Final = 20
 
 
 class UserSession(Base):
-    """A login of a user."""
+    """A login of a user; or of nobody, where an unknown address asked for one: such a row can never be used."""
 
     __tablename__ = "user_session"
-    __table_args__ = (Index("ix_user_session_user_id_expires_at", "user_id", "expires_at"),)
+    __table_args__ = (
+        Index("ix_user_session_user_id_expires_at", "user_id", "expires_at"),
+        Index("ix_user_session_keypair_id", "keypair_id"),
+    )
 
     id: Mapped[str] = mapped_column(String(36), primary_key=True)
-    user_id: Mapped[str] = mapped_column(ForeignKey("user_account.id", ondelete="CASCADE"))
+    user_id: Mapped[str | None] = mapped_column(ForeignKey("user_account.id", ondelete="CASCADE"))
+    keypair_id: Mapped[str | None] = mapped_column(String(36))
     client_id: Mapped[str] = mapped_column(String(36))
     kind: Mapped[str] = mapped_column(String(64))
     amr: Mapped[tuple[str, ...]] = mapped_column(Names)
@@ -158,7 +163,7 @@ _LIVE_BY_BEARER = Prepared(_live_select().where(UserSession.bearer == bindparam(
 def open_session(
     rt: Runtime,
     unit: Unit,
-    user: UserInfo,
+    user: UserInfo | None,
     *,
     kind: str,
     amr: Sequence[str],
@@ -169,13 +174,19 @@ def open_session(
     verified: bool = True,
     with_bearer: bool = False,
     with_refresh: bool = False,
+    keypair_id: str | None = None,
 ) -> Opened:
-    """A new session of `user`, verified or waiting for its code. Ids and secrets are always fresh, whatever the client sent."""
+    """A new session of `user`, verified or waiting for its code. Ids and secrets are always fresh, whatever the client sent.
+
+    `user` None: a session of nobody, which costs the same and never works. `keypair_id`: the key pair that stands for the login;
+    the session ends with it.
+    """
     bearer = credentials.mint(Kind.SESSION, rt.entropy) if with_bearer else None
     end = later(unit.now, absolute_seconds)
     row = UserSession(
         id=rt.new_id(),
-        user_id=user.id,
+        user_id=user.id if user else None,
+        keypair_id=keypair_id,
         client_id=client_id,
         kind=kind,
         amr=tuple(sorted(amr)),
@@ -192,8 +203,9 @@ def open_session(
         user_agent=unit.origin.user_agent[:400],
     )
     unit.add(row)
+    actor = user.id if user else ""
     audit.record(
-        rt, unit, Action.SESSION_CREATED, actor=user.id, target=row.id, kind=kind, amr=list(amr), verified=verified
+        rt, unit, Action.SESSION_CREATED, actor=actor, target=row.id, kind=kind, amr=list(amr), verified=verified
     )
     return Opened(_from_row(row), bearer, _refresh_token(rt, row, 0) if with_refresh else None)
 
@@ -201,7 +213,7 @@ def open_session(
 def verify(rt: Runtime, unit: Unit, session_id: str, *, amr: Sequence[str], actor: str = "") -> None:
     """Make a waiting session usable: its code was right. The user is checked again. Raises Refused(INVALID_TOKEN) for one that is over."""
     row = unit.session.get(UserSession, session_id)
-    if row is None or _from_row(row).is_over(unit.now):
+    if row is None or row.user_id is None or _from_row(row).is_over(unit.now):
         raise Refused(INVALID_TOKEN, detail="the session is over")
     recheck(unit, row.user_id)
     unit.execute(
@@ -258,52 +270,51 @@ def live_of(user: UserInfo, session: SessionInfo) -> Live:
     return Live(session, user.id, user.alias, user.full_name, user.roles, user.groups)
 
 
-def extend(rt: Runtime, unit: Unit, session_id: str, *, idle_seconds: int) -> None:
-    """Slide the end of a session, never past its absolute end."""
-    slid = later(unit.now, idle_seconds)
-    shortest = case((UserSession.expires_at < slid, UserSession.expires_at), else_=literal(slid, Instant))
+def extend(rt: Runtime, unit: Unit, session_id: str, *, idle_seconds: int, actor: str) -> None:
+    """Slide the end of a session: never past its absolute end, and never back."""
+    slid = literal(later(unit.now, idle_seconds), Instant)
+    end = case(
+        (UserSession.idle_expires_at > slid, UserSession.idle_expires_at),
+        (UserSession.expires_at < slid, UserSession.expires_at),
+        else_=slid,
+    )
     living = (UserSession.id == session_id, UserSession.revoked_at.is_(None), UserSession.idle_expires_at > unit.now)
-    if not unit.changed(update(UserSession).where(*living).values(idle_expires_at=shortest)):
+    if not unit.changed(update(UserSession).where(*living).values(idle_expires_at=end)):
         raise Refused(INVALID_TOKEN, detail="the session is over")
-    audit.record(rt, unit, Action.SESSION_EXTENDED, actor=session_id)
+    audit.record(rt, unit, Action.SESSION_EXTENDED, actor=actor, target=session_id)
 
 
 def refresh(rt: Runtime, unit: Unit, token: str) -> tuple[Live, Secret]:
     """Exchange a refresh token for its successor.
 
     Within the grace the previous token gets the same successor: a lost answer and two tabs are no attack. Seen later than that, it
-    ends its session, and that end is kept even though this call refuses (INVALID_TOKEN).
+    ends its session and its user is told by mail; that end is kept even though this call refuses (INVALID_TOKEN). Raises
+    Refused(TOKEN_EXPIRED) for a genuine token that was not used in time.
     """
+    # 1. Whose is it? Every generation is recognised by computing it, so that one of the past is told from a forged one.
     parsed = _parse_refresh(token)
     if parsed is None:
         raise Refused(INVALID_TOKEN, detail="not a refresh token")
     session_id, generation = parsed
     row = unit.execute(select(UserSession).where(UserSession.id == session_id).with_for_update()).scalar_one_or_none()
-    if row is None or row.seed is None or not hmac.compare_digest(_refresh_token(rt, row, generation).reveal(), token):
+    if row is None or row.user_id is None or row.seed is None:
         raise Refused(INVALID_TOKEN, detail="no session made that refresh token")
-    info = _from_row(row)
-    if info.is_over(unit.now) or not row.verified:
-        raise Refused(INVALID_TOKEN, detail="the session is over")
+    if not hmac.compare_digest(_refresh_token(rt, row, generation).reveal(), token):
+        raise Refused(INVALID_TOKEN, detail="no session made that refresh token")
+    # 2. Is the session good? What is over stays over, whichever generation asks.
+    if row.revoked_at is not None or not row.verified:
+        raise Refused(INVALID_TOKEN, detail="the session was ended, or waits for its code")
+    if _from_row(row).is_over(unit.now):
+        raise Refused(TOKEN_EXPIRED, detail="the refresh token was not used in time")
+    user = _user_of(unit, row.user_id)
+    # 3. The present generation turns; the one before it has the grace; any other is a copy.
     if generation == row.generation:
-        turn = update(UserSession).where(UserSession.id == session_id, UserSession.generation == generation)
-        idle = min(later(unit.now, rt.settings.refresh_idle_seconds), row.expires_at)
-        unit.execute(turn.values(generation=generation + 1, turned_at=unit.now, idle_expires_at=idle))
-    elif not (
-        generation == row.generation - 1 and _is_recent(row.turned_at, unit.now, rt.settings.refresh_grace_seconds)
-    ):
-        revoke(rt, unit, session_id, actor=row.user_id, reason="refresh token reuse")
-        audit.record(
-            rt,
-            unit,
-            Action.REFRESH_REUSED,
-            actor=row.user_id,
-            target=session_id,
-            seen=generation,
-            current=row.generation,
-        )
-        raise ReuseDetected(row.user_id)
-    user = recheck(unit, row.user_id)
-    unit.session.refresh(row)
+        row.generation = generation + 1
+        row.turned_at = unit.now
+        row.idle_expires_at = min(later(unit.now, rt.settings.refresh_idle_seconds), row.expires_at)
+        unit.session.flush()
+    elif generation != row.generation - 1 or not _is_recent(row.turned_at, unit.now, rt.settings.refresh_grace_seconds):
+        _end_reused(rt, unit, row, user, seen=generation)
     return live_of(user, _from_row(row)), _refresh_token(rt, row, row.generation)
 
 
@@ -316,14 +327,6 @@ def find_by_refresh(rt: Runtime, token: str) -> SessionInfo | None:
         row = session.get(UserSession, parsed[0])
     genuine = row is not None and row.seed is not None and _refresh_token(rt, row, parsed[1]).reveal()
     return _from_row(row) if row is not None and genuine and hmac.compare_digest(genuine, token) else None
-
-
-class ReuseDetected(Refused):
-    """A refresh token came back after its grace; its session has ended, and its user should hear of it."""
-
-    def __init__(self, user_id: str) -> None:
-        super().__init__(INVALID_TOKEN, detail="a spent refresh token was used again")
-        self.user_id = user_id
 
 
 # Ending.
@@ -340,10 +343,10 @@ def revoke(rt: Runtime, unit: Unit, session_id: str, *, actor: str, reason: str)
 
 def revoke_own(rt: Runtime, unit: Unit, user_id: str, session_id: str) -> None:
     """End a session of this user. Another user's, like an unknown one, is NOT_FOUND."""
-    row = unit.session.get(UserSession, session_id) if canonical_id(session_id) else None
+    row = unit.session.get(UserSession, canonical_id(session_id)) if canonical_id(session_id) else None
     if row is None or row.user_id != user_id:
         raise Refused(NOT_FOUND, detail="no such session of this user")
-    revoke(rt, unit, session_id, actor=user_id, reason="asked by its user")
+    revoke(rt, unit, row.id, actor=user_id, reason="asked by its user")
 
 
 def revoke_all(rt: Runtime, unit: Unit, user_id: str, *, actor: str, reason: str, keep: str = "") -> int:
@@ -351,6 +354,13 @@ def revoke_all(rt: Runtime, unit: Unit, user_id: str, *, actor: str, reason: str
     living = (UserSession.user_id == user_id, UserSession.revoked_at.is_(None), UserSession.expires_at > unit.now)
     ids = unit.execute(select(UserSession.id).where(*living)).scalars().all()
     return sum(revoke(rt, unit, one, actor=actor, reason=reason) for one in ids if one != keep)
+
+
+def revoke_of_keypair(rt: Runtime, unit: Unit, keypair_id: str, *, actor: str) -> None:
+    """End what a key pair has opened: it is gone itself."""
+    living = (UserSession.keypair_id == keypair_id, UserSession.revoked_at.is_(None), UserSession.expires_at > unit.now)
+    for session_id in unit.execute(select(UserSession.id).where(*living)).scalars().all():
+        revoke(rt, unit, session_id, actor=actor, reason="key pair revoked")
 
 
 def forget_user(unit: Unit, user_id: str) -> None:
@@ -369,9 +379,14 @@ def purge(unit: Unit, *, batch: int = 1000) -> int:
 
 
 def listing_of(rt: Runtime, user_id: str) -> list[SessionInfo]:
-    """The living sessions of a user, newest first."""
+    """The living sessions of a user, newest first. One that waits for its code is none: anybody can ask for those."""
     now = rt.clock.now()
-    living = (UserSession.user_id == user_id, UserSession.revoked_at.is_(None), UserSession.expires_at > now)
+    living = (
+        UserSession.user_id == user_id,
+        UserSession.verified,
+        UserSession.revoked_at.is_(None),
+        UserSession.expires_at > now,
+    )
     with rt.database.reading() as session:
         rows = session.execute(select(*_INFO).where(*living).order_by(UserSession.created_at.desc()).limit(500))
         return [info for info in (SessionInfo(*tuple(row)) for row in rows) if not info.is_over(now)]
@@ -380,7 +395,12 @@ def listing_of(rt: Runtime, user_id: str) -> list[SessionInfo]:
 def listing(rt: Runtime, *, limit: int, offset: int) -> tuple[int, list[SessionInfo]]:
     """How many living sessions there are, and a page of them, newest first."""
     now = rt.clock.now()
-    living = (UserSession.revoked_at.is_(None), UserSession.expires_at > now, UserSession.idle_expires_at > now)
+    living = (
+        UserSession.user_id.is_not(None),
+        UserSession.revoked_at.is_(None),
+        UserSession.expires_at > now,
+        UserSession.idle_expires_at > now,
+    )
     with rt.database.reading() as session:
         total = session.scalar(select(func.count()).select_from(UserSession).where(*living)) or 0
         ordered = select(*_INFO).where(*living).order_by(UserSession.created_at.desc(), UserSession.id.desc())
@@ -391,6 +411,8 @@ def find(rt: Runtime, session_id: str) -> SessionInfo | None:
     """A session, living or over; or None."""
     with rt.database.reading() as session:
         row = session.get(UserSession, session_id) if canonical_id(session_id) else None
+        if row is not None and row.user_id is None:
+            return None
         return _from_row(row) if row else None
 
 
@@ -409,6 +431,23 @@ def _live(rt: Runtime, row: tuple[Any, ...] | None) -> Live:
     if info.expires_at <= now:
         raise Refused(TOKEN_EXPIRED, detail="session expired", evidence={"expired_at": info.expires_at.isoformat()})
     return Live(info, info.user_id, alias, full_name, roles, groups)
+
+
+def _user_of(unit: Unit, user_id: str) -> UserInfo:
+    try:
+        return recheck(unit, user_id)
+    except Refused as exc:
+        raise Refused(INVALID_TOKEN, detail=exc.detail, evidence=exc.evidence, cause=exc) from exc
+
+
+def _end_reused(rt: Runtime, unit: Unit, row: UserSession, user: UserInfo, *, seen: int) -> NoReturn:
+    """A spent refresh token came back after its grace: whoever holds the present one may have copied it."""
+    revoke(rt, unit, row.id, actor=user.id, reason="refresh token reuse")
+    audit.record(rt, unit, Action.REFRESH_REUSED, actor=user.id, target=row.id, seen=seen, current=row.generation)
+    if user.email:
+        outbox.queue(rt, unit, Template.SESSIONS_ENDED, to=user.email, values={"account": user.alias})
+    evidence = {"session": row.id, "seen": seen, "current": row.generation, "turned_at": str(row.turned_at)}
+    raise Refused(INVALID_TOKEN, detail="a spent refresh token was used again", evidence=evidence)
 
 
 def _refresh_token(rt: Runtime, row: UserSession, generation: int) -> Secret:

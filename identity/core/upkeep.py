@@ -18,7 +18,18 @@ from sqlalchemy import String, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, mapped_column
 
-from identity.core import applications, attempts, audit, challenges, codes, explain, keypairs, outbox, sessions
+from identity.core import (
+    applications,
+    attempts,
+    audit,
+    challenges,
+    codes,
+    explain,
+    keypairs,
+    outbox,
+    registration,
+    sessions,
+)
 from identity.core.audit import Action
 from identity.runtime import Origin, Runtime, later
 from identity.storage import Base, Instant
@@ -99,6 +110,7 @@ def sweep(rt: Runtime) -> None:
         codes.purge,
         keypairs.purge,
         outbox.purge,
+        registration.purge,
     )
     for purge in purges:
         with rt.unit(Origin.background()) as unit:

@@ -200,10 +200,14 @@ def upgrade() -> None:
         sa.Column("starts_at", sa.BigInteger(), nullable=True),
         sa.Column("ends_at", sa.BigInteger(), nullable=True),
         sa.Column("created_at", sa.BigInteger(), nullable=False),
+        sa.Column("unconfirmed_until", sa.BigInteger(), nullable=True),
         sa.Column("version", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_user_account")),
         sa.UniqueConstraint("alias", name=op.f("uq_user_account_alias")),
     )
+    with op.batch_alter_table("user_account", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_user_account_unconfirmed_until"), ["unconfirmed_until"], unique=False)
+
     op.create_table(
         "application",
         sa.Column("id", sa.String(length=36), nullable=False),
@@ -352,7 +356,8 @@ def upgrade() -> None:
     op.create_table(
         "user_session",
         sa.Column("id", sa.String(length=36), nullable=False),
-        sa.Column("user_id", sa.String(length=36), nullable=False),
+        sa.Column("user_id", sa.String(length=36), nullable=True),
+        sa.Column("keypair_id", sa.String(length=36), nullable=True),
         sa.Column("client_id", sa.String(length=36), nullable=False),
         sa.Column("kind", sa.String(length=64), nullable=False),
         sa.Column("amr", sa.Text(), nullable=False),
@@ -377,6 +382,7 @@ def upgrade() -> None:
     )
     with op.batch_alter_table("user_session", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_user_session_expires_at"), ["expires_at"], unique=False)
+        batch_op.create_index("ix_user_session_keypair_id", ["keypair_id"], unique=False)
         batch_op.create_index("ix_user_session_user_id_expires_at", ["user_id", "expires_at"], unique=False)
 
     op.create_table(
@@ -407,6 +413,7 @@ def downgrade() -> None:
     op.drop_table("client_secret")
     with op.batch_alter_table("user_session", schema=None) as batch_op:
         batch_op.drop_index("ix_user_session_user_id_expires_at")
+        batch_op.drop_index("ix_user_session_keypair_id")
         batch_op.drop_index(batch_op.f("ix_user_session_expires_at"))
 
     op.drop_table("user_session")
@@ -442,6 +449,9 @@ def downgrade() -> None:
 
     op.drop_table("challenge")
     op.drop_table("application")
+    with op.batch_alter_table("user_account", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_user_account_unconfirmed_until"))
+
     op.drop_table("user_account")
     op.drop_table("tenant")
     with op.batch_alter_table("spent_assertion", schema=None) as batch_op:
