@@ -12,9 +12,11 @@ from identity.wire.gate import gate
 from identity.wire.oauth import oauth
 from identity.wire.pipeline import Endpoint
 from identity.wire.public import public
+from identity.wire.risksage import risksage
 from identity.wire.s7risk import s7risk
+from identity.wire.signalx import signalx
 
-DIALECTS = (s7risk, oauth, gate, public)
+DIALECTS = (s7risk, signalx, risksage, oauth, gate, public)
 
 
 def endpoints() -> list[Endpoint]:
