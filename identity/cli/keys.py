@@ -48,3 +48,11 @@ def import_key(opened: Opened, file: BinaryIO) -> Any:
     from identity.core import documents, provisioning
 
     return documents.signing_key(provisioning.import_key(opened.rt, opened.by, file.read(65_536)))
+
+
+@command(keys, "reseal")
+def reseal(opened: Opened) -> Any:
+    """Seal everything anew under the newest master key; after that the older ones can go from IDENTITY_MASTER_KEYS."""
+    from identity.core import provisioning
+
+    return {"resealed": provisioning.reseal(opened.rt, opened.by)}

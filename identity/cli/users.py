@@ -139,6 +139,35 @@ def access_window(opened: Opened, identifier: str, starts: str | None, ends: str
     return documents.user(provisioning.set_access_window(opened.rt, opened.by, found.id, **bounds))
 
 
+@command(user, "fixed-otp")
+@click.argument("identifier", metavar="USER")
+@click.option("--stdin", "otp", is_flag=True, callback=_a_line, help="Read the one-time code, one line.")
+@click.option("--clear", is_flag=True, help="Forget it.")
+def fixed_otp(opened: Opened, identifier: str, otp: str | None, clear: bool) -> Any:
+    """Fix a one-time code for a user (needs IDENTITY_FIXED_OTP=1); without options, show whether there is one."""
+    from identity.core import vouching
+
+    if otp is not None and clear:
+        raise click.UsageError("--stdin and --clear exclude each other")
+    found = _find(opened, identifier)
+    if otp is not None:
+        vouching.fix_otp(opened.rt, opened.by, found.id, otp)
+    elif clear:
+        vouching.clear_otp(opened.rt, opened.by, found.id)
+    return _shown(opened, found.id)
+
+
+@command(user, "password-reset")
+@click.argument("identifier", metavar="USER")
+def password_reset(opened: Opened, identifier: str) -> Any:
+    """Mail a user a code to choose a new password with."""
+    from identity.core import vouching
+
+    found = _find(opened, identifier)
+    verification_id = vouching.send_password_reset(opened.rt, opened.by, found.id)
+    return {"userID": found.id, "verificationCodeID": verification_id}
+
+
 def _set_enabled(opened: Opened, identifier: str, *, enabled: bool) -> Any:
     from identity.core import provisioning
 

@@ -67,6 +67,7 @@ class Action(StrEnum):
     KEY_ROTATED = "signing-key.rotated"
     KEY_REVOKED = "signing-key.revoked"
     KEY_IMPORTED = "signing-key.imported"
+    MASTER_KEY_CHANGED = "master-key.changed"
 
 
 class AuditEvent(Base):

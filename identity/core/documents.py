@@ -48,7 +48,7 @@ def user(detail: UserDetail) -> Document:
         "tenants": {tenant: list(roles) for tenant, roles in detail.tenants.items()},
         "accessWindow": {"startsAt": seconds(info.starts_at), "endsAt": seconds(info.ends_at)},
         "password": info.has_password,
-        "mfa": {"totp": detail.has_totp},
+        "mfa": {"totp": detail.has_totp, "fixedOtp": detail.has_fixed_otp},
         "createdAt": seconds(info.created_at),
     }
 

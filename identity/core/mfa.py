@@ -273,6 +273,17 @@ def clear_fixed_otp(rt: Runtime, unit: Unit, user: UserInfo, *, actor: str) -> N
     _tell(rt, unit, user, "the fixed one-time code was removed")
 
 
+def reseal(rt: Runtime, unit: Unit) -> int:
+    """Seal every seed under the newest master key; tell how many rows changed."""
+    vault, changed = rt.ring.vault, 0
+    for row in unit.execute(select(Totp).with_for_update()).scalars():
+        if not vault.is_current(row.sealed):
+            context = _context(row.user_id)
+            row.sealed = vault.seal(vault.open(row.sealed, context=context), context=context)
+            changed += 1
+    return changed
+
+
 def _step_of(rt: Runtime, unit: Unit, row: Totp, code: str) -> int | None:
     """The time step that `code` belongs to, within the configured drift."""
     # ASCII only: PyOTP folds other digits into these, and what has two spellings could be used twice.

@@ -15,12 +15,13 @@ from urllib.parse import urlsplit
 from sqlalchemy import ColumnElement, func, select, update
 from sqlalchemy.exc import IntegrityError
 
-from identity.core import accounts, applications, audit, codes, keypairs, mfa, outbox, sessions, tenancy
+from identity.core import accounts, applications, audit, emails, keypairs, mfa, outbox, registration, sessions, tenancy
 from identity.core.accounts import ADMIN_ROLE, Email, User, UserInfo, clean_name
 from identity.core.addresses import canonical_address, canonical_id, get_address, get_alias, get_names, is_name
 from identity.core.applications import ADMIN_SCOPE, ApplicationInfo, SecretInfo
 from identity.core.audit import Action
 from identity.core.credentials import Secret
+from identity.core.emails import EmailInfo
 from identity.core.keypairs import KeyPairInfo
 from identity.core.keyring import KeyInfo
 from identity.core.mailing import Template
@@ -47,23 +48,14 @@ class By:
 
 
 @dataclass(frozen=True, slots=True)
-class Address:
-    """An address of a user."""
-
-    id: str
-    address: str
-    verified: bool
-    preferred: bool
-
-
-@dataclass(frozen=True, slots=True)
 class UserDetail:
     """A user with what hangs on them."""
 
     info: UserInfo
-    emails: tuple[Address, ...]
+    emails: tuple[EmailInfo, ...]
     tenants: Mapping[str, tuple[str, ...]]
     has_totp: bool
+    has_fixed_otp: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,16 +294,17 @@ def set_verified(rt: Runtime, by: By, user_id: str, *, verified: bool) -> None:
     with rt.unit(by.origin) as unit:
         row = accounts.get_row(unit.session, user_id)
         before = row.verified
-        _update_user(unit, row, None, verified=verified)
-        preferred = (Email.user_id == user_id, Email.preferred)
-        try:
-            unit.execute(update(Email).where(*preferred).values(verified=verified))
-        except IntegrityError as exc:
-            raise Refused(CONFLICT.saying("Another user has verified that address"), cause=exc) from exc
+        wanted = select(Email.address).where(Email.user_id == row.id, Email.preferred)
+        address = unit.execute(wanted).scalar_one_or_none()
+        if verified and address:
+            emails.confirm(rt, unit, row.id, address, actor=by.actor)
+        elif before != verified:
+            _update_user(unit, row, None, verified=verified)
         if not verified:
-            sessions.revoke_all(rt, unit, user_id, actor=by.actor, reason="user unverified")
+            unit.execute(update(Email).where(Email.user_id == row.id, Email.preferred).values(verified=False))
+            sessions.revoke_all(rt, unit, row.id, actor=by.actor, reason="user unverified")
         told = {"before": {"verified": before}, "after": {"verified": verified}}
-        audit.record(rt, unit, Action.USER_CHANGED, actor=by.actor, target=user_id, **told)
+        audit.record(rt, unit, Action.USER_CHANGED, actor=by.actor, target=row.id, **told)
 
 
 def set_access_window(rt: Runtime, by: By, user_id: str, **bounds: datetime | None) -> UserDetail:
@@ -338,19 +331,7 @@ def set_access_window(rt: Runtime, by: By, user_id: str, **bounds: datetime | No
 def erase_user(rt: Runtime, by: By, user_id: str) -> None:
     """Delete a user and everything that names them; the audit keeps only the id. The last administrator stays (CONFLICT)."""
     with rt.unit(by.origin) as unit:
-        row = accounts.get_row(unit.session, user_id)
-        was_admin = ADMIN_ROLE in row.roles and row.enabled
-        addresses = unit.execute(select(Email.address).where(Email.user_id == user_id)).scalars().all()
-        sessions.forget_user(unit, user_id)
-        keypairs.forget_user(unit, user_id)
-        tenancy.forget_user(unit, user_id)
-        codes.forget(unit, user_id)
-        for address in addresses:
-            outbox.forget(unit, address)
-        accounts.erase_row(unit, user_id)
-        if was_admin:
-            accounts.guard_last_admin(unit, user_id)
-        audit.record(rt, unit, Action.USER_ERASED, actor=by.actor, target=user_id)
+        registration.erase(rt, unit, user_id, actor=by.actor)
 
 
 # Applications.
@@ -485,6 +466,14 @@ def import_key(rt: Runtime, by: By, pem: bytes) -> KeyInfo:
     return imported
 
 
+def reseal(rt: Runtime, by: By) -> int:
+    """Seal everything anew under the newest master key, so that the older ones can go; tell how many rows changed."""
+    with rt.unit(by.origin) as unit:
+        changed = rt.ring.reseal(unit) + outbox.reseal(rt, unit) + mfa.reseal(rt, unit)
+        audit.record(rt, unit, Action.MASTER_KEY_CHANGED, actor=by.actor, rows=changed)
+    return changed
+
+
 def _update_user(unit: Unit, row: User, version: int | None, **values: Any) -> None:
     """Change a user's row, if nobody did since it was read. Raises Refused(CONFLICT)."""
     expected = row.version if version is None else version
@@ -519,15 +508,22 @@ def _is_inside(window: Mapping[str, datetime | None], now: datetime) -> bool:
 def _details(rt: Runtime, users: Sequence[UserInfo]) -> list[UserDetail]:
     """The users with what hangs on them, read a page at a time."""
     ids = [user.id for user in users]
-    emails: dict[str, list[Address]] = {}
+    addresses: dict[str, list[EmailInfo]] = {}
     tenants: dict[str, dict[str, tuple[str, ...]]] = {}
     with rt.database.reading() as session:
         for row in session.scalars(select(Email).where(Email.user_id.in_(ids)).order_by(Email.created_at, Email.id)):
-            emails.setdefault(row.user_id, []).append(Address(row.id, row.address, row.verified, row.preferred))
+            info = EmailInfo(row.id, row.user_id, row.address, row.verified, row.preferred)
+            addresses.setdefault(row.user_id, []).append(info)
         held = select(Membership).where(Membership.user_id.in_(ids)).order_by(Membership.tenant_id)
         for belonging in session.scalars(held):
             tenants.setdefault(belonging.user_id, {})[belonging.tenant_id] = belonging.roles
     return [
-        UserDetail(user, tuple(emails.get(user.id, ())), tenants.get(user.id, {}), mfa.is_enrolled(rt, user.id))
+        UserDetail(
+            user,
+            tuple(addresses.get(user.id, ())),
+            tenants.get(user.id, {}),
+            mfa.is_enrolled(rt, user.id),
+            mfa.has_fixed_otp(rt, user.id),
+        )
         for user in users
     ]
