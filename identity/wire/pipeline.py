@@ -420,7 +420,8 @@ def refuse_outside(
         raise refused
 
     nowhere = replace(_NOWHERE, handler=handler, shape=shape)
-    answer = Exchange(rt, nowhere, request, {}, networks).run()
+    # Without its query: that is no fault where there is no route that reads one.
+    answer = Exchange(rt, nowhere, replace(request, query=""), {}, networks).run()
     return replace(answer, headers=answer.headers + tuple(headers))
 
 
