@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+import pyotp
 from sqlalchemy import update
 
-from identity.core import accounts, applications, sessions, tenancy
+from identity.core import accounts, applications, mfa, sessions, tenancy
 from identity.core.accounts import User
 from identity.runtime import Runtime
 from tests.world import ORIGIN
@@ -127,3 +128,23 @@ def a_token(rt: Runtime, person: Person, **options: Any) -> str:
     """An access token of `person`, backed by a session."""
     opened = a_session(rt, person, **options)
     return sessions.token_for(rt, sessions.find_live(rt, opened.session.id), seconds=3600).text
+
+
+@dataclass(frozen=True)
+class Authenticator:
+    """An authenticator app, with the recovery codes that came with it."""
+
+    seed: str
+    recovery_codes: tuple[str, ...]
+
+    def at(self, moment: datetime) -> str:
+        """The code that it shows at `moment`."""
+        return pyotp.TOTP(self.seed).at(moment)
+
+
+def an_authenticator(rt: Runtime, person: Person) -> Authenticator:
+    """A confirmed authenticator of `person`; the present time step is spent by that."""
+    user = accounts.get(rt, person.id)
+    seed = mfa.enrol(rt, ORIGIN, user).seed.reveal()
+    recovery_codes = mfa.confirm(rt, ORIGIN, user, pyotp.TOTP(seed).at(rt.clock.now()))
+    return Authenticator(seed, tuple(code.reveal() for code in recovery_codes))
