@@ -102,11 +102,14 @@ def reserve(rt: Runtime, origin: Origin, charges: Sequence[Charge]) -> Reservati
 
 def charge(unit: Unit, reservation: Reservation) -> None:
     """Count the reserved guess as a failure."""
+    now, by_key = to_micros(unit.now), {each.key: each for each in reservation.charges}
     for meter in _locked(unit, reservation.charges):
         pending = json.loads(meter.pending)
-        failed_at = pending.pop(reservation.id, to_micros(unit.now))
+        failed_at = pending.pop(reservation.id, now)
         meter.pending = json.dumps(pending)
-        meter.failed = json.dumps(sorted([*json.loads(meter.failed), failed_at]))
+        # What no longer counts goes: a key that is never reserved would otherwise grow as long as somebody fails.
+        horizon = now - by_key[meter.key].budget.seconds * 1_000_000
+        meter.failed = json.dumps(sorted(at for at in [*json.loads(meter.failed), failed_at] if at > horizon))
     unit.session.flush()
 
 

@@ -30,6 +30,7 @@ _DIGIT: Final = {character: value for value, character in enumerate(_ALPHABET)}
 _CHECK_LENGTH: Final = 6
 SECRET_BYTES: Final = 20
 PASSWORD_MAX_BYTES: Final = 1024
+_BCRYPT_BYTES: Final = 72
 
 
 class Kind(StrEnum):
@@ -133,13 +134,12 @@ class Passwords:
     def verify(self, stored: str | None, password: str) -> bool:
         """Whether `password` is the one behind `stored`; `None` costs the same and is False. Call it inside `turn`."""
         given = normalized(password).encode("utf-8", "surrogatepass")
-        if len(given) > PASSWORD_MAX_BYTES:
-            given = b""
+        fits = len(given) <= PASSWORD_MAX_BYTES
         if stored and stored.startswith("$2"):
-            # bcrypt reads 72 bytes only: a longer password must not pass by its head.
-            return len(given) <= 72 and _bcrypt_matches(stored, given)
+            # bcrypt reads 72 bytes only: a longer password must not pass by its head, nor show by its haste that the hash is an old one.
+            return _bcrypt_matches(stored, given[:_BCRYPT_BYTES]) and len(given) <= _BCRYPT_BYTES
         try:
-            return self._hasher.verify(stored or self._nobody, given)
+            return self._hasher.verify(stored or self._nobody, given if fits else b"") and fits
         except (VerificationError, InvalidHashError):
             return False
 
