@@ -83,7 +83,7 @@ def canonical_id(text: str) -> str | None:
 
 def _ascii_domain(domain: str) -> str | None:
     try:
-        encoded = domain.lower() if domain.isascii() else idna.encode(domain, uts46=False).decode("ascii")
+        encoded = domain.lower() if domain.isascii() else idna.encode(domain, strict=True).decode("ascii")
     except (idna.IDNAError, UnicodeError):
         return None
     labels = encoded.split(".")
