@@ -8,6 +8,8 @@ from identity.opening import create_runtime
 from identity.runtime import Runtime
 from identity.settings import Settings
 from identity.wire import flask_mount
+from identity.wire.admin import admin
+from identity.wire.documentation import with_documentation
 from identity.wire.gate import gate
 from identity.wire.oauth import oauth
 from identity.wire.pipeline import Endpoint
@@ -15,13 +17,14 @@ from identity.wire.public import public
 from identity.wire.risksage import risksage
 from identity.wire.s7risk import s7risk
 from identity.wire.signalx import signalx
+from identity.wire.threatwinds import threatwinds
 
-DIALECTS = (s7risk, signalx, risksage, oauth, gate, public)
+DIALECTS = (s7risk, signalx, risksage, threatwinds, oauth, gate, admin, public)
 
 
 def endpoints() -> list[Endpoint]:
     """Every endpoint of the service."""
-    return [endpoint for dialect in DIALECTS for endpoint in dialect.endpoints]
+    return with_documentation(endpoint for dialect in DIALECTS for endpoint in dialect.endpoints)
 
 
 def create_app(settings: Settings | None = None, *, runtime: Runtime | None = None) -> Flask:

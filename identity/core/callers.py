@@ -75,7 +75,7 @@ class Caller:
             raise Refused(
                 FORBIDDEN,
                 detail="not an administrator",
-                evidence={"needs": needed, "roles": self.roles, "scopes": self.scopes},
+                evidence={"expected": needed, "seen": {"roles": self.roles, "scopes": self.scopes}},
             )
 
     def require_recent_login(self, rt: Runtime) -> None:
@@ -90,7 +90,7 @@ class Caller:
 def identify(rt: Runtime, origin: Origin, presented: Presented, *, own_routes: bool = True) -> Caller:
     """The caller behind whatever the request carries.
 
-    `own_routes`: the route is ours, so an application's token must name us as audience; the gate asks on behalf of others.
+    `own_routes`: the route is ours, so a token must name us as audience; the gate asks on behalf of others.
     Raises Refused(UNAUTHENTICATED) for nothing, Refused(TWO_CREDENTIALS) for two that name different subjects, and what each kind of
     credential raises.
     """
@@ -124,12 +124,14 @@ def _by_bearer(rt: Runtime, bearer: str, *, own_routes: bool) -> Caller:
     if bearer.startswith(f"{Kind.SESSION}_"):
         return _user(sessions.find_live_bearer(rt, bearer))
     claims = tokens.read(rt, bearer)
+    if own_routes and not {rt.settings.issuer, rt.settings.default_audience} & set(claims.audience):
+        raise Refused(INVALID_TOKEN, detail="not meant for this service", evidence={"aud": claims.audience})
     if claims.is_user:
         live = sessions.find_live(rt, claims.session_id)
         if live.user_id != claims.subject or not rt.ring.can_verify(bearer):
             raise Refused(INVALID_TOKEN, detail="the session or the key behind the token has changed")
         return _user(live)
-    return _application(rt, bearer, claims, own_routes=own_routes)
+    return _application(rt, bearer, claims)
 
 
 def _user(live: Live) -> Caller:
@@ -146,7 +148,7 @@ def _user(live: Live) -> Caller:
     )
 
 
-def _application(rt: Runtime, bearer: str, claims: Claims, *, own_routes: bool) -> Caller:
+def _application(rt: Runtime, bearer: str, claims: Claims) -> Caller:
     state = applications.live_state(rt, claims.client_id, claims.token_id)
     if state is None or not rt.ring.can_verify(bearer):
         raise Refused(
@@ -154,8 +156,6 @@ def _application(rt: Runtime, bearer: str, claims: Claims, *, own_routes: bool) 
             detail="the application, its secret or this token was revoked",
             evidence={"client": claims.client_id},
         )
-    if own_routes and not {rt.settings.issuer, rt.settings.default_audience} & set(claims.audience):
-        raise Refused(INVALID_TOKEN, detail="not meant for this service", evidence={"aud": claims.audience})
     return Caller(
         kind=CallerKind.APPLICATION,
         subject=claims.client_id,

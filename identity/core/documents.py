@@ -13,11 +13,12 @@ from identity.core.applications import ApplicationInfo, SecretInfo
 from identity.core.audit import Event
 from identity.core.credentials import Secret
 from identity.core.explain import Explanation
-from identity.core.keypairs import KeyPairInfo
+from identity.core.keypairs import KeyPairInfo, Requested
 from identity.core.keyring import KeyInfo
 from identity.core.outbox import MailInfo
 from identity.core.provisioning import CreatedUser, Member, UserDetail
 from identity.core.sessions import SessionInfo
+from identity.core.signins import Waiting
 from identity.core.tenancy import TenantInfo
 from identity.errors import VALIDATION, Refused
 
@@ -92,6 +93,34 @@ def keypair(info: KeyPairInfo) -> Document:
         "createdAt": seconds(info.created_at),
         "expireAt": seconds(info.expires_at),
         "lastUsedAt": seconds(info.last_used_at),
+    }
+
+
+def waiting_session(waiting: Waiting) -> Document:
+    """A session that was just opened, with the bearer that is shown once and works once its code has come back."""
+    info, bearer = waiting.opened.session, waiting.opened.bearer
+    assert bearer is not None, "a waiting session has a bearer"
+    return {
+        "bearer": bearer.reveal(),
+        "sessionID": info.id,
+        "expireAt": seconds(info.expires_at),
+        "ip": info.ip,
+        "userAgent": info.user_agent,
+        "kind": info.kind,
+        "verificationCodeID": waiting.verification_id,
+    }
+
+
+def requested_keypair(made: Requested) -> Document:
+    """A key pair that was just made, with the secret that is shown once and works once its code has come back."""
+    return {
+        "apiKey": made.info.api_key,
+        "apiSecret": made.secret.reveal(),
+        "keyID": made.info.id,
+        "keyName": made.info.name,
+        "expireAt": seconds(made.info.expires_at),
+        "verified": made.info.verified,
+        "verificationCodeID": made.verification_id,
     }
 
 
@@ -171,7 +200,8 @@ def event(info: Event) -> Document:
 
 
 def explanation(info: Explanation) -> Document:
-    """Why a request was refused."""
+    """Why a request was refused: the check that failed, what it expected and saw, and what would have passed."""
+    rest = dict(info.evidence)
     return {
         "errorID": info.error_id,
         "at": seconds(info.at),
@@ -181,7 +211,11 @@ def explanation(info: Explanation) -> Document:
         "message": info.message,
         "field": info.field,
         "check": info.detail,
-        "evidence": dict(info.evidence),
+        "expected": rest.pop("expected", None),
+        "seen": rest.pop("seen", None),
+        "clockSkewSeconds": rest.pop("skew_seconds", None),
+        "nearMiss": rest.pop("near_miss", None),
+        "evidence": rest,
         "caller": info.caller,
         "address": info.address,
         "requestID": info.request_id,

@@ -448,7 +448,7 @@ def rotate_key(rt: Runtime, by: By) -> KeyInfo:
     with rt.unit(by.origin) as unit:
         rotated = rt.ring.rotate(unit)
         audit.record(rt, unit, Action.KEY_ROTATED, actor=by.actor, target=rotated.kid)
-    return rotated
+    return next(key for key in rt.ring.list() if key.kid == rotated.kid)
 
 
 def revoke_key(rt: Runtime, by: By, kid: str) -> None:

@@ -1,0 +1,577 @@
+"""Group H: administration (contract section 10), over the same use cases as the command line.
+
+Who may call is decided before anything else of a request is read: a user with the role `users_admin`, their key pair, or an
+application's token with the scope `admin`. Every deed answers 202. `ETag` and `If-Match` keep two administrators from overwriting each
+other.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Any, Final, TypeVar
+
+from marshmallow import Schema
+
+from identity.core import applications, audit, documents, explain, keypairs, provisioning, sessions, tenancy, vouching
+from identity.core.documents import Document
+from identity.core.limits import Policy
+from identity.core.provisioning import By
+from identity.errors import (
+    CONFLICT,
+    FORBIDDEN,
+    INVALID_TOKEN,
+    KEY_MISMATCH,
+    LOCKED_OUT,
+    NOT_FOUND,
+    RATE_LIMITED,
+    TOKEN_EXPIRED,
+    TWO_CREDENTIALS,
+    UNAUTHENTICATED,
+    VALIDATION,
+    Problem,
+    Refused,
+)
+from identity.wire import admin_schemas as schemas
+from identity.wire.pipeline import ENVELOPE_400, Call, Dialect, Reads, Reply
+
+admin = Dialect(
+    "H: administration",
+    mounts=("", "/api/auth/v2"),
+    shape=ENVELOPE_400,
+    reads=Reads.BEARER_OR_KEY,
+    admin=True,
+    limit=Policy.STANDARD,
+)
+
+_PAGING: Final = ("limit", "page")
+_MAX_PAGE: Final = 1_000_000
+_WHOLE: Final = re.compile(r"[0-9]{1,7}", re.ASCII)
+_TAG: Final = re.compile(r'"([0-9]{1,18})"', re.ASCII)
+_ACKNOWLEDGED: Final = {"message": "acknowledged"}
+_ALWAYS: Final = (
+    UNAUTHENTICATED,
+    INVALID_TOKEN,
+    TOKEN_EXPIRED,
+    KEY_MISMATCH,
+    LOCKED_OUT,
+    RATE_LIMITED,
+    TWO_CREDENTIALS,
+    FORBIDDEN,
+    VALIDATION,
+)
+_T = TypeVar("_T")
+_Handler = Callable[[Call], Reply]
+
+
+def _show(path: str, answer: type[Schema]) -> Callable[[_Handler], _Handler]:
+    """Declare a route that shows one thing."""
+    return admin.endpoint("GET", path, answer=answer, ignores_body=True, refusals=(*_ALWAYS, NOT_FOUND))
+
+
+def _list(
+    path: str, plural: str, item: type[Schema], *, filters: tuple[str, ...] = (), refusals: tuple[Problem, ...] = ()
+) -> Callable[[_Handler], _Handler]:
+    """Declare a route that lists a page of things."""
+    return admin.endpoint(
+        "GET",
+        path,
+        answer=schemas.page_of(plural, item),
+        query=(*_PAGING, *filters),
+        ignores_body=True,
+        refusals=(*_ALWAYS, *refusals),
+    )
+
+
+def _deed(
+    method: str, path: str, *, body: type[Schema] | None = None, answer: type[Schema] = schemas.Acknowledged
+) -> Callable[[_Handler], _Handler]:
+    """Declare a route that changes something."""
+    refusals = (*_ALWAYS, NOT_FOUND, CONFLICT)
+    return admin.endpoint(method, path, body=body, answer=answer, status=202, refusals=refusals)
+
+
+# Users.
+
+
+@_deed("POST", "/admin/user", body=schemas.NewUser, answer=schemas.NewUserAnswer)
+def create_user(call: Call) -> Reply:
+    """Make a user with a verified address and a key pair, or, with `notify`, with an invitation by mail."""
+    made = provisioning.create_user(
+        call.rt, _by(call), **_renamed(call.body, fullName="full_name", portalURL="portal_url")
+    )
+    return Reply(documents.created_user(made))
+
+
+@_list("/admin/users", "users", schemas.UserAnswer, filters=("enabled", "role", "tenant", "email"))
+def list_users(call: Call) -> Reply:
+    """List users in the order in which they were made."""
+    enabled = _one(call, "enabled")
+    if enabled not in (None, "true", "false"):
+        raise Refused(VALIDATION.saying("enabled is true or false"), field="enabled")
+    filters = {name: _one(call, name) for name in ("role", "tenant", "email")}
+    return _page(
+        call,
+        "users",
+        documents.user,
+        lambda limit, offset: provisioning.list_users(
+            call.rt, limit=limit, offset=offset, enabled=None if enabled is None else enabled == "true", **filters
+        ),
+    )
+
+
+@_show("/admin/user/{id}", schemas.UserAnswer)
+def show_user(call: Call) -> Reply:
+    """Show a user; the `ETag` guards a change of it."""
+    return _user(provisioning.describe_user(call.rt, call.params["id"]))
+
+
+@_deed("PATCH", "/admin/user/{id}", body=schemas.UserChange, answer=schemas.UserAnswer)
+def change_user(call: Call) -> Reply:
+    """Change a user's name, alias, roles or groups; `If-Match` guards against a change in between."""
+    changes = _renamed(_changes(call), fullName="full_name")
+    return _user(
+        provisioning.change_user(call.rt, _by(call), call.params["id"], version=_expected_version(call), **changes)
+    )
+
+
+@_deed("DELETE", "/admin/user/{id}")
+def erase_user(call: Call) -> Reply:
+    """Erase a user and everything that names them; the audit keeps the id."""
+    provisioning.erase_user(call.rt, _by(call), call.params["id"])
+    return Reply(_ACKNOWLEDGED)
+
+
+@_deed("PUT", "/admin/user/{id}/enable")
+def enable_user(call: Call) -> Reply:
+    """Let a user in again; sessions that were ended stay ended."""
+    provisioning.set_enabled(call.rt, _by(call), call.params["id"], enabled=True)
+    return Reply(_ACKNOWLEDGED)
+
+
+@_deed("PUT", "/admin/user/{id}/disable")
+def disable_user(call: Call) -> Reply:
+    """Put a user out: every session ends at once."""
+    provisioning.set_enabled(call.rt, _by(call), call.params["id"], enabled=False)
+    return Reply(_ACKNOWLEDGED)
+
+
+@_deed("PUT", "/admin/user/{id}/verify")
+def verify_user(call: Call) -> Reply:
+    """Vouch that a user's preferred address is theirs."""
+    provisioning.set_verified(call.rt, _by(call), call.params["id"], verified=True)
+    return Reply(_ACKNOWLEDGED)
+
+
+@_deed("PUT", "/admin/user/{id}/unverify")
+def unverify_user(call: Call) -> Reply:
+    """Have a user prove their preferred address again; their sessions end."""
+    provisioning.set_verified(call.rt, _by(call), call.params["id"], verified=False)
+    return Reply(_ACKNOWLEDGED)
+
+
+@_show("/admin/user/{id}/roles", schemas.RolesAnswer)
+def show_roles(call: Call) -> Reply:
+    """Show the global roles of a user."""
+    return _roles(provisioning.describe_user(call.rt, call.params["id"]))
+
+
+@_deed("POST", "/admin/user/{id}/roles", body=schemas.RoleBody, answer=schemas.RolesAnswer)
+def grant_role(call: Call) -> Reply:
+    """Give a user a global role."""
+    return _roles(provisioning.grant_role(call.rt, _by(call), call.params["id"], call.body["role"]))
+
+
+@_deed("DELETE", "/admin/user/{id}/roles/{role}", answer=schemas.RolesAnswer)
+def withdraw_role(call: Call) -> Reply:
+    """Take a global role from a user."""
+    return _roles(provisioning.withdraw_role(call.rt, _by(call), call.params["id"], call.params["role"]))
+
+
+@_deed("PUT", "/admin/user/{id}/password-reset", answer=schemas.CodeAnswer)
+def reset_password(call: Call) -> Reply:
+    """Mail a user a code to choose a new password with."""
+    verification_id = vouching.send_password_reset(call.rt, _by(call), call.params["id"])
+    return Reply({"verificationCodeID": verification_id})
+
+
+@_deed("PUT", "/admin/user/{id}/access-window", body=schemas.AccessWindowBody, answer=schemas.UserAnswer)
+def set_access_window(call: Call) -> Reply:
+    """Set when a user may come in; outside of it every session ends, and none revives."""
+    bounds: dict[str, datetime | None] = _renamed(_changes(call), startsAt="starts_at", endsAt="ends_at")
+    return _user(provisioning.set_access_window(call.rt, _by(call), call.params["id"], **bounds))
+
+
+@_deed("PUT", "/admin/user/{id}/fixed-otp", body=schemas.FixedOtpBody)
+def fix_otp(call: Call) -> Reply:
+    """Fix a one-time code for a user, where `IDENTITY_FIXED_OTP` permits it."""
+    vouching.fix_otp(call.rt, _by(call), call.params["id"], call.body["otp"])
+    return Reply(_ACKNOWLEDGED)
+
+
+@_deed("DELETE", "/admin/user/{id}/fixed-otp")
+def clear_otp(call: Call) -> Reply:
+    """Forget the fixed one-time code of a user."""
+    vouching.clear_otp(call.rt, _by(call), call.params["id"])
+    return Reply(_ACKNOWLEDGED)
+
+
+@_deed("DELETE", "/admin/user/{id}/mfa")
+def remove_factors(call: Call) -> Reply:
+    """Take the authenticator and the recovery codes of a user who has lost them."""
+    vouching.remove_factors(call.rt, _by(call), call.params["id"])
+    return Reply(_ACKNOWLEDGED)
+
+
+# Their credentials.
+
+
+@_deed("POST", "/admin/user/{id}/session", body=schemas.SessionBody, answer=schemas.NewSessionAnswer)
+def open_session(call: Call) -> Reply:
+    """Open a session of a user, who gets the code for it by mail."""
+    return Reply(documents.waiting_session(vouching.open_session(call.rt, _by(call), call.params["id"], **call.body)))
+
+
+@_deed("POST", "/admin/user/{id}/keypair", body=schemas.KeyPairBody, answer=schemas.NewKeyPairAnswer)
+def create_keypair(call: Call) -> Reply:
+    """Make a key pair of a user, who gets the code for it by mail; the secret is shown once."""
+    made = vouching.create_keypair(call.rt, _by(call), call.params["id"], **call.body)
+    return Reply(documents.requested_keypair(made))
+
+
+@_deed("POST", "/admin/user/{id}/email", body=schemas.AddressBody, answer=schemas.NewEmailAnswer)
+def add_email(call: Call) -> Reply:
+    """Add an address to a user; the code for it goes there."""
+    info, verification_id = vouching.add_email(call.rt, _by(call), call.params["id"], call.body["address"])
+    return Reply({"emailID": info.id, "address": info.address, "verificationCodeID": verification_id})
+
+
+@_list("/admin/sessions", "sessions", schemas.SessionAnswer)
+def list_sessions(call: Call) -> Reply:
+    """List living sessions, newest first."""
+    return _page(
+        call,
+        "sessions",
+        documents.session,
+        lambda limit, offset: sessions.listing(call.rt, limit=limit, offset=offset),
+    )
+
+
+@_list("/admin/keypairs", "keypairs", schemas.KeyPairAnswer)
+def list_keypairs(call: Call) -> Reply:
+    """List key pairs, oldest first."""
+    return _page(
+        call,
+        "keypairs",
+        documents.keypair,
+        lambda limit, offset: keypairs.listing(call.rt, limit=limit, offset=offset),
+    )
+
+
+@_deed("PUT", "/admin/session/{id}/verify")
+def verify_session(call: Call) -> Reply:
+    """Make a waiting session usable without its code."""
+    vouching.verify_session(call.rt, _by(call), call.params["id"])
+    return Reply(_ACKNOWLEDGED)
+
+
+@_deed("PUT", "/admin/keypair/{id}/verify")
+def verify_keypair(call: Call) -> Reply:
+    """Make a waiting key pair usable without its code."""
+    vouching.verify_keypair(call.rt, _by(call), call.params["id"])
+    return Reply(_ACKNOWLEDGED)
+
+
+@_deed("PUT", "/admin/email/{id}/verify")
+def verify_email(call: Call) -> Reply:
+    """Vouch that an address is its user's."""
+    vouching.verify_email(call.rt, _by(call), call.params["id"])
+    return Reply(_ACKNOWLEDGED)
+
+
+@_deed("PUT", "/admin/email/preferred", body=schemas.PreferredBody)
+def prefer_email(call: Call) -> Reply:
+    """Have a user's notices and codes sent to this address of theirs."""
+    vouching.prefer_email(call.rt, _by(call), call.body["emailID"])
+    return Reply(_ACKNOWLEDGED)
+
+
+@_deed("DELETE", "/admin/session/{id}")
+def revoke_session(call: Call) -> Reply:
+    """End a session."""
+    vouching.revoke_session(call.rt, _by(call), call.params["id"])
+    return Reply(_ACKNOWLEDGED)
+
+
+@_deed("DELETE", "/admin/keypair/{id}")
+def revoke_keypair(call: Call) -> Reply:
+    """Delete a key pair."""
+    vouching.revoke_keypair(call.rt, _by(call), call.params["id"])
+    return Reply(_ACKNOWLEDGED)
+
+
+@_deed("DELETE", "/admin/email/{id}")
+def remove_email(call: Call) -> Reply:
+    """Delete an address, but not the last verified one of its user."""
+    vouching.remove_email(call.rt, _by(call), call.params["id"])
+    return Reply(_ACKNOWLEDGED)
+
+
+# Applications.
+
+
+@_deed("POST", "/admin/application", body=schemas.NewApplication, answer=schemas.NewApplicationAnswer)
+def create_application(call: Call) -> Reply:
+    """Register an application; its first secret is shown once."""
+    options = _renamed(call.body, tokenSeconds="token_seconds")
+    return Reply(documents.created_application(*provisioning.create_application(call.rt, _by(call), **options)))
+
+
+@_list("/admin/applications", "applications", schemas.ApplicationAnswer)
+def list_applications(call: Call) -> Reply:
+    """List applications by their number."""
+    return _page(
+        call,
+        "applications",
+        documents.application,
+        lambda limit, offset: applications.listing(call.rt, limit=limit, offset=offset),
+    )
+
+
+@_show("/admin/application/{clientId}", schemas.ApplicationAnswer)
+def show_application(call: Call) -> Reply:
+    """Show an application; the `ETag` guards a change of it."""
+    return _application(applications.get(call.rt, call.params["clientId"]))
+
+
+@_deed("PATCH", "/admin/application/{clientId}", body=schemas.ApplicationChange, answer=schemas.ApplicationAnswer)
+def change_application(call: Call) -> Reply:
+    """Change an application; disabling it ends its tokens at once. `If-Match` guards against a change in between."""
+    changes = _renamed(_changes(call), tokenSeconds="token_seconds")
+    version = _expected_version(call)
+    return _application(
+        provisioning.change_application(call.rt, _by(call), call.params["clientId"], version=version, **changes)
+    )
+
+
+@_deed("DELETE", "/admin/application/{clientId}")
+def delete_application(call: Call) -> Reply:
+    """Delete an application; its secrets and tokens end with it."""
+    provisioning.delete_application(call.rt, _by(call), call.params["clientId"])
+    return Reply(_ACKNOWLEDGED)
+
+
+@_deed("POST", "/admin/application/{clientId}/secret", body=schemas.SecretBody, answer=schemas.NewSecretAnswer)
+def add_secret(call: Call) -> Reply:
+    """Make a second live secret, which is shown once, so that the first can be retired."""
+    made = provisioning.add_secret(call.rt, _by(call), call.params["clientId"], expires_in=call.body.get("expiresIn"))
+    return Reply(documents.created_secret(*made))
+
+
+@_list("/admin/application/{clientId}/secrets", "secrets", schemas.SecretAnswer, refusals=(NOT_FOUND,))
+def list_secrets(call: Call) -> Reply:
+    """List the secrets of an application, and when and from where each was last used."""
+    found = applications.secrets_of(call.rt, call.params["clientId"])
+    return _page(call, "secrets", documents.secret, lambda limit, offset: (len(found), found[offset : offset + limit]))
+
+
+@_deed("DELETE", "/admin/application/{clientId}/secret/{secretID}")
+def delete_secret(call: Call) -> Reply:
+    """End a secret and every token that it earned."""
+    provisioning.delete_secret(call.rt, _by(call), call.params["clientId"], call.params["secretID"])
+    return Reply(_ACKNOWLEDGED)
+
+
+# Tenants.
+
+
+@_deed("POST", "/admin/tenant", body=schemas.NewTenant, answer=schemas.TenantAnswer)
+def create_tenant(call: Call) -> Reply:
+    """Make a tenant; its id is what callers send as `X-Tenant-Id`."""
+    return _tenant(provisioning.create_tenant(call.rt, _by(call), tenant_id=call.body["id"], name=call.body["name"]))
+
+
+@_list("/admin/tenants", "tenants", schemas.TenantAnswer)
+def list_tenants(call: Call) -> Reply:
+    """List tenants by id."""
+    return _page(
+        call, "tenants", documents.tenant, lambda limit, offset: tenancy.listing(call.rt, limit=limit, offset=offset)
+    )
+
+
+@_show("/admin/tenant/{id}", schemas.TenantAnswer)
+def show_tenant(call: Call) -> Reply:
+    """Show a tenant; the `ETag` guards a change of it."""
+    return _tenant(tenancy.describe(call.rt, call.params["id"]))
+
+
+@_deed("PATCH", "/admin/tenant/{id}", body=schemas.TenantChange, answer=schemas.TenantAnswer)
+def change_tenant(call: Call) -> Reply:
+    """Rename a tenant or give it budgets of its own; `If-Match` guards against a change in between."""
+    version = _expected_version(call)
+    return _tenant(provisioning.change_tenant(call.rt, _by(call), call.params["id"], version=version, **_changes(call)))
+
+
+@_deed("DELETE", "/admin/tenant/{id}")
+def delete_tenant(call: Call) -> Reply:
+    """Delete a tenant with its memberships and its applications."""
+    provisioning.delete_tenant(call.rt, _by(call), call.params["id"])
+    return Reply(_ACKNOWLEDGED)
+
+
+@_deed("PUT", "/admin/tenant/{id}/member/{userID}", body=schemas.MemberBody, answer=schemas.MemberAnswer)
+def set_member(call: Call) -> Reply:
+    """Make a user a member with exactly these roles."""
+    made = provisioning.set_member(
+        call.rt, _by(call), call.params["id"], call.params["userID"], roles=call.body["roles"]
+    )
+    return Reply(documents.member(made))
+
+
+@_deed("DELETE", "/admin/tenant/{id}/member/{userID}")
+def remove_member(call: Call) -> Reply:
+    """End a membership."""
+    provisioning.remove_member(call.rt, _by(call), call.params["id"], call.params["userID"])
+    return Reply(_ACKNOWLEDGED)
+
+
+@_list("/admin/tenant/{id}/members", "members", schemas.MemberAnswer, refusals=(NOT_FOUND,))
+def list_members(call: Call) -> Reply:
+    """List the members of a tenant and their roles in it."""
+    return _page(
+        call,
+        "members",
+        documents.member,
+        lambda limit, offset: provisioning.list_members(call.rt, call.params["id"], limit=limit, offset=offset),
+    )
+
+
+# Signing keys.
+
+
+@_list("/admin/signing-keys", "keys", schemas.SigningKeyAnswer)
+def list_keys(call: Call) -> Reply:
+    """List signing keys, oldest first: next, active or retired."""
+    found = call.rt.ring.list()
+    return _page(
+        call, "keys", documents.signing_key, lambda limit, offset: (len(found), found[offset : offset + limit])
+    )
+
+
+@_deed("POST", "/admin/signing-keys/rotate", answer=schemas.SigningKeyAnswer)
+def rotate_key(call: Call) -> Reply:
+    """Have the next key sign as soon as verifiers can have seen it."""
+    return Reply(documents.signing_key(provisioning.rotate_key(call.rt, _by(call))))
+
+
+@_deed("DELETE", "/admin/signing-key/{kid}")
+def revoke_key(call: Call) -> Reply:
+    """Withdraw a key that may be stolen: every token that it signed is refused at once."""
+    provisioning.revoke_key(call.rt, _by(call), call.params["kid"])
+    return Reply(_ACKNOWLEDGED)
+
+
+# What happened, and why.
+
+
+@_list("/admin/audit", "events", schemas.EventAnswer, filters=("actor", "action", "target", "since", "until"))
+def list_events(call: Call) -> Reply:
+    """List audit events, newest first; `since` and `until` are RFC 3339 or Unix seconds."""
+    filters: dict[str, Any] = {name: _one(call, name) for name in ("actor", "action", "target")}
+    for name in ("since", "until"):
+        text = _one(call, name)
+        filters[name] = None if text is None else documents.moment(text, field=name)
+    return _page(
+        call,
+        "events",
+        documents.event,
+        lambda limit, offset: (
+            audit.count(call.rt, **filters),
+            audit.search(call.rt, **filters, limit=limit, offset=offset),
+        ),
+    )
+
+
+@_show("/admin/error/{errorID}", schemas.ExplanationAnswer)
+def explain_error(call: Call) -> Reply:
+    """Say why the request that was answered with this `x-error-id` was refused."""
+    return Reply(documents.explanation(explain.get(call.rt, call.params["errorID"])))
+
+
+# How requests are read and answers written.
+
+
+def _by(call: Call) -> By:
+    return By(call.caller.subject, call.origin)
+
+
+def _one(call: Call, name: str) -> str | None:
+    """The only value of a query parameter, or None."""
+    values = call.query.get(name, [])
+    if len(values) > 1:
+        raise Refused(VALIDATION.saying("A query parameter must not be sent twice"), field=name)
+    return values[0] if values else None
+
+
+def _whole(call: Call, name: str, *, default: int, most: int) -> int:
+    text = _one(call, name)
+    if text is None:
+        return default
+    if not _WHOLE.fullmatch(text) or not 1 <= int(text) <= most:
+        raise Refused(VALIDATION.saying("limit is from 1 to 200, page from 1"), field=name)
+    return int(text)
+
+
+def _page(
+    call: Call,
+    plural: str,
+    document: Callable[[_T], Document],
+    find: Callable[[int, int], tuple[int, Sequence[_T]]],
+) -> Reply:
+    """The page that the query asks for of what `find(limit, offset)` finds."""
+    limit = _whole(call, "limit", default=50, most=200)
+    page = _whole(call, "page", default=1, most=_MAX_PAGE)
+    total, found = find(limit, (page - 1) * limit)
+    return Reply(documents.page(plural, total, [document(one) for one in found], limit=limit))
+
+
+def _renamed(body: dict[str, Any], **names: str) -> dict[str, Any]:
+    """The body with the domain's names for its fields."""
+    return {names.get(name, name): value for name, value in body.items()}
+
+
+def _changes(call: Call) -> dict[str, Any]:
+    if not call.body:
+        raise Refused(VALIDATION.saying("The body names nothing to change"))
+    return call.body
+
+
+def _expected_version(call: Call) -> int | None:
+    """The version that `If-Match` names (RFC 9110 section 13.1.1), or None where any will do."""
+    asked = call.header("if-match")
+    if asked is None or asked.strip() == "*":
+        return None
+    tag = _TAG.fullmatch(asked.strip())
+    # A tag that we never gave out names no version that there is.
+    return int(tag[1]) if tag else -1
+
+
+def _tagged(document: Document, version: int) -> Reply:
+    return Reply(document, headers=(("ETag", f'"{version}"'),))
+
+
+def _user(detail: provisioning.UserDetail) -> Reply:
+    return _tagged(documents.user(detail), detail.info.version)
+
+
+def _roles(detail: provisioning.UserDetail) -> Reply:
+    return _tagged({"roles": list(detail.info.roles)}, detail.info.version)
+
+
+def _application(info: applications.ApplicationInfo) -> Reply:
+    return _tagged(documents.application(info), info.version)
+
+
+def _tenant(info: tenancy.TenantInfo) -> Reply:
+    return _tagged(documents.tenant(info), info.version)
