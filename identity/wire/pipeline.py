@@ -189,6 +189,7 @@ class Endpoint:
     ignores_body: bool = False
     max_body: int = MAX_BODY
     cacheable: bool = False
+    produces: str = "application/json"
     refusals: tuple[Problem, ...] = ()
     tags: tuple[str, ...] = ()
     load: Callable[[Mapping[str, Any]], dict[str, Any]] = field(init=False, repr=False)

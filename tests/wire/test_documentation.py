@@ -1,0 +1,129 @@
+"""`/openapi.json` and `/docs`: every route, from its own declaration, and nothing from elsewhere."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from identity.app import endpoints
+from tests.world import Web
+
+
+def operations(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    for path, item in document["paths"].items():
+        for method, operation in item.items():
+            yield method.upper(), path, operation
+
+
+@pytest.fixture
+def document(web: Web) -> dict[str, Any]:
+    answer = web.get("/openapi.json")
+    assert answer.status_code == 200
+    assert answer.headers["Cache-Control"].startswith("public")
+    found: dict[str, Any] = answer.json
+    return found
+
+
+def test_the_document_holds_every_route_that_flask_serves_and_no_other(web: Web, document: dict[str, Any]) -> None:
+    anything = {prefix + one.path for one in endpoints() if one.any_method for prefix in one.mounts}
+    served = set()
+    for rule in web.app.url_map.iter_rules():
+        path = re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule)
+        served |= {("GET" if path in anything else method, path) for method in rule.methods - {"HEAD"}}
+    assert {(method, path) for method, path, _ in operations(document)} == served
+
+
+def test_it_is_openapi_3_1_of_this_issuer(web: Web, document: dict[str, Any]) -> None:
+    assert document["openapi"] == "3.1.0"
+    assert document["servers"] == [{"url": web.rt.settings.issuer}]
+
+
+def test_every_operation_says_what_it_does_reads_and_answers(document: dict[str, Any]) -> None:
+    for method, path, operation in operations(document):
+        assert operation["summary"], (method, path)
+        assert set(operation["tags"]) <= {tag["name"] for tag in document["tags"]}
+        assert "security" in operation
+        assert any(status.startswith("2") for status in operation["responses"])
+        assert {"405", "500", "503"} <= operation["responses"].keys()
+        named = set(re.findall(r"\{(\w+)\}", path))
+        assert named == {one["name"] for one in operation["parameters"] if one["in"] == "path"}
+
+
+def test_operation_ids_are_unique(document: dict[str, Any]) -> None:
+    ids = [operation["operationId"] for _, _, operation in operations(document)]
+    assert len(ids) == len(set(ids))
+
+
+def test_every_reference_leads_somewhere(document: dict[str, Any]) -> None:
+    for reference in re.findall(r'"\$ref": "([^"]+)"', json.dumps(document)):
+        found: Any = document
+        for part in reference.removeprefix("#/").split("/"):
+            found = found[part]
+        assert found
+
+
+def test_two_dialects_may_give_a_schema_the_same_name(document: dict[str, Any]) -> None:
+    kinds = {schema for one in endpoints() for schema in (one.body, one.answer) if schema is not None}
+    assert len(kinds) <= len(document["components"]["schemas"])
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "statuses"),
+    [
+        ("POST", "/user/token", {"200", "401", "413", "415", "422", "429"}),
+        ("POST", "/oauth/token", {"200", "400", "401", "413", "415", "429"}),
+        ("GET", "/.well-known/jwks.json", {"200", "304", "405"}),
+    ],
+)
+def test_the_statuses_are_those_of_the_declaration(
+    document: dict[str, Any], method: str, path: str, statuses: set[str]
+) -> None:
+    assert statuses <= document["paths"][path][method.lower()]["responses"].keys()
+
+
+def test_a_form_is_documented_as_a_form(document: dict[str, Any]) -> None:
+    body = document["paths"]["/oauth/token"]["post"]["requestBody"]
+    assert body["required"] is True
+    assert list(body["content"]) == ["application/x-www-form-urlencoded"]
+
+
+def test_refusals_are_documented_in_the_shape_of_their_group(document: dict[str, Any]) -> None:
+    schemas = document["components"]["schemas"]
+    assert schemas["Error_envelope"]["required"] == ["error", "message", "status"]
+    assert schemas["Error_RFC_6749_section_5_2"]["required"] == ["error", "error_description"]
+
+
+def test_the_page_shows_every_operation(web: Web, document: dict[str, Any]) -> None:
+    answer = web.get("/docs")
+    assert answer.status_code == 200
+    assert answer.content_type == "text/html; charset=utf-8"
+    for _, path, operation in operations(document):
+        assert f'id="{operation["operationId"]}"' in answer.text, path
+
+
+def test_the_page_needs_nothing_from_elsewhere(web: Web) -> None:
+    answer = web.get("/docs")
+    assert not re.search(r"<(script|img|link|iframe|object|embed|form)\b|\bsrc=|@import|url\(", answer.text)
+    assert set(re.findall(r'href="([^"#]*)', answer.text)) <= {"", "/openapi.json"}
+    assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
+
+
+def test_the_policy_of_the_page_lets_its_own_style_pass(web: Web) -> None:
+    answer = web.get("/docs")
+    style = re.search(r"<style>(.*?)</style>", answer.text, re.DOTALL)
+    assert style
+    digest = base64.b64encode(hashlib.sha256(style[1].encode()).digest()).decode()
+    assert f"style-src 'sha256-{digest}'" in answer.headers["Content-Security-Policy"]
+    assert " style=" not in answer.text  # The policy would stop it.
+
+
+def test_the_page_shows_a_seed_as_a_picture(web: Web) -> None:
+    text = web.get("/docs").text
+    entry = text[text.index('id="post_auth_mfa_totp"') :]
+    assert "<svg" in entry[: entry.index("</details>")]
