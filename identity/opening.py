@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from identity import migrations
 from identity.core import applications
 from identity.core.credentials import Passwords
@@ -32,23 +34,26 @@ def create_runtime(
     settings = settings or Settings.from_env()
     clock, entropy = clock or SystemClock(), entropy or SystemEntropy()
     database = Database(settings.database_url, pool_size=settings.threads + 4)
-    if migrate:
-        migrations.migrate(database)
-    vault = open_vault(settings, entropy)
-    vault.load_root(database, Origin.background(), clock.now())
-    ring = Keyring(settings, clock, database, vault)
-    ring.ensure_first()
-    rt = Runtime(
-        settings=settings,
-        clock=clock,
-        entropy=entropy,
-        database=database,
-        mailer=mailer or mailer_for(settings),
-        ring=ring,
-        passwords=Passwords(settings),
-        limiter=Limiter(settings),
-        usage=Usage(),
-        explanations=Explanations(),
-    )
-    applications.ensure_standard(rt)
+    with contextlib.ExitStack() as on_failure:
+        on_failure.callback(database.close)
+        if migrate:
+            migrations.migrate(database)
+        vault = open_vault(settings, entropy)
+        vault.load_root(database, Origin.background(), clock.now())
+        ring = Keyring(settings, clock, database, vault)
+        ring.ensure_first()
+        rt = Runtime(
+            settings=settings,
+            clock=clock,
+            entropy=entropy,
+            database=database,
+            mailer=mailer or mailer_for(settings),
+            ring=ring,
+            passwords=Passwords(settings),
+            limiter=Limiter(settings),
+            usage=Usage(),
+            explanations=Explanations(),
+        )
+        applications.ensure_standard(rt)
+        on_failure.pop_all()
     return rt
