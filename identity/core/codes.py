@@ -169,9 +169,10 @@ def issue_nothing(
 ) -> str:
     """What `issue` does, for an address that nobody has: no mail, and a verification id that no code will ever verify.
 
-    `instead` is a letter without a code that goes to the address, a stored one, in place of the code. It leaves a row all the same, whose digest is no digest of anything, and a void mail. So it costs the same time, here and when
-    somebody tries codes on the id, and counts for the throttle alike. Choose `subject` as for a known address: one
-    that is the same for each call about this address where a known one's would be.
+    `instead` is a letter without a code that goes to the address, a stored one, in place of the code. The call leaves a row all the
+    same, whose digest is no digest of anything, and a void mail. So it costs the same time, here and when somebody tries codes on the
+    id, and counts for the throttle alike. Choose `subject` as for a known address: one that is the same for each call about this
+    address where a known one's would be.
     """
     return _issue(
         rt,

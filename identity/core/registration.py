@@ -20,7 +20,7 @@ from identity.storage import Unit
 CONFIRM_SECONDS: Final = 86_400
 
 
-def register(rt: Runtime, origin: Origin, *, email: str, full_name: str, alias: str, resource: str) -> Waiting:
+def register(rt: Runtime, origin: Origin, *, email: str, full_name: str, alias: str) -> Waiting:
     """A user who still has to prove their address, and a session that waits for the same code.
 
     For an address that somebody has verified the answer and the rows are the same, but that user can never come in; the owner gets a
@@ -46,7 +46,7 @@ def register(rt: Runtime, origin: Origin, *, email: str, full_name: str, alias: 
             unit,
             accounts.recheck(unit, user_id),
             address,
-            resource=resource,
+            resource=rt.settings.default_audience,
             instead=Template.ADDRESS_IN_USE if owner else None,
         )
 

@@ -31,14 +31,14 @@ class Waiting:
     verification_id: str
 
 
-def begin(rt: Runtime, origin: Origin, address: str, *, kind: str = KIND, resource: str) -> Waiting:
+def begin(rt: Runtime, origin: Origin, address: str, *, kind: str = KIND) -> Waiting:
     """A session that waits for the code which was mailed to `address`. Raises Refused(VALIDATION), Refused(RATE_LIMITED)."""
     canonical = get_address(address)
     user = accounts.find_by_address(rt, canonical)
     if user is not None and not (user.enabled and user.is_inside_window(rt.clock.now())):
         user = None
     with rt.unit(origin) as unit:
-        return open_waiting(rt, unit, user, canonical, kind=kind, resource=resource)
+        return open_waiting(rt, unit, user, canonical, kind=kind, resource=rt.settings.default_audience)
 
 
 def open_waiting(
