@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import logging.handlers
+import os
 import sys
 import time
 from typing import Any, Final
@@ -94,6 +95,7 @@ def configure(settings: Settings) -> None:
         logger.handlers = [gathered]
         logger.setLevel(settings.log_level.upper())
         logger.propagate = False
+    os.register_at_fork(before=flush)  # What a child inherits unwritten would be written twice.
     _requests.enabled = settings.log_level in ("debug", "info")
     # What nothing prints need not be looked up for each record: the caller's frame, the thread.
     logging._srcfile = None

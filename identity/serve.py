@@ -18,6 +18,7 @@ from typing import Any, Final
 from gunicorn.app.base import BaseApplication
 from gunicorn.asgi.parser import PythonProtocol
 from gunicorn.asgi.protocol import ASGIProtocol
+from gunicorn.glogging import Logger
 from gunicorn.workers import gasgi
 
 from identity import logs
@@ -61,8 +62,7 @@ class Service(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
             "http_parser": "fast",
             "proc_name": "identity",
             "loglevel": settings.log_level,
-            # gunicorn sets up loggers of its own on the way here.
-            "on_starting": lambda _arbiter: logs.configure(settings),
+            "logger_class": Log,
             "post_worker_init": _start_upkeep,
             "worker_exit": _stop_upkeep,
         }
@@ -73,6 +73,13 @@ class Service(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
         """The application of one worker; called after the fork, so that no connection crosses it."""
         rt = create_runtime(self._settings, migrate=False)
         return FastLane(rt, endpoints(), create_app(runtime=rt))
+
+
+class Log(Logger):  # type: ignore[misc]  # see above
+    """gunicorn's messages, by the handler that `logs` has given its logger already."""
+
+    def _set_handler(self, *_args: Any, **_options: Any) -> None:
+        return
 
 
 class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # see above
@@ -87,6 +94,10 @@ class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # see above
 
 class Connection(ASGIProtocol):  # type: ignore[misc]  # see above
     """One client's connection: bounded in time from its first byte on, and refused in our envelope where it speaks no HTTP."""
+
+    _callback_parser: Any
+    _is_lenient: bool
+    _body_left: int
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
