@@ -112,3 +112,9 @@ def live(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     overrides = getattr(request.module, "LIVE_ENVIRONMENT", {})
     with start_live(folder, fresh_database(request.param, folder), overrides) as service:
         yield service
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Name every test that did not run, and why: green must mean that everything ran."""
+    for report in terminalreporter.getreports("skipped"):
+        terminalreporter.write_line(f"NOT RUN {report.nodeid}: {report.longrepr[2]}")

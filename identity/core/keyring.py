@@ -478,6 +478,9 @@ def _load_public(entry: Any) -> RSAKey | ECKey:
     operations = entry.get("key_ops", ["verify"])
     if not isinstance(operations, list) or "verify" not in operations or not isinstance(entry.get("kid", ""), str):
         raise unfit
+    # joserfc only warns of short moduli, on standard error; those never reach it.
+    if entry.get("kty") == "RSA" and len(str(entry.get("n", ""))) * 6 < _MIN_RSA_BITS:
+        raise unfit
     try:
         if entry.get("kty") == "RSA" and entry.get("alg", "RS256") == "RS256":
             rsa = RSAKey.import_key(entry)
