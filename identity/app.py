@@ -11,6 +11,7 @@ from identity.wire import flask_mount
 from identity.wire.admin import admin
 from identity.wire.documentation import with_documentation
 from identity.wire.gate import gate
+from identity.wire.inbox import inbox
 from identity.wire.oauth import oauth
 from identity.wire.pipeline import Endpoint
 from identity.wire.public import public
@@ -19,7 +20,7 @@ from identity.wire.s7risk import s7risk
 from identity.wire.signalx import signalx
 from identity.wire.threatwinds import threatwinds
 
-DIALECTS = (s7risk, signalx, risksage, threatwinds, oauth, gate, admin, public)
+DIALECTS = (s7risk, signalx, risksage, threatwinds, oauth, gate, admin, public, inbox)
 
 
 def endpoints() -> list[Endpoint]:

@@ -143,11 +143,9 @@ def mailer_for(settings: Settings) -> Mailer:
     `smtp://[user:password@]host[:port]` (port 587 with a user, else 25), `smtps://...` (port 465), `file:DIR`.
     """
     url = settings.mail_url
-    if url.startswith("file:"):
-        directory = url.removeprefix("file:").removeprefix("//")
-        if not directory:
-            raise BadSettings("IDENTITY_MAIL_URL: names no directory")
-        return FileMailer(Path(directory))
+    directory = mail_directory(settings)
+    if directory is not None:
+        return FileMailer(directory)
     try:
         parts = urlsplit(url)
         port = parts.port
@@ -161,6 +159,16 @@ def mailer_for(settings: Settings) -> Mailer:
     is_tls = parts.scheme == "smtps"
     usual = 465 if is_tls else 587 if user else 25
     return SmtpMailer(parts.hostname, port or usual, implicit_tls=is_tls, user=user, password=password)
+
+
+def mail_directory(settings: Settings) -> Path | None:
+    """Where mail goes that goes to files, or None. Raises BadSettings."""
+    if not settings.mail_url.startswith("file:"):
+        return None
+    directory = settings.mail_url.removeprefix("file:").removeprefix("//")
+    if not directory:
+        raise BadSettings("IDENTITY_MAIL_URL: names no directory")
+    return Path(directory)
 
 
 def _only_address(message: EmailMessage, header: str) -> str:

@@ -1,0 +1,88 @@
+"""The mails of an embedded service on a page, for whoever tries it out on their own machine.
+
+It is there only while mail goes to files, and only for the machine itself: bound to loopback, asked from loopback, under a loopback
+name, by nobody's proxy. Everywhere else nothing is there.
+"""
+
+from __future__ import annotations
+
+from email.message import EmailMessage
+from email.parser import BytesParser
+from email.policy import SMTP
+from html import escape
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+from identity.errors import NOT_FOUND, Refused
+from identity.settings import Settings
+from identity.transports import mail_directory
+from identity.wire.pipeline import Call, Dialect, Reply, Request
+
+inbox = Dialect("I: the development inbox")
+
+NEWEST: Final = 50
+_FORWARDING: Final = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "via")
+_HEADERS: Final = (
+    # Nothing of a mail may run, load or leave, whatever stands in it.
+    ("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"),
+    ("Referrer-Policy", "no-referrer"),
+)
+_STYLE: Final = (
+    "body{font:1rem/1.5 sans-serif;max-width:46rem;margin:2rem auto;padding:0 1rem}"
+    "article{border:1px solid #bbb;border-radius:.4rem;margin:1rem 0;padding:0 1rem}"
+    "pre{white-space:pre-wrap;overflow-wrap:anywhere}small{color:#555}"
+)
+
+
+@inbox.endpoint("GET", "/dev/inbox", ignores_body=True, refusals=(NOT_FOUND,))
+def show(call: Call) -> Reply:
+    """The newest mails as a page; only on the machine that runs an embedded service."""
+    directory = mail_directory(call.rt.settings)
+    if directory is None or not _is_at_home(call.rt.settings, call.request):
+        raise Refused(NOT_FOUND, detail="the inbox is for the machine itself, while mail goes to files")
+    page = _page([_article(mail) for mail in _newest(directory)])
+    return Reply(raw=page.encode(), content_type="text/html; charset=utf-8", headers=_HEADERS)
+
+
+def _is_at_home(settings: Settings, request: Request) -> bool:
+    """Whether everybody who could be asking sits at this machine."""
+    named = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
+    bound = "" if settings.bind.startswith("unix:") else settings.bind.rpartition(":")[0]
+    # The name too: a page in the user's own browser could point its own name at this address.
+    hosts = (request.peer, bound, named, urlsplit(settings.issuer).hostname or "")
+    return all(_is_loopback(host) for host in hosts) and not any(name in request.headers for name in _FORWARDING)
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def _newest(directory: Path) -> list[EmailMessage]:
+    """The newest mails; names sort by time."""
+    paths = sorted(directory.glob("*.eml"), reverse=True)[:NEWEST] if directory.is_dir() else []
+    parser = BytesParser(EmailMessage, policy=SMTP)
+    return [parser.parsebytes(path.read_bytes()) for path in paths]
+
+
+def _article(mail: EmailMessage) -> str:
+    body = mail.get_body(("plain",))
+    text = body.get_content() if body is not None else ""
+    return (
+        f"<article><h2>{escape(str(mail['Subject']))}</h2>"
+        f"<small>to {escape(str(mail['To']))}, {escape(str(mail['Date']))}</small><pre>{escape(text)}</pre></article>"
+    )
+
+
+def _page(articles: list[str]) -> str:
+    shown = "\n".join(articles) or "<p>No mail yet. Ask for a session, and reload.</p>"
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>Inbox</title>'
+        f"<style>{_STYLE}</style></head>\n<body><h1>Inbox</h1>\n{shown}\n</body></html>\n"
+    )
