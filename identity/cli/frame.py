@@ -185,6 +185,8 @@ def _explained(exc: Exception) -> tuple[str, int]:
             text = problem.message + (f" ({detail})" if detail else "")
         case OSError():
             text = f"{exc.filename}: {exc.strerror}" if exc.filename else str(exc)
+        case _ if type(exc).__module__.startswith("sqlalchemy."):
+            text = f"the database did not do that ({type(exc).__name__}): see IDENTITY_DATABASE_URL"
         case _:
             # The class only: the text of a database's error may quote what was to be stored.
             text = f"that did not work: {type(exc).__name__}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -11,6 +12,8 @@ from werkzeug.test import TestResponse
 
 from identity import app as composition
 from identity.core import audit, sessions
+from identity.settings import Settings
+from identity.wire.admin import admin as group_h
 from identity.wire.pipeline import Endpoint
 from tests.builders import a_session, a_tenant, a_token, a_user, an_application
 from tests.world import Web, code_in
@@ -23,7 +26,9 @@ ADMIN_ROUTES = [one for one in composition.endpoints() if one.admin]
 @pytest.fixture
 def boss(web: Web) -> str:
     """The token of an administrator."""
-    return a_token(web.rt, a_user(web.rt, alias="boss", roles=("users_admin",)))
+    token = a_token(web.rt, a_user(web.rt, alias="boss", roles=("users_admin",)))
+    web.clock.tick()  # What the test does comes after.
+    return token
 
 
 def the_event(web: Web, action: str) -> audit.Event:
@@ -46,21 +51,21 @@ def at(endpoint: Endpoint) -> str:
 # Who may.
 
 
-@pytest.mark.parametrize("endpoint", ADMIN_ROUTES, ids=lambda one: one.name)
-def test_nobody_but_administrators_may_use_an_admin_route(web: Web, endpoint: Endpoint) -> None:
+def test_nobody_but_administrators_may_use_an_admin_route(web: Web) -> None:
     member = a_token(web.rt, a_user(web.rt, roles=("analyst",), tenants={"acme-bank": ("admin", "owner")}))
     machine = application_token(web, scopes=("read", "introspect"))
-    for token in (member, machine):
+    for endpoint in ADMIN_ROUTES:
         for mount in endpoint.mounts:
-            # The body is not even looked at: a stranger must not learn what this route reads.
-            answer = web.call(endpoint.method, mount + at(endpoint), bearer=token, data=b"{", content_type="text/plain")
-            assert answer.status_code == 403, answer.json
-            assert answer.json["error"] == "FORBIDDEN"
-    assert web.call(endpoint.method, at(endpoint)).status_code == 401
+            path = mount + at(endpoint)
+            for token in (member, machine):
+                # The body is not even looked at: a stranger must not learn what this route reads.
+                answer = web.call(endpoint.method, path, bearer=token, data=b"{", content_type="text/plain")
+                assert (answer.status_code, answer.json["error"]) == (403, "FORBIDDEN"), path
+            assert web.call(endpoint.method, path).status_code == 401, path
 
 
 def test_the_admin_routes_are_those_of_the_contract() -> None:
-    assert sorted(one.name for one in ADMIN_ROUTES) == sorted(
+    assert sorted(one.name for one in group_h.endpoints) == sorted(
         """
         POST /admin/user|GET /admin/users|GET /admin/user/{id}|PATCH /admin/user/{id}|DELETE /admin/user/{id}
         PUT /admin/user/{id}/enable|PUT /admin/user/{id}/disable|PUT /admin/user/{id}/verify
@@ -229,8 +234,7 @@ def test_a_new_user_has_a_verified_address_and_a_working_key_pair(web: Web, boss
     keys = {"api-key": made["apiKey"], "api-secret": made["apiSecret"]}
     assert web.get("/keypair", headers=keys).json["userID"] == made["userID"]
     event = the_event(web, "user.created")
-    assert event.target == made["userID"]
-    assert event.actor != made["userID"]
+    assert (event.target, event.actor) == (made["userID"], web.get("/auth/me", bearer=boss).json["userID"])
 
 
 @pytest.mark.parametrize(("change", "field"), [({"email": "x@acme.example"}, "alias"), ({"alias": "other"}, "email")])
@@ -247,10 +251,8 @@ def test_an_unknown_tenant_of_a_new_user_makes_nobody(web: Web, boss: str) -> No
 
 class TestInvitations:
     @pytest.fixture
-    def settings(self, settings: Any) -> Any:
-        from dataclasses import replace
-
-        return replace(settings, portal_urls=("https://portal.acme.example/app", "http://localhost:3000"))
+    def settings(self, settings: Settings) -> Settings:
+        return replace(settings, portal_urls=("https://portal.acme.example/app",))
 
     def test_an_invitation_is_mailed_in_place_of_a_key_pair(self, web: Web, boss: str) -> None:
         body = NEW_USER | {"notify": True, "portalURL": "https://portal.acme.example/app/welcome?x=1"}
@@ -261,47 +263,9 @@ class TestInvitations:
         assert mail["To"] == "grace@acme.example"
         assert "https://portal.acme.example/app/welcome?x=1" in mail.get_body(("plain",)).get_content()
 
-    @pytest.mark.parametrize(
-        "url",
-        [
-            "https://portal.acme.example/app",
-            "https://PORTAL.acme.example/app/",
-            "https://portal.acme.example:443/app/x",
-            "http://localhost:3000",
-            "http://localhost:3000/",
-            "http://localhost:3000/any",
-        ],
-    )
-    def test_a_portal_on_the_list_is_taken(self, web: Web, boss: str, url: str) -> None:
-        assert web.post("/admin/user", NEW_USER | {"notify": True, "portalURL": url}, bearer=boss).status_code == 202
-
-    @pytest.mark.parametrize(
-        "url",
-        [
-            "https://portal.acme.example/",
-            "https://portal.acme.example/appendix",
-            "https://portal.acme.example.evil.example/app",
-            "https://portal.acme.example@evil.example/app",
-            "https://user@portal.acme.example/app",
-            "https://evil.example/https://portal.acme.example/app",
-            "http://portal.acme.example/app",
-            "https://portal.acme.example:8443/app",
-            "https://portal.acme.example/app/../admin",
-            "https://portal.acme.example/app/%2E%2e/admin",
-            "https://portal.acme.example/app\\..\\admin",
-            "https://portal.acme.example/app\r\nBcc: x@evil.example",
-            "//portal.acme.example/app",
-            "/app",
-            "javascript:alert(1)",
-            "http://127.0.0.1:3000/",
-            "http://169.254.169.254/",
-            "http://[::1]:3000/",
-            "http://localhost:3000.evil.example/",
-            "http://localhost:99999/",
-        ],
-    )
-    def test_any_other_portal_is_refused(self, web: Web, boss: str, url: str) -> None:
-        answer = web.post("/admin/user", NEW_USER | {"notify": True, "portalURL": url}, bearer=boss)
+    def test_a_portal_off_the_list_is_refused_and_mails_nobody(self, web: Web, boss: str) -> None:
+        body = NEW_USER | {"notify": True, "portalURL": "https://portal.acme.example.evil.example/app"}
+        answer = web.post("/admin/user", body, bearer=boss)
         assert (answer.status_code, answer.json["field"]) == (400, "portalURL")
         assert web.mails() == []
 

@@ -1,0 +1,453 @@
+"""The command line, as operators and their scripts use it: what it makes, prints, and how it fails."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import requests
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
+from sqlalchemy import select
+
+from identity import cli as command_line
+from identity.core import audit, outbox
+from identity.core.accounts import Email, User
+from identity.core.keypairs import KeyPair
+from identity.core.mailing import Template
+from identity.core.tenancy import Membership
+from identity.settings import Settings
+from tests.builders import a_session, a_tenant, a_token, a_user
+from tests.world import MASTER_KEY, ORIGIN, Web, environment_of, free_port, launch, stop, wait_until_ready
+
+ADA = ("--email", "ada@acme.example", "--alias", "ada", "--full-name", "Ada Lovelace")
+PASSWORD = "correct horse battery staple"
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a command printed, and how it ended."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        assert self.status == 0, self.err
+        return json.loads(self.out)
+
+
+Run = Callable[..., Ran]
+
+
+@pytest.fixture
+def run(settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run `identity ...` on the database of this test."""
+    chosen = {
+        one.name: getattr(settings, one.name) for one in fields(settings) if getattr(settings, one.name) != one.default
+    }
+    for name, value in environment_of(chosen).items():
+        monkeypatch.setenv(name, value)
+
+    def call(*arguments: str, stdin: str = "") -> Ran:
+        monkeypatch.setattr(sys, "argv", ["identity", *arguments])
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        capsys.readouterr()
+        status = 0
+        try:
+            command_line.main()
+        except SystemExit as exc:
+            status = int(exc.code or 0)
+        printed = capsys.readouterr()
+        return Ran(status, printed.out, printed.err)
+
+    return call
+
+
+def leaves(group: click.Group) -> Iterator[click.Command]:
+    """Every command that does something."""
+    for one in group.commands.values():
+        if isinstance(one, click.Group):
+            yield from leaves(one)
+        else:
+            yield one
+
+
+# What it makes.
+
+
+def test_a_user_made_here_signs_in(run: Run, web: Web) -> None:
+    run("tenant", "create", "acme-bank", "--name", "Acme Bank")
+    made = run(
+        "user", "create", *ADA, "--role", "analyst", "--tenant", "acme-bank:lead,analyst", "--password-stdin", "--json",
+        stdin=PASSWORD + "\n",
+    ).json  # fmt: skip
+    assert made.keys() == {"userID", "email", "apiKey", "apiSecret", "keyID", "expireAt"}
+    answer = web.post("/user/token", {"email": "ada@acme.example", "password": PASSWORD})
+    assert answer.status_code == 200
+    keys = {"api-key": made["apiKey"], "api-secret": made["apiSecret"]}
+    assert web.get("/keypair", headers=keys).json["tenants"] == {"acme-bank": ["analyst", "lead"]}
+
+
+@pytest.mark.parametrize("line", [PASSWORD, PASSWORD + "\n", PASSWORD + "\r\n", PASSWORD + "\nsecond line\n"])
+def test_the_password_is_one_line_of_standard_input(run: Run, web: Web, line: str) -> None:
+    assert run("user", "create", *ADA, "--password-stdin", stdin=line).status == 0
+    assert web.post("/user/token", {"email": "ada", "password": PASSWORD}).status_code == 200
+
+
+def test_an_application_made_here_gets_a_token(run: Run, web: Web) -> None:
+    made = run("application", "create", "--name", "feed", "--scope", "read", "--token-seconds", "600", "--json").json
+    assert made.keys() == {"clientId", "appId", "secret", "secretID", "expireAt"}
+    answer = web.post("/application/token", {"clientId": made["clientId"], "secret": made["secret"]})
+    assert answer.json["data"]["expiresIn"] == 600
+
+
+def test_what_either_door_makes_cannot_be_told_apart(run: Run, web: Web) -> None:
+    boss = a_token(web.rt, a_user(web.rt, roles=("users_admin",)))
+    a_tenant(web.rt, "acme-bank")
+    web.clock.tick()
+    by_rest = web.post(
+        "/admin/user",
+        {
+            "email": "ada@acme.example",
+            "alias": "ada",
+            "fullName": "Ada Lovelace",
+            "roles": ["analyst"],
+            "tenants": {"acme-bank": ["lead"]},
+            "password": PASSWORD,
+        },
+        bearer=boss,
+    ).json
+    app_by_rest = web.post("/admin/application", {"name": "feed", "scopes": ["read"]}, bearer=boss).json
+    by_hand = run(
+        "user", "create", "--email", "eve@acme.example", "--alias", "eve", "--full-name", "Ada Lovelace",
+        "--role", "analyst", "--tenant", "acme-bank:lead", "--password-stdin", "--json", stdin=PASSWORD,
+    ).json  # fmt: skip
+    app_by_hand = run("application", "create", "--name", "feed", "--scope", "read", "--json").json
+    assert by_rest.keys() == by_hand.keys()
+    assert app_by_rest.keys() == app_by_hand.keys()
+
+    def rows_of(user_id: str) -> list[dict[str, Any]]:
+        varying = {
+            "id",
+            "alias",
+            "address",
+            "user_id",
+            "created_at",
+            "expires_at",
+            "api_key",
+            "fingerprint",
+            "password_hash",
+        }
+        with web.rt.database.reading() as session:
+            found = [
+                *session.scalars(select(User).where(User.id == user_id)),
+                *(
+                    row
+                    for table in (Email, KeyPair, Membership)
+                    for row in session.scalars(select(table).where(table.user_id == user_id))
+                ),
+            ]
+            return [
+                {column.key: getattr(row, column.key) for column in row.__table__.columns if column.key not in varying}
+                for row in found
+            ]
+
+    assert len(rows_of(by_rest["userID"])) == 4
+    assert rows_of(by_rest["userID"]) == rows_of(by_hand["userID"])
+    shown = [web.get(f"/admin/application/{one['clientId']}", bearer=boss).json for one in (app_by_rest, app_by_hand)]
+    unlike = {"clientId", "appId", "createdAt"}
+    assert {name for name in shown[0] if shown[0][name] != shown[1][name]} <= unlike
+    # Each is the same deed in the audit; only who did it, and from where, differs.
+    traces = [
+        [(event.action, sorted(event.data)) for event in audit.search(web.rt, target=made["userID"])]
+        for made in (by_rest, by_hand)
+    ]
+    assert sorted(traces[0]) == sorted(traces[1])
+    assert {event.actor for event in audit.search(web.rt, target=by_hand["userID"])} == {"command line"}
+    # And each door shows the other's in the same words.
+    for user_id in (by_rest["userID"], by_hand["userID"]):
+        assert run("user", "show", user_id, "--json").json == web.get(f"/admin/user/{user_id}", bearer=boss).json
+
+
+def test_users_are_listed_disabled_enabled_windowed_and_deleted(run: Run, web: Web) -> None:
+    ada = a_user(web.rt, email="ada@acme.example", alias="ada")
+    a_session(web.rt, ada)
+    assert run("user", "list", "--json").json["users"][0]["userID"] == ada.id
+    assert run("user", "disable", "ADA@acme.example", "--json").json["enabled"] is False
+    assert run("user", "list", "--enabled", "--json").json["items"] == 0
+    assert run("user", "enable", "ada", "--json").json["enabled"] is True
+    window = ("user", "access-window", "ada")
+    shown = run(*window, "--starts", "2026-01-01T00:00:00Z", "--ends", "2126-01-01T01:00:00+01:00", "--json").json
+    assert shown["accessWindow"] == {"startsAt": 1_767_225_600, "endsAt": 4_922_899_200}
+    assert run(*window, "--starts", "none", "--json").json["accessWindow"]["startsAt"] is None
+    assert run(*window, "--json").json["accessWindow"]["endsAt"] == 4_922_899_200
+    assert run(*window, "--ends", "tomorrow").status == 1
+    assert run("user", "delete", ada.id, "--json").json == {"userID": ada.id, "deleted": True}
+    assert run("user", "show", "ada").status == 1
+
+
+def test_the_last_administrator_stays_here_too(run: Run, web: Web) -> None:
+    a_user(web.rt, alias="boss", roles=("users_admin",))
+    for deed in ("disable", "delete"):
+        ran = run("user", deed, "boss")
+        assert ran.status == 1
+        assert ran.err.startswith("identity: The last administrator can be neither deleted, disabled nor demoted")
+
+
+def test_members_come_and_go(run: Run, web: Web) -> None:
+    ada = a_user(web.rt, alias="ada")
+    run("tenant", "create", "acme-bank", "--name", "Acme")
+    added = run("tenant", "add-member", "acme-bank", "--user", "ada", "--role", "lead", "--json").json
+    assert added == {"userID": ada.id, "alias": "ada", "roles": ["lead"]}
+    assert run("tenant", "show", "acme-bank", "--json").json["members"] == [added]
+    assert run("tenant", "list", "--json").json["tenants"][0]["id"] == "acme-bank"
+    assert run("tenant", "remove-member", "acme-bank", "--user", ada.id).status == 0
+    assert run("tenant", "remove-member", "acme-bank", "--user", ada.id).err == "identity: no such membership\n"
+
+
+def test_a_secret_is_rotated_while_the_old_one_runs_out(run: Run, web: Web) -> None:
+    made = run("application", "create", "--name", "feed", "--json").json
+    client = made["clientId"]
+    fresh = run("application", "rotate-secret", client, "--expires-in", "3600", "--json").json
+    for secret in (made["secret"], fresh["secret"]):
+        assert web.post("/application/token", {"clientId": client, "secret": secret}).status_code == 200
+    shown = run("application", "show", client, "--json").json
+    assert [one["expireAt"] is None for one in shown["secrets"]] == [False, True]
+    assert run("application", "disable", client, "--json").json["enabled"] is False
+    assert web.post("/application/token", {"clientId": client, "secret": fresh["secret"]}).status_code == 401
+    assert run("application", "enable", client, "--json").json["enabled"] is True
+    assert run("application", "list", "--json").json["items"] == 2
+    assert run("application", "delete", client).status == 0
+    assert run("application", "show", client).err == "identity: no such application\n"
+
+
+def test_keys_are_imported_rotated_and_revoked(run: Run, web: Web, tmp_path: Path) -> None:
+    pem = tmp_path / "key.pem"
+    pem.write_bytes(
+        generate_private_key(65537, 2048).private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+    )
+    imported = run("keys", "import", str(pem), "--json").json
+    assert imported["state"] == "next"
+    assert run("keys", "import", str(pem)).err == "identity: That key is in the ring already\n"
+    assert run("keys", "rotate", "--json").json["kid"] == imported["kid"]
+    listed = run("keys", "list", "--json").json["keys"]
+    assert [key["state"] for key in listed] == ["active", "next"]
+    assert run("keys", "revoke", imported["kid"]).status == 0
+    assert run("keys", "revoke", imported["kid"]).err == "identity: no such signing key\n"
+    (tmp_path / "no.pem").write_text("no key")
+    assert run("keys", "import", str(tmp_path / "no.pem")).status == 1
+    assert run("keys", "import", str(tmp_path / "none.pem")).status == 2
+
+
+def test_a_replaced_master_key_loses_nothing(run: Run, web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    new = "bmV3IG1hc3RlciBrZXkgZm9yIHRlc3RzLCAzMmJ5dGU="
+    made = run("application", "create", "--name", "feed", "--json").json
+    with web.rt.unit(ORIGIN) as unit:
+        outbox.queue(web.rt, unit, Template.INVITATION, to="ada@acme.example", values={})
+    monkeypatch.setenv("IDENTITY_MASTER_KEYS", f"{new},{MASTER_KEY}")
+    assert run("keys", "reseal", "--json").json["resealed"] >= 3
+    assert run("keys", "reseal", "--json").json["resealed"] == 0
+    monkeypatch.setenv("IDENTITY_MASTER_KEYS", new)
+    assert run("keys", "list").status == 0
+    rotated = run("application", "rotate-secret", made["clientId"])
+    assert rotated.status == 0
+    monkeypatch.setenv("IDENTITY_MASTER_KEYS", MASTER_KEY)
+    refused = run("keys", "list")
+    assert (refused.status, refused.err.count("\n")) == (2, 1)
+    assert "restore the right one" in refused.err
+
+
+def test_mail_that_waits_is_listed_and_tried_again(run: Run, web: Web) -> None:
+    with web.rt.unit(ORIGIN) as unit:
+        outbox.queue(web.rt, unit, Template.INVITATION, to="ada@acme.example", values={})
+    (mail,) = run("mail", "list", "--json").json["mails"]
+    assert (mail["to"], mail["state"]) == ("ada@acme.example", "pending")
+    assert run("mail", "retry", "--json").json == {"retried": 1}
+    assert run("mail", "retry", mail["mailID"], "--json").json == {"retried": 1}
+    assert run("mail", "retry", "no-such-mail").status == 1
+
+
+def test_an_error_id_is_explained(run: Run, web: Web) -> None:
+    refused = web.post("/user/token", {"email": "nobody@acme.example", "password": "x"})
+    web.rt.explanations.flush(web.rt)
+    shown = run("explain", refused.headers["x-error-id"], "--json").json
+    assert (shown["error"], shown["status"], shown["route"]) == ("INVALID_CREDENTIALS", 401, "POST /user/token")
+    assert run("explain", "01a20000-0000-7000-8000-000000000000").err == "identity: no such refusal\n"
+
+
+def test_the_audit_is_searched(run: Run, web: Web) -> None:
+    made = run("user", "create", *ADA, "--json").json
+    events = run("audit", "--action", "user.created", "--since", "2020-01-01T00:00:00Z", "--json").json["events"]
+    assert [(event["actor"], event["target"]) for event in events] == [("command line", made["userID"])]
+    assert run("audit", "--since", "2999-01-01T00:00:00Z", "--json").json == {"pages": 0, "items": 0, "events": []}
+
+
+class TestFixedCodes:
+    @pytest.fixture
+    def settings(self, settings: Settings) -> Settings:
+        from dataclasses import replace
+
+        return replace(settings, fixed_otp=True)
+
+    def test_a_fixed_code_is_set_and_cleared(self, run: Run, web: Web) -> None:
+        a_user(web.rt, alias="ada")
+        assert run("user", "fixed-otp", "ada", "--stdin", "--json", stdin="482901\n").json["mfa"]["fixedOtp"] is True
+        assert run("user", "fixed-otp", "ada", "--clear", "--json").json["mfa"]["fixedOtp"] is False
+        assert run("user", "fixed-otp", "ada", "--clear").status == 1
+        assert run("user", "fixed-otp", "ada", "--stdin", "--clear", stdin="482901").status == 2
+
+
+# What it prints.
+
+
+def test_every_command_takes_json_and_explains_itself() -> None:
+    commands = list(leaves(command_line.cli))
+    assert len(commands) > 30
+    for one in commands:
+        assert any("--json" in parameter.opts for parameter in one.params), one.name
+        assert one.help, one.name
+
+
+def test_without_json_it_prints_for_people(run: Run, web: Web) -> None:
+    a_user(web.rt, alias="ada", full_name="Ada Lovelace", roles=("analyst", "lead"))
+    listed = run("user", "list").out
+    assert re.search(r"^userID +alias +fullName ", listed)
+    assert "analyst,lead" in listed
+    shown = run("user", "show", "ada").out
+    assert re.search(r"^fullName +Ada Lovelace$", shown, re.MULTILINE)
+    assert re.search(r"^createdAt +20\d\d-\d\d-\d\dT", shown, re.MULTILINE)
+    assert run("tenant", "list").out == "none\n"
+
+
+def test_the_settings_table_names_every_setting(run: Run) -> None:
+    table = run("settings", "--markdown").out
+    for one in fields(Settings):
+        assert f"| `IDENTITY_{one.name.upper()}` |" in table
+    assert len(run("settings", "--json").json["settings"]) == len(fields(Settings))
+
+
+# How it fails.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [
+        (("user", "create"), 2),
+        (("user", "create", *ADA, "--no-such-option"), 2),
+        (("user", "create", *ADA, "--password-stdin"), 2),
+        (("no-such-command",), 2),
+        (("user", "list", "--limit", "0"), 2),
+        (("user", "show", "nobody"), 1),
+        (("user", "create", "--email", "none", "--alias", "ada", "--full-name", "A"), 1),
+        (("user", "create", *ADA, "--tenant", "nowhere:x"), 1),
+        (("tenant", "create", "UPPER", "--name", "x"), 1),
+        (("application", "show", "x"), 1),
+        (("audit", "--since", "yesterday"), 1),
+    ],
+)
+def test_a_failure_is_one_line_on_standard_error(run: Run, arguments: tuple[str, ...], status: int) -> None:
+    ran = run(*arguments)
+    assert (ran.status, ran.out) == (status, "")
+    assert re.fullmatch(r"identity: [^\n]+\n", ran.err)
+
+
+def test_a_setting_that_does_not_exist_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IDENTITY_ISUER", "http://127.0.0.1:8000")
+    ran = run("user", "list")
+    assert (ran.status, ran.err) == (2, "identity: IDENTITY_ISUER: no such setting\n")
+
+
+def test_a_database_that_is_down_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IDENTITY_DATABASE_URL", "postgresql://nobody:hunter2@127.0.0.1:1/none")
+    ran = run("user", "list")
+    assert ran.status == 1
+    assert re.fullmatch(r"identity: [^\n]+\n", ran.err)
+    assert "hunter2" not in ran.err
+
+
+# How it starts.
+
+
+def test_help_opens_nothing_and_a_command_needs_no_flask() -> None:
+    for statement, absent in (
+        ("import identity.cli", ("sqlalchemy", "flask", "cryptography")),
+        ("import identity.opening, identity.core.documents", ("flask", "marshmallow", "gunicorn", "alembic")),
+    ):
+        checked = f"import sys; {statement}; print([name for name in {absent!r} if name in sys.modules])"
+        printed = subprocess.run([sys.executable, "-c", checked], capture_output=True, text=True, check=True).stdout
+        assert printed == "[]\n", statement
+
+
+def test_serve_tells_how_to_make_the_first_administrator_and_makes_nobody(tmp_path: Path) -> None:
+    port = free_port()
+    environment = environment_of(
+        {"bind": f"127.0.0.1:{port}", "issuer": f"http://127.0.0.1:{port}", "workers": 1, "argon2_memory_kib": 8}
+    )
+    log = tmp_path / "log"
+    process = launch(tmp_path, environment, log)
+    try:
+        wait_until_ready(f"http://127.0.0.1:{port}", process, log)
+        line = next(line for line in log.read_text().splitlines() if "user create --role users_admin" in line)
+        empty = subprocess.run(
+            [sys.executable, "-m", "identity", "user", "list", "--json"],
+            capture_output=True, text=True, check=True, cwd=tmp_path, env=environment_for(environment),
+        )  # fmt: skip
+        assert json.loads(empty.stdout)["items"] == 0
+        # The very line that was printed, with a password for its standard input.
+        made = subprocess.run(
+            ["/bin/sh", "-c", line.strip() + " --json"],
+            input=PASSWORD + "\n", check=False, capture_output=True, text=True, cwd=tmp_path, env=environment_for(environment),
+        )  # fmt: skip
+        assert made.returncode == 0, made.stderr
+        key = json.loads(made.stdout)
+        headers = {"api-key": key["apiKey"], "api-secret": key["apiSecret"]}
+        answer = requests.get(f"http://127.0.0.1:{port}/admin/users", headers=headers, timeout=10)
+        assert [user["userID"] for user in answer.json()["users"]] == [key["userID"]]
+    finally:
+        stop(process)
+    again = launch(tmp_path, environment, tmp_path / "log2")
+    try:
+        wait_until_ready(f"http://127.0.0.1:{port}", again, tmp_path / "log2")
+        assert "user create" not in (tmp_path / "log2").read_text()
+    finally:
+        stop(again)
+
+
+def environment_for(settings: dict[str, str]) -> dict[str, str]:
+    """The environment of a shell in which these settings are set and the service's own are not."""
+    import os
+
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("IDENTITY_")}
+    return {**kept, **settings, "PYTHONPATH": str(Path(__file__).parent.parent)}
+
+
+def test_the_worker_delivers_mail_and_stops_when_told(tmp_path: Path) -> None:
+    environment = environment_for(
+        environment_of({"mail_url": f"file:{tmp_path}/mail", "portal_urls": ("https://x.example",)})
+    )
+    identity = [sys.executable, "-m", "identity"]
+    invite = ["user", "create", *ADA, "--notify"]
+    subprocess.run([*identity, *invite], check=True, cwd=tmp_path, env=environment, capture_output=True)
+    worker = subprocess.Popen([*identity, "worker"], cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 20
+        while not list((tmp_path / "mail").glob("*.eml")):
+            assert time.monotonic() < deadline, "no mail"
+            time.sleep(0.05)
+    finally:
+        worker.terminate()
+    assert worker.wait(20) == 0
