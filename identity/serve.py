@@ -31,6 +31,7 @@ from identity.settings import Settings
 from identity.storage import Contention
 from identity.wire.fastlane import FastLane
 
+_DRAIN_SECONDS: Final = 1.0
 _MAX_HEADER_BYTES: Final = 16_384
 _LENGTH: Final = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,15})[ \t]*(?=\r\n|$)")
 
@@ -85,11 +86,22 @@ class Log(Logger):  # type: ignore[misc]  # see above
 class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # see above
     """gunicorn's asgi worker, speaking `Connection`."""
 
+    is_draining = False
+
     def init_process(self) -> None:
         # Asked of the base class, which then knows gunicorn_h1c: asked of a subclass, it would settle for the parser in Python.
         ASGIProtocol._check_h1c_protocol_available()
         gasgi.ASGIProtocol = Connection  # The worker offers no other way to name its protocol.
         super().init_process()
+
+    def handle_exit_signal(self) -> None:
+        """Stop, but tell clients first.
+
+        For a second every answer says `Connection: close`, so that no client sends its next request on a connection that is being closed
+        between the two: gunicorn alone can close one just after promising to keep it.
+        """
+        self.is_draining = True
+        self.loop.call_later(_DRAIN_SECONDS, super().handle_exit_signal)
 
 
 class Connection(ASGIProtocol):  # type: ignore[misc]  # see above
@@ -143,6 +155,9 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # see above
             limit_request_fields=cfg.limit_request_fields,
             limit_request_field_size=cfg.limit_request_field_size,
         )
+
+    def _will_close(self, request: Any, response_requires_close: bool) -> bool:
+        return bool(self.worker.is_draining or super()._will_close(request, response_requires_close))
 
     def _is_websocket_upgrade(self, _request: Any) -> bool:
         return False  # We speak none: such a request is an ordinary one (RFC 9110 section 7.8).
