@@ -181,6 +181,13 @@ class Live:
                     received += chunk
             return received
 
+    def crash(self) -> None:
+        """Kill every process of the server as it stands (SIGKILL), and start it again on what is left."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        self.process = launch(self.folder, self.environment, self.log)
+        wait_until_ready(self.url, self.process, self.log)
+
     def mails(self) -> list[EmailMessage]:
         """Every mail that was sent, oldest first."""
         paths = sorted((self.folder / "mail").glob("*.eml"))
@@ -240,16 +247,17 @@ def start_live(
     environment = {name: value for name, value in os.environ.items() if not name.startswith("IDENTITY_")} | spelled
     log = folder / "log"
     process = launch(folder, environment, log)
-    rt = None
+    service = None
     try:
         url = f"http://127.0.0.1:{port}"
         wait_until_ready(url, process, log)
         rt = create_runtime(Settings.from_env(spelled), migrate=False)
-        yield Live(url, folder, process, rt, log, environment)
+        service = Live(url, folder, process, rt, log, environment)
+        yield service
     finally:
-        if rt is not None:
-            rt.close()
-        stop(process)
+        if service is not None:
+            service.rt.close()
+        stop(service.process if service is not None else process)
         shutil.rmtree(folder, ignore_errors=True)
 
 
