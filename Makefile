@@ -13,13 +13,14 @@ BENCH_ARGS ?=
 TEST_WORKERS ?= 2
 
 .DELETE_ON_ERROR:
-.PHONY: help run test check format bench faults lock install install-dev clean
+.PHONY: help run test check format readme bench faults lock install install-dev clean
 
 help:
 	@echo "make run      start the service on 127.0.0.1:8000 (settings: environment, see README)"
 	@echo "make test     the whole suite; PYTEST_ARGS='-k token -x' narrows it"
 	@echo "make check    format, lint, types, import contracts"
 	@echo "make format   rewrite to the house format"
+	@echo "make readme   write the README's generated tables anew"
 	@echo "make bench    load runs against a private server"
 	@echo "make faults   the long form of the fault suite"
 	@echo "make lock     resolve the locks anew from setup.cfg (needs uv)"
@@ -46,6 +47,9 @@ check: install-dev
 format: install-dev
 	@$(BIN)/ruff check --quiet --fix-only .
 	@$(BIN)/ruff format --quiet .
+
+readme: install-dev
+	@$(BIN)/python docs/tables.py
 
 bench: install-dev
 	@exec $(BIN)/python -m bench $(BENCH_ARGS)
