@@ -18,6 +18,7 @@ from typing import Any, Self
 from sqlalchemy import BigInteger, Dialect, Executable, MetaData, Select, Text, create_engine, event
 from sqlalchemy.engine import URL, Engine, make_url
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import DeclarativeBase, Session
 from sqlalchemy.types import TypeDecorator
 
@@ -301,6 +302,8 @@ def translated() -> Iterator[None]:
     """Turn a lost or contended database into Refused(UNAVAILABLE) or Contention; constraint violations pass through."""
     try:
         yield
+    except PoolTimeoutError as exc:
+        raise Refused(UNAVAILABLE, detail="no connection became free", retry_after_seconds=1, cause=exc) from exc
     except DBAPIError as exc:
         _translate(exc)
         raise
@@ -312,7 +315,8 @@ def _translate(exc: BaseException | None) -> None:
     state = getattr(exc.orig, "sqlstate", None)
     if state in ("40001", "40P01"):
         raise Contention(state) from exc
-    lost = exc.connection_invalidated or isinstance(exc, OperationalError | InterfaceError)
+    # 25006: a standby that was not promoted yet, or a primary that was made read-only.
+    lost = exc.connection_invalidated or state == "25006" or isinstance(exc, OperationalError | InterfaceError)
     if lost and state != "22P05":
         raise Refused(UNAVAILABLE, detail=_reason(exc), retry_after_seconds=1, cause=exc) from exc
 

@@ -86,18 +86,18 @@ def run(rt: Runtime, stop: threading.Event) -> None:
 
 def take_lease(rt: Runtime, name: str, seconds: float) -> bool:
     """Whether this process has the job for the next `seconds`; decided by one conditional update."""
-    with rt.unit(Origin.background()) as unit:
-        if unit.changed(
-            update(Lease).where(Lease.name == name, Lease.until <= unit.now).values(until=later(unit.now, seconds))
-        ):
-            return True
-        if unit.session.get(Lease, name) is not None:
-            return False
-        try:
+    try:
+        with rt.unit(Origin.background()) as unit:
+            if unit.changed(
+                update(Lease).where(Lease.name == name, Lease.until <= unit.now).values(until=later(unit.now, seconds))
+            ):
+                return True
+            if unit.session.get(Lease, name) is not None:
+                return False
             unit.add(Lease(name=name, until=later(unit.now, seconds)))
-        except IntegrityError:
-            return False
-        return True
+            return True
+    except IntegrityError:
+        return False  # Another process made it at this moment.
 
 
 def sweep(rt: Runtime) -> None:
