@@ -29,6 +29,7 @@ from identity.opening import create_runtime
 from identity.runtime import Runtime
 from identity.settings import Settings
 from identity.storage import Contention
+from identity.wire import metrics
 from identity.wire.fastlane import FastLane
 
 _DRAIN_SECONDS: Final = 1.0
@@ -93,6 +94,11 @@ class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # see above
         ASGIProtocol._check_h1c_protocol_available()
         gasgi.ASGIProtocol = Connection  # The worker offers no other way to name its protocol.
         super().init_process()
+
+    async def _shutdown(self) -> None:
+        # Set by a signal, but not when the master has died: its orphans would go on promising keep-alive.
+        self.alive = False
+        await super()._shutdown()
 
     def handle_exit_signal(self) -> None:
         """Stop, but tell clients first.
@@ -239,10 +245,7 @@ def _serve_metrics(settings: Settings) -> None:
     folder = tempfile.mkdtemp(prefix="identity-metrics-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
-    from prometheus_client import CollectorRegistry, start_http_server  # noqa: PLC0415 -- it reads the variable when imported
-    from prometheus_client.multiprocess import MultiProcessCollector  # noqa: PLC0415 -- likewise
+    from prometheus_client import start_http_server  # noqa: PLC0415 -- it reads the variable when imported
 
-    registry = CollectorRegistry()
-    MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # it has no types
     host, _, port = settings.metrics_bind.rpartition(":")
-    start_http_server(int(port), host.strip("[]"), registry)
+    start_http_server(int(port), host.strip("[]"), metrics.collect_all(settings))
