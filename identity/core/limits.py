@@ -46,6 +46,7 @@ class Limiter:
     """Counts hits against the policies of `settings`."""
 
     def __init__(self, settings: Settings) -> None:
+        self.storage_uri = _storage_uri(settings)
         self.storage = _open_storage(settings)
         self._items = {policy: _item(getattr(settings, f"limit_{policy.name.lower()}")) for policy in Policy}
 
@@ -119,9 +120,14 @@ def address_key(address: str) -> str:
 
 
 def _open_storage(settings: Settings) -> EmbeddedStorage | SharedStorage:
+    return SharedStorage(settings.redis_url) if settings.redis_url else EmbeddedStorage(_storage_uri(settings))
+
+
+def _storage_uri(settings: Settings) -> str:
+    """Where hits are counted, as the `limits` library spells it."""
     if settings.redis_url:
-        return SharedStorage(settings.redis_url)
-    return EmbeddedStorage(f"{EmbeddedStorage.STORAGE_SCHEME[0]}://{_embedded_folder(settings)}")
+        return settings.redis_url.replace("unix://", "redis+unix://", 1)
+    return f"{EmbeddedStorage.STORAGE_SCHEME[0]}://{_embedded_folder(settings)}"
 
 
 def _embedded_folder(settings: Settings) -> Path:

@@ -1,7 +1,7 @@
 """The mount of every endpoint on Flask: complete under any WSGI server.
 
 It translates a WSGI environment into a `Request` and an `Answer` into a response. Two things are Flask's own here: routing, and
-Flask-Limiter's guard over what is no endpoint of the pipeline.
+Flask-Limiter's guard over the pages that no policy of the pipeline counts.
 """
 
 from __future__ import annotations
@@ -10,9 +10,13 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from flask import Flask, Response, request
+from flask_limiter import Limiter as FlaskLimiter
+from flask_limiter import RateLimitExceeded
+from limits.errors import StorageError
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
-from identity.errors import INTERNAL, METHOD_NOT_ALLOWED, NOT_FOUND, Refused
+from identity.core.limits import address_key
+from identity.errors import INTERNAL, METHOD_NOT_ALLOWED, NOT_FOUND, RATE_LIMITED, UNAVAILABLE, Refused
 from identity.runtime import Runtime
 from identity.wire.pipeline import (
     ENVELOPE,
@@ -23,12 +27,13 @@ from identity.wire.pipeline import (
     Networks,
     Request,
     Shape,
+    client_address,
     networks_of,
     refuse_outside,
 )
 
 _ALL_METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
-_HARD_LIMIT: Final = 1024 * 1024
+_PAGE_BUDGET: Final = "600/minute"
 
 
 def mount(app: Flask, rt: Runtime, endpoints: Iterable[Endpoint]) -> None:
@@ -37,8 +42,17 @@ def mount(app: Flask, rt: Runtime, endpoints: Iterable[Endpoint]) -> None:
     shapes: dict[str, Shape] = {}
     app.url_map.merge_slashes = False
     app.url_map.redirect_defaults = False
+    guard = FlaskLimiter(
+        lambda: address_key(client_address(read_request(request.environ, 0), networks)),
+        app=app,
+        storage_uri=rt.limiter.storage_uri,
+        storage_options={"wrap_exceptions": True},
+        strategy="moving-window",
+    )
     for endpoint in endpoints:
         view = _view(rt, endpoint, networks)
+        if endpoint.is_page:
+            view = guard.shared_limit(_PAGE_BUDGET, "pages")(view)
         methods = _ALL_METHODS if endpoint.any_method else (endpoint.method,)
         for prefix in endpoint.mounts:
             shapes[prefix + endpoint.path] = endpoint.shape
@@ -109,6 +123,10 @@ def _refusal_of(exc: Exception) -> tuple[Refused, list[tuple[str, str]]]:
     if isinstance(exc, MethodNotAllowed):
         allowed = ", ".join(sorted(exc.valid_methods or ()))
         return Refused(METHOD_NOT_ALLOWED), [("Allow", allowed)]
+    if isinstance(exc, RateLimitExceeded):
+        return Refused(RATE_LIMITED, detail="pages", retry_after_seconds=60), []
+    if isinstance(exc, StorageError):
+        return Refused(UNAVAILABLE, detail="rate limits", retry_after_seconds=1, cause=exc), []
     if isinstance(exc, HTTPException):
         return Refused(NOT_FOUND, detail=f"no route ({exc.code})"), []
     return Refused(INTERNAL, detail=type(exc).__name__, cause=exc), []

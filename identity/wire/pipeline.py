@@ -167,7 +167,7 @@ class Endpoint:
     """A route: the single source for routing, validation, limits, documentation and the tests that enumerate routes.
 
     `limit` is counted where its key is known: by client address first of all, by caller once known, by the handler itself where the key
-    is in the body (`limits_itself`). `hot` endpoints are mounted on the fast lane too and must not write on success.
+    is in the body (`limits_itself`). `is_page`: a public page that costs more than its bytes; Flask-Limiter counts those. `hot` endpoints are mounted on the fast lane too and must not write on success.
     """
 
     method: str
@@ -189,6 +189,7 @@ class Endpoint:
     ignores_body: bool = False
     max_body: int = MAX_BODY
     cacheable: bool = False
+    is_page: bool = False
     produces: str = "application/json"
     refusals: tuple[Problem, ...] = ()
     tags: tuple[str, ...] = ()

@@ -51,7 +51,7 @@ def jwks(call: Call) -> Reply:
     return Reply(raw=body, headers=headers)
 
 
-@public.endpoint("GET", "/.well-known/oauth-authorization-server", cacheable=True, ignores_body=True)
+@public.endpoint("GET", "/.well-known/oauth-authorization-server", is_page=True, cacheable=True, ignores_body=True)
 def authorization_server(call: Call) -> Reply:
     """What clients of group E need to know (RFC 8414)."""
     issuer = call.rt.settings.issuer
@@ -77,7 +77,7 @@ def authorization_server(call: Call) -> Reply:
     )
 
 
-@public.endpoint("GET", "/.well-known/openid-configuration", cacheable=True, ignores_body=True)
+@public.endpoint("GET", "/.well-known/openid-configuration", is_page=True, cacheable=True, ignores_body=True)
 def openid_configuration(call: Call) -> Reply:
     """The subset of OpenID discovery that resource-server libraries read."""
     issuer = call.rt.settings.issuer
