@@ -15,11 +15,23 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from sqlalchemy import BigInteger, Dialect, Executable, MetaData, Select, Text, create_engine, event
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Dialect,
+    Executable,
+    MetaData,
+    Select,
+    Text,
+    create_engine,
+    event,
+    literal,
+    type_coerce,
+)
 from sqlalchemy.engine import URL, Engine, make_url
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
-from sqlalchemy.orm import DeclarativeBase, Session
+from sqlalchemy.orm import DeclarativeBase, InstrumentedAttribute, Session
 from sqlalchemy.types import TypeDecorator
 
 from identity.errors import UNAVAILABLE, Problem, Refused
@@ -65,6 +77,12 @@ class Names(TypeDecorator[tuple[str, ...]]):
 
     def process_result_value(self, value: str | None, dialect: Dialect) -> tuple[str, ...]:
         return tuple(value.split()) if value else ()
+
+
+def holds(column: InstrumentedAttribute[tuple[str, ...]], name: str) -> ColumnElement[bool]:
+    """The condition that a column of Names has exactly this one among them."""
+    spaced = literal(" ", Text) + type_coerce(column, Text) + literal(" ", Text)
+    return spaced.contains(f" {name} ", autoescape=True)
 
 
 class Base(DeclarativeBase):

@@ -23,11 +23,9 @@ from sqlalchemy import (
     bindparam,
     delete,
     func,
-    literal,
     or_,
     select,
     text,
-    type_coerce,
     update,
 )
 from sqlalchemy.exc import IntegrityError
@@ -48,7 +46,7 @@ from identity.core.audit import Action
 from identity.core.limits import address_key
 from identity.errors import ACCESS_WINDOW_EXPIRED, CONFLICT, INVALID_CREDENTIALS, NOT_FOUND, VALIDATION, Refused
 from identity.runtime import Origin, Runtime
-from identity.storage import Base, Instant, Names, Prepared, Unit, is_violation
+from identity.storage import Base, Instant, Names, Prepared, Unit, holds, is_violation
 
 ADMIN_ROLE: Final = "users_admin"
 
@@ -373,8 +371,7 @@ def clean_name(text_: str, *, field: str = "fullName") -> str:
 
 def holds_role(role: str) -> ColumnElement[bool]:
     """The condition that a user holds a global role."""
-    held = literal(" ", Text) + type_coerce(User.roles, Text) + literal(" ", Text)
-    return held.contains(f" {role} ", autoescape=True)
+    return holds(User.roles, role)
 
 
 def guard_last_admin(unit: Unit, user_id: str) -> None:

@@ -89,6 +89,7 @@ class ClientSecret(Base):
     expires_at: Mapped[datetime | None] = mapped_column(Instant)
     last_used_at: Mapped[datetime | None] = mapped_column(Instant)
     last_used_address: Mapped[str | None] = mapped_column(String(64))
+    warned_days: Mapped[int | None] = mapped_column(BigInteger)
 
 
 class RevokedToken(Base):

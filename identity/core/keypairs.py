@@ -13,10 +13,10 @@ from functools import lru_cache
 from ipaddress import ip_address, ip_network
 from typing import Any, Final
 
-from sqlalchemy import Boolean, ForeignKey, LargeBinary, String, Text, bindparam, delete, func, select, update
+from sqlalchemy import BigInteger, Boolean, ForeignKey, LargeBinary, String, Text, bindparam, delete, func, select, update
 from sqlalchemy.orm import Mapped, mapped_column
 
-from identity.core import applications, attempts, audit, codes, credentials, emails, outbox, sessions
+from identity.core import applications, attempts, audit, codes, credentials, emails, mfa, outbox, sessions
 from identity.core.accounts import User, UserInfo, recheck
 from identity.core.addresses import canonical_id
 from identity.core.attempts import FAILURES, MACHINE_AND_ADDRESS, Charge
@@ -53,6 +53,7 @@ class KeyPair(Base):
     expires_at: Mapped[datetime] = mapped_column(Instant, index=True)
     last_used_at: Mapped[datetime | None] = mapped_column(Instant)
     last_used_address: Mapped[str | None] = mapped_column(String(64))
+    warned_days: Mapped[int | None] = mapped_column(BigInteger)
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,9 +201,8 @@ def request(
 
 
 def confirm(rt: Runtime, origin: Origin, verification_id: str, code: str) -> None:
-    """Switch a pair on by its emailed code, and tell its owner. Raises Refused(INVALID_CODE)."""
-    with rt.unit(origin) as unit:
-        consumed = codes.consume(rt, unit, Purpose.KEYPAIR, verification_id, code)
+    """Switch a pair on by its emailed code, and tell its owner. Raises Refused(INVALID_CODE), Refused(LOCKED_OUT)."""
+    with mfa.mailed_code(rt, origin, Purpose.KEYPAIR, verification_id, code) as (unit, consumed):
         row = unit.session.get(KeyPair, consumed.subject)
         if row is None or row.expires_at <= unit.now:
             raise Refused(INVALID_CODE, detail="the key pair was revoked or has expired meanwhile")

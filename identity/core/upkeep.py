@@ -24,6 +24,7 @@ from identity.core import (
     audit,
     challenges,
     codes,
+    expiry,
     explain,
     keypairs,
     outbox,
@@ -137,4 +138,5 @@ JOBS: Final = (
     Job("windows", 60.0, lambda rt: rt.limiter.sweep(), shared=False),
     Job("keys", 10.0, tend_keys, shared=True),
     Job("sweep", 300.0, sweep, shared=True),
+    Job("expiry", 3600.0, expiry.warn, shared=True),
 )

@@ -1,18 +1,24 @@
-"""What Prometheus reads: counts and times of requests by route, and the state of credentials and mail.
+"""What Prometheus reads: counts and times of requests by route, and how soon credentials expire.
 
-Labels are declared routes and statuses, never anything that a client chose.
+Labels are declared routes, statuses and kinds, never anything that a client chose. Nothing of prometheus_client is imported with this
+module: whether its values are shared between processes it decides once, when it is imported first, by a variable that `serve` sets.
 """
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Iterator
+from functools import cache
+from typing import TYPE_CHECKING, Any, Final
 
-from prometheus_client import Counter, Histogram
+from identity.core import expiry
+from identity.runtime import SystemClock
+from identity.settings import Settings
+from identity.storage import Database
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry, Counter, Histogram
 
 _BUCKETS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
-
-_requests = Counter("identity_requests", "Requests answered", ["route", "status"])
-_seconds = Histogram("identity_request_seconds", "Time to answer, in seconds", ["route"], buckets=_BUCKETS)
 _by_route: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
 
 
@@ -20,6 +26,53 @@ def observe(route: str, status: int, seconds: float) -> None:
     """Count one answered request."""
     known = _by_route.get((route, status))
     if known is None:
-        known = _by_route[route, status] = (_requests.labels(route, str(status)), _seconds.labels(route))
+        requests, times = _instruments()
+        known = _by_route[route, status] = (requests.labels(route, str(status)), times.labels(route))
     known[0].inc()
     known[1].observe(seconds)
+
+
+def collect_all(settings: Settings) -> CollectorRegistry:
+    """What `/metrics` shows: the sums of all worker processes, and the state that is read from the database when asked."""
+    from prometheus_client import CollectorRegistry  # noqa: PLC0415 -- see the module
+    from prometheus_client.multiprocess import MultiProcessCollector  # noqa: PLC0415 -- see the module
+
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # it has no types
+    registry.register(_Expiry(settings))
+    return registry
+
+
+class _Expiry:
+    """The seconds until the next credential of each kind stops working, if one does within 30 days."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def describe(self) -> list[Any]:
+        return []
+
+    def collect(self) -> Iterator[Any]:
+        from prometheus_client.core import GaugeMetricFamily  # noqa: PLC0415 -- see the module
+
+        gauge = GaugeMetricFamily(
+            "identity_credential_expiry_seconds", "Seconds until the next one stops working", labels=["kind"]
+        )
+        # Opened for this scrape only: a connection that is kept here would be inherited by workers that are forked later.
+        database = Database(self._settings.database_url, pool_size=1)
+        try:
+            for kind, seconds in expiry.soonest(database, SystemClock().now()).items():
+                gauge.add_metric([kind], seconds)
+        finally:
+            database.close()
+        yield gauge
+
+
+@cache
+def _instruments() -> tuple[Counter, Histogram]:
+    from prometheus_client import Counter, Histogram  # noqa: PLC0415 -- see the module
+
+    return (
+        Counter("identity_requests", "Requests answered", ["route", "status"]),
+        Histogram("identity_request_seconds", "Time to answer, in seconds", ["route"], buckets=_BUCKETS),
+    )

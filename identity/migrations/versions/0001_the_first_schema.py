@@ -306,6 +306,7 @@ def upgrade() -> None:
         sa.Column("expires_at", sa.BigInteger(), nullable=False),
         sa.Column("last_used_at", sa.BigInteger(), nullable=True),
         sa.Column("last_used_address", sa.String(length=64), nullable=True),
+        sa.Column("warned_days", sa.BigInteger(), nullable=True),
         sa.ForeignKeyConstraint(
             ["user_id"], ["user_account.id"], name=op.f("fk_keypair_user_id_user_account"), ondelete="CASCADE"
         ),
@@ -394,6 +395,7 @@ def upgrade() -> None:
         sa.Column("expires_at", sa.BigInteger(), nullable=True),
         sa.Column("last_used_at", sa.BigInteger(), nullable=True),
         sa.Column("last_used_address", sa.String(length=64), nullable=True),
+        sa.Column("warned_days", sa.BigInteger(), nullable=True),
         sa.ForeignKeyConstraint(
             ["client_id"], ["application.id"], name=op.f("fk_client_secret_client_id_application"), ondelete="CASCADE"
         ),
