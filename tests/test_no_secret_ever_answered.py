@@ -20,7 +20,7 @@ from identity.wire.pipeline import Endpoint
 from tests.builders import PASSWORD, a_session, a_token, a_user, an_application, an_authenticator
 from tests.conftest import fresh_database
 from tests.oauth_world import as_client
-from tests.world import MASTER_KEY, ORIGIN, Web, code_in, fast_settings
+from tests.world import CODE, MASTER_KEY, ORIGIN, Web, fast_settings
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def arrange(web: Web) -> Arranged:
     feed = an_application(rt, tenant="acme-bank", scopes=("read", "introspect"))
     session, own = a_session(rt, ada), a_session(rt, admin)
     assert web.post("/session", {"email": ada.email}).status_code == 202
-    code = code_in(web.mails()[-1])
+    code = next(found[1] for mail in web.mails() if (found := CODE.search(mail.get_body(("plain",)).get_content())))
     with rt.unit(ORIGIN) as unit:
         key, secret = keypairs.create(rt, unit, ada.id, name="laptop", days=30, actor="test", verified=True)
         mfa.set_fixed_otp(rt, unit, accounts.recheck(unit, ada.id), "fixed77otp", actor="test")
