@@ -42,6 +42,7 @@ from identity.wire.reading import read_form, read_json, read_query
 
 MAX_BODY: Final = 64 * 1024
 _encode: Final = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
+_NOT_MODIFIED: Final = 304
 _CONTENTION_TRIES: Final = 4
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}", re.ASCII)
 _HOST: Final = re.compile(
@@ -333,8 +334,9 @@ class Exchange:
         endpoint, origin = self.endpoint, call.origin
         status = reply.status or endpoint.status
         body = reply.raw if reply.raw is not None else _json_bytes(reply.payload)
-        headers: list[tuple[str, str]] = [("Content-Type", reply.content_type), ("X-Request-Id", origin.request_id)]
-        headers.append(("X-Content-Type-Options", "nosniff"))
+        headers: list[tuple[str, str]] = [("X-Request-Id", origin.request_id), ("X-Content-Type-Options", "nosniff")]
+        if status != _NOT_MODIFIED:
+            headers.append(("Content-Type", reply.content_type))
         if not (endpoint.cacheable and refused is None):
             headers.append(("Cache-Control", "no-store"))
             headers.append(("Vary", "Authorization, Origin"))
@@ -347,7 +349,8 @@ class Exchange:
         if refused is not None:
             headers.append(("x-error", refused.problem.message[:200]))
             headers.append(("x-error-id", origin.error_id))
-            explain.note(self.rt, origin, endpoint.name, status, refused, call.identified.subject if call.identified else "")
+            caller = call.identified.subject if call.identified else ""
+            explain.note(self.rt, origin, endpoint.name, status, refused, caller=caller)
         elapsed = time.perf_counter() - self._started
         metrics.observe(endpoint.name, status, elapsed)
         _log_request(call, status, elapsed, refused)
