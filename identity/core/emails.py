@@ -12,7 +12,7 @@ from typing import Final
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.exc import IntegrityError
 
-from identity.core import audit, codes, outbox
+from identity.core import audit, codes, mfa, outbox
 from identity.core.accounts import Email, User
 from identity.core.addresses import canonical_id, get_address
 from identity.core.audit import Action
@@ -80,9 +80,8 @@ def resend(rt: Runtime, unit: Unit, user_id: str, address: str) -> str:
 
 
 def verify(rt: Runtime, origin: Origin, verification_id: str, code: str) -> None:
-    """Make an address its user's own by the code that was mailed to it. Raises Refused(INVALID_CODE)."""
-    with rt.unit(origin) as unit:
-        consumed = codes.consume(rt, unit, Purpose.EMAIL, verification_id, code)
+    """Make an address its user's own by the code that was mailed to it. Raises Refused(INVALID_CODE), Refused(LOCKED_OUT)."""
+    with mfa.mailed_code(rt, origin, Purpose.EMAIL, verification_id, code) as (unit, consumed):
         row = unit.session.get(Email, consumed.subject)
         if row is None:
             raise Refused(INVALID_CODE, detail="the address was removed meanwhile")

@@ -13,7 +13,19 @@ from functools import lru_cache
 from ipaddress import ip_address, ip_network
 from typing import Any, Final
 
-from sqlalchemy import BigInteger, Boolean, ForeignKey, LargeBinary, String, Text, bindparam, delete, func, select, update
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    ForeignKey,
+    LargeBinary,
+    String,
+    Text,
+    bindparam,
+    delete,
+    func,
+    select,
+    update,
+)
 from sqlalchemy.orm import Mapped, mapped_column
 
 from identity.core import applications, attempts, audit, codes, credentials, emails, mfa, outbox, sessions
@@ -125,14 +137,14 @@ def authenticate(rt: Runtime, origin: Origin, api_key: str, api_secret: str) -> 
         attempts.check(rt, (charge,))
     else:
         attempts.judge(rt, charge, row[15])
-    flaw = _flaw(rt, origin, row, api_secret)
+    flaw, evidence = _flaw(rt, origin, row, api_secret)
     if row is None or flaw:
         with rt.unit(origin) as unit:
             attempts.record(rt, unit, (charge,))
             audit.record(
                 rt, unit, Action.LOGIN_FAILED, actor=row[5] if row else "", target=row[0] if row else "", reason=flaw
             )
-        raise Refused(KEY_MISMATCH, detail=flaw, evidence={"key": row[0]} if row else {})
+        raise Refused(KEY_MISMATCH, detail=flaw, evidence=evidence)
     rt.usage.note(KeyPair, row[0], rt.clock.now(), origin.address)
     return KeyInfo(*row[:10])
 
@@ -280,18 +292,30 @@ def purge(unit: Unit) -> int:
     return unit.changed(delete(KeyPair).where(KeyPair.expires_at < later(unit.now, -30 * 86_400)))
 
 
-def _flaw(rt: Runtime, origin: Origin, row: tuple[Any, ...] | None, api_secret: str) -> str:
-    """Why this pair does not pass, for the log only; empty when it passes. The secret is compared before anything else is looked at."""
+def _flaw(rt: Runtime, origin: Origin, row: tuple[Any, ...] | None, api_secret: str) -> tuple[str, dict[str, Any]]:
+    """Why this pair does not pass, and what would have, for operators only; empty when it passes.
+
+    The secret is compared before anything else is looked at.
+    """
     presented = _fingerprint(rt, api_secret)
-    if row is None or not credentials.matches(row[10], presented):
-        return "unknown key or wrong secret"
+    if row is None:
+        return "unknown key, or not the shape of a pair", {}
+    if not credentials.matches(row[10], presented):
+        return "wrong secret", {"key": row[0]}
     now = rt.clock.now()
     enabled, starts_at, ends_at = row[12:15]
-    if not row[4] or not enabled or row[3] <= now:
-        return "key unverified or expired, or its user disabled"
+    right = {"key": row[0], "near_miss": "the secret was right"}
+    if not row[4]:
+        return "the pair waits for its code", right
+    if row[3] <= now:
+        return "the pair has expired", right | {"skew_seconds": int((now - row[3]).total_seconds())}
+    if not enabled:
+        return "its user is disabled", right
     if (starts_at is not None and now < starts_at) or (ends_at is not None and ends_at <= now):
-        return "outside the user's access window"
-    return "" if _is_allowed(row[11], origin.address) else "foreign network"
+        return "outside the user's access window", right
+    if not _is_allowed(row[11], origin.address):
+        return "foreign network", right | {"expected": row[11].split(), "seen": origin.address}
+    return "", {}
 
 
 @lru_cache(maxsize=1024)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import base64
 import hmac
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -21,10 +23,11 @@ from sqlalchemy import BigInteger, ForeignKey, LargeBinary, bindparam, delete, s
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, mapped_column
 
-from identity.core import attempts, audit, outbox
+from identity.core import attempts, audit, codes, outbox
 from identity.core.accounts import UserInfo, guess_charges
 from identity.core.attempts import SECOND_FACTOR, Charge, Reservation
 from identity.core.audit import Action
+from identity.core.codes import Consumed, Purpose, WrongCode
 from identity.core.credentials import Secret
 from identity.core.mailing import Template
 from identity.errors import CONFLICT, FORBIDDEN, INVALID_CODE, NOT_FOUND, VALIDATION, Refused
@@ -146,6 +149,31 @@ def settle(
     attempts.charge(unit, guess)
     audit.record(rt, unit, Action.LOGIN_FAILED, actor=user_id, reason="second factor")
     raise Refused(INVALID_CODE, detail="the second factor is wrong or spent")
+
+
+@contextmanager
+def mailed_code(
+    rt: Runtime, origin: Origin, purpose: Purpose, verification_id: str, code: str
+) -> Iterator[tuple[Unit, Consumed]]:
+    """The unit in which a right emailed code is spent, and what it was for; a wrong one counts like every guess at its account.
+
+    Raises Refused(INVALID_CODE), Refused(LOCKED_OUT). A refusal inside that rolls back gives the code back too.
+    """
+    account = codes.find_account(rt, purpose, verification_id)
+    if account is None:
+        raise Refused(INVALID_CODE, detail="no code that could be tried has this id")
+    reservation = reserve_guess(rt, origin, account)
+    with attempts.given_back(rt, origin, reservation), rt.unit(origin) as unit:
+        try:
+            consumed = codes.consume(rt, unit, purpose, verification_id, code)
+        except WrongCode:
+            attempts.charge(unit, reservation)
+            raise
+        except Refused:
+            attempts.refund(unit, reservation)  # Somebody else was first: nothing was guessed.
+            raise
+        attempts.refund(unit, reservation)
+        yield unit, consumed
 
 
 def take_totp(rt: Runtime, unit: Unit, user_id: str, code: str) -> bool:

@@ -10,7 +10,7 @@ from identity.core import accounts, attempts, audit, codes, mfa, outbox, session
 from identity.core.accounts import UserInfo
 from identity.core.addresses import get_address
 from identity.core.audit import Action
-from identity.core.codes import Purpose
+from identity.core.codes import Consumed, Purpose
 from identity.core.mailing import Template
 from identity.errors import INVALID_CODE, Refused
 from identity.runtime import Origin, Runtime
@@ -63,27 +63,22 @@ def reset(rt: Runtime, origin: Origin, *, verification_id: str, code: str, new_p
     and Refused(VALIDATION) for a weak password, which costs the code nothing.
     """
     rt.passwords.check_policy(new_password, field="newPassword")
-    account = codes.find_account(rt, Purpose.RESET, verification_id)
-    if account is None:
-        raise Refused(INVALID_CODE, detail="no live code has this id")
+    if codes.find_account(rt, Purpose.RESET, verification_id) is None:
+        raise Refused(INVALID_CODE, detail="no code that could be tried has this id")
     hashed = _hashed(rt, new_password)
-    reservation = mfa.reserve_guess(rt, origin, account)
-    with attempts.given_back(rt, origin, reservation), rt.unit(origin) as unit:
-        user = _owner(rt, unit, verification_id, code)
-        mfa.settle(rt, unit, account, reservation, right=user is not None)
-        assert user is not None, "a wrong code was refused"
+    with mfa.mailed_code(rt, origin, Purpose.RESET, verification_id, code) as (unit, consumed):
+        user = _owner(unit, consumed)
         # Once more with what only the account knows; a refusal here rolls back and gives the code back.
         rt.passwords.check_policy(new_password, about=_words_of(user), field="newPassword")
         _replace(rt, unit, user, hashed, keep="", how="with a code")
 
 
-def _owner(rt: Runtime, unit: Unit, verification_id: str, code: str) -> UserInfo | None:
-    """Whose password the code resets, spending it; None for a wrong one, and for a user who may not sign in."""
+def _owner(unit: Unit, consumed: Consumed) -> UserInfo:
+    """Whose password the code resets. Who may not sign in any more is refused in the words of a code that is over."""
     try:
-        consumed = codes.consume(rt, unit, Purpose.RESET, verification_id, code)
         return accounts.recheck(unit, consumed.user_id or "")
-    except Refused:
-        return None
+    except Refused as exc:
+        raise Refused(INVALID_CODE, detail=exc.detail, cause=exc) from exc
 
 
 def _replace(rt: Runtime, unit: Unit, user: UserInfo, password_hash: str, *, keep: str, how: str) -> None:
