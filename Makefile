@@ -13,7 +13,7 @@ BENCH_ARGS ?=
 TEST_WORKERS ?= 2
 
 .DELETE_ON_ERROR:
-.PHONY: help run test check format readme bench faults lock install install-dev clean
+.PHONY: help run test check format readme bench faults recipes lock install install-dev clean
 
 help:
 	@echo "make run      start the service on 127.0.0.1:8000 (settings: environment, see README)"
@@ -21,6 +21,7 @@ help:
 	@echo "make check    format, lint, types, import contracts"
 	@echo "make format   rewrite to the house format"
 	@echo "make readme   write the README's generated tables anew"
+	@echo "make recipes  docs/recipes with the real clients and proxies (installs them; needs Node 20)"
 	@echo "make bench    load runs against a private server"
 	@echo "make faults   the long form of the fault suite"
 	@echo "make lock     resolve the locks anew from setup.cfg (needs uv)"
@@ -34,6 +35,10 @@ test: install-dev
 
 faults: install-dev
 	@exec $(BIN)/python -m pytest -q tests/faults $(PYTEST_ARGS)
+
+recipes: install-dev
+	@tests/recipes/install.sh
+	@exec $(BIN)/python -m pytest -q tests/recipes $(PYTEST_ARGS)
 
 # All four always run: one call shows every fault.
 check: install-dev

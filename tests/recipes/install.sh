@@ -1,0 +1,24 @@
+#!/bin/sh
+# What the recipes are tried with, from where people get it: Debian's packages where they are missing, and npm.
+set -eu
+cd "$(dirname "$0")"
+
+node -e 'process.exit(Number(process.versions.node.split(".")[0]) < 20)' 2>/dev/null && command -v npm >/dev/null || {
+    echo "the recipes need Node 20 or newer with npm" >&2
+    exit 1
+}
+
+packages=""
+[ -e /usr/lib/apache2/modules/mod_auth_openidc.so ] || packages="$packages apache2-bin libapache2-mod-auth-openidc"
+command -v nginx >/dev/null || [ -x /usr/sbin/nginx ] || packages="$packages nginx-light"
+if [ -n "$packages" ]; then
+    command -v apt-get >/dev/null || { echo "the recipes need, from your system's packages:$packages" >&2; exit 1; }
+    as_root=""
+    [ "$(id -u)" -eq 0 ] || as_root=sudo
+    echo "Installing$packages (once)" >&2
+    $as_root apt-get update -qq
+    # Unquoted on purpose: a list of words.
+    DEBIAN_FRONTEND=noninteractive $as_root apt-get install -y -qq --no-install-recommends $packages >/dev/null
+fi
+
+[ node_modules/.package-lock.json -nt package-lock.json ] || npm ci --no-audit --no-fund --loglevel=error >/dev/null
