@@ -139,9 +139,10 @@ class Passwords:
             # bcrypt reads 72 bytes only: a longer password must not pass by its head, nor show by its haste that the hash is an old one.
             return _bcrypt_matches(stored, given[:_BCRYPT_BYTES]) and len(given) <= _BCRYPT_BYTES
         try:
-            return self._hasher.verify(stored or self._nobody, given if fits else b"") and fits
+            self._hasher.verify(stored or self._nobody, given if fits else b"")
         except (VerificationError, InvalidHashError):
             return False
+        return fits
 
     def is_outdated(self, stored: str) -> bool:
         """Whether a hash that just verified should be made anew with today's parameters."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import Connection, MetaData, text
 from sqlalchemy.exc import DBAPIError
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
 HEAD: Final = "0001"
 _LOCK: Final = 0x1DE27177
+_PATIENCE_SECONDS: Final = 300
+_POSTGRESQL_PATIENCE: Final = (
+    f"SELECT set_config('lock_timeout', '{_PATIENCE_SECONDS}s', false), set_config('statement_timeout', '0', false)"
+)
 
 
 def schema() -> MetaData:
@@ -45,11 +49,22 @@ def migrate(database: Database) -> bool:
         return False
     from alembic import command  # noqa: PLC0415 -- a quarter of a second that a start without work does not pay
 
-    with database.engine.begin() as connection:
-        if not database.is_sqlite:
-            connection.execute(text(f"SELECT pg_advisory_xact_lock({_LOCK})"))
-        command.upgrade(_config(connection), "head")
+    with database.engine.connect() as connection:
+        _wait_for_others(connection, database)
+        with connection.begin():
+            if not database.is_sqlite:
+                connection.execute(text(f"SELECT pg_advisory_xact_lock({_LOCK})"))
+            command.upgrade(_config(connection), "head")
     return True
+
+
+def _wait_for_others(connection: Connection, database: Database) -> None:
+    """Let this connection, and no other, wait as long as a step of another process may take."""
+    driver: Any = connection.connection.driver_connection
+    connection.detach()
+    driver.execute(f"PRAGMA busy_timeout={_PATIENCE_SECONDS * 1000}" if database.is_sqlite else _POSTGRESQL_PATIENCE)
+    if not database.is_sqlite:
+        driver.commit()
 
 
 def _config(connection: Connection) -> Config:

@@ -1,0 +1,183 @@
+"""The schema's history: it ends in what the code declares, on both databases, however many processes run it at once."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import inspect, text
+
+from identity import migrations
+from identity.app import create_runtime
+from identity.errors import Refused
+from identity.storage import Database
+from tests.builders import a_user
+from tests.conftest import the_postgres
+from tests.world import environment_of, fast_settings
+
+_names = iter(range(10**9))
+
+
+@pytest.fixture
+def empty(backend: str, tmp_path: Path) -> str:
+    """The URL of a database without a table."""
+    if backend == "sqlite":
+        return f"sqlite:///{tmp_path}/empty.db"
+    return the_postgres().create_database(f"empty{next(_names)}")
+
+
+def tables(database: Database) -> set[str]:
+    with database.engine.connect() as connection:
+        return set(inspect(connection).get_table_names())
+
+
+def test_the_steps_lead_to_what_the_code_declares(empty: str) -> None:
+    database = Database(empty)
+    assert migrations.migrate(database)
+    with database.engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True, "render_as_batch": True})
+        assert compare_metadata(context, migrations.schema()) == []
+    assert tables(database) == set(migrations.schema().tables) | {"alembic_version"}
+    database.close()
+
+
+def test_partial_unique_indexes_are_really_partial_and_unique(empty: str) -> None:
+    # Alembic does not compare the condition of an index: two users may claim an address, one may have it verified.
+    settings = fast_settings(database_url=empty)
+    rt = create_runtime(settings)
+    first = a_user(rt, email="one@acme.example", verified=False)
+    a_user(rt, email="one@acme.example", verified=False)
+    a_user(rt, email="one@acme.example", verified=True)
+    with pytest.raises(Refused, match="CONFLICT"):
+        a_user(rt, email="one@acme.example", verified=True)
+    assert first
+    rt.database.close()
+
+
+def test_a_database_that_is_up_to_date_costs_no_step(empty: str) -> None:
+    database = Database(empty)
+    assert migrations.current(database) is None
+    assert migrations.migrate(database)
+    assert migrations.current(database) == migrations.HEAD
+    assert not migrations.migrate(database)
+    database.close()
+
+
+def test_head_is_the_newest_step_and_the_history_is_one_line(empty: str) -> None:
+    database = Database(empty)
+    with database.engine.connect() as connection:
+        script = ScriptDirectory.from_config(migrations._config(connection))
+    assert script.get_heads() == [migrations.HEAD]
+    assert [step.revision for step in script.walk_revisions()] == [
+        f"{number:04d}" for number in range(int(migrations.HEAD), 0, -1)
+    ]
+    database.close()
+
+
+def test_each_step_can_be_taken_back(empty: str) -> None:
+    database = Database(empty)
+    migrations.migrate(database)
+    with database.engine.begin() as connection:
+        command.downgrade(migrations._config(connection), "base")
+    assert tables(database) <= {"alembic_version"}
+    assert migrations.migrate(database)
+    database.close()
+
+
+def test_a_step_that_fails_leaves_nothing_and_is_taken_again(empty: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    database = Database(empty)
+    upgrade = command.upgrade
+
+    def dies_at_the_end(*arguments: object) -> None:
+        upgrade(*arguments)  # type: ignore[arg-type]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "upgrade", dies_at_the_end)
+    with pytest.raises(KeyboardInterrupt):
+        migrations.migrate(database)
+    assert tables(database) == set()
+    monkeypatch.undo()
+    assert migrations.migrate(database)
+    database.close()
+
+
+def test_a_step_needs_no_code_of_the_present() -> None:
+    # A step of the past must run when today's models have moved on.
+    folder = Path(migrations.__file__).parent / "versions"
+    steps = list(folder.glob("[0-9]*.py"))
+    assert len(steps) == int(migrations.HEAD)
+    for step in steps:
+        assert "identity" not in step.read_text().replace("identity_", ""), step.name
+
+
+def test_threads_that_open_an_empty_database_at_once_agree(empty: str) -> None:
+    settings = fast_settings(database_url=empty)
+    with ThreadPoolExecutor(8) as pool:
+        runtimes = list(pool.map(lambda _: create_runtime(settings), range(8)))
+    secrets = {rt.ring.vault.derive("test") for rt in runtimes}
+    made_once(empty)
+    assert len(secrets) == 1
+    for rt in runtimes:
+        rt.database.close()
+
+
+BOOT = """
+import os, sys
+import alembic.command
+from identity.app import create_runtime
+from identity.settings import Settings
+
+settings = Settings.from_env()
+gate, opening = os.pipe()
+children = []
+for _ in range(20):
+    child = os.fork()
+    if child == 0:
+        os.close(opening)
+        os.read(gate, 1)
+        runtime = create_runtime(settings)
+        print(runtime.ring.vault.derive("test").hex(), flush=True)
+        runtime.database.close()
+        os._exit(0)
+    children.append(child)
+os.close(opening)
+sys.exit(max(os.waitpid(child, 0)[1] for child in children) != 0)
+"""
+
+
+def test_twenty_processes_that_boot_at_once_make_one_of_everything(empty: str, tmp_path: Path) -> None:
+    environment = environment_of({"database_url": empty, "keys_dir": tmp_path / "keys", "argon2_memory_kib": 8})
+    booted = subprocess.run(
+        [sys.executable, "-c", BOOT],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(Path(__file__).parent.parent), "PATH": "/usr/bin:/bin", **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (booted.returncode, booted.stderr) == (0, "")
+    roots = booted.stdout.split()
+    assert len(roots) == 20
+    assert len(set(roots)) == 1, "one master key, one root"
+    assert (tmp_path / "keys" / "master.key").stat().st_mode & 0o777 == 0o600
+    assert [path.name for path in (tmp_path / "keys").iterdir()] == ["master.key"]
+    made_once(empty)
+
+
+def made_once(url: str) -> None:
+    """One key signs, at most one stands by; there is one root and one application."""
+    database = Database(url)
+    with database.reading() as session:
+        assert session.scalar(text("SELECT count(*) FROM signing_key")) in (1, 2)
+        assert session.scalar(text("SELECT count(*) FROM signing_key WHERE is_standby IS NULL OR is_standby = 0")) == 1
+        assert session.scalar(text("SELECT count(*) FROM application")) == 1
+        assert session.scalar(text("SELECT count(*) FROM server_secret")) == 1
+    database.close()
