@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from werkzeug.test import TestResponse
 
 from identity.core import accounts, audit, mfa, outbox, sessions
+from identity.core.limits import Limiter
 from identity.core.mailing import Template
 from tests.builders import Person, a_session, a_token, a_user, an_application
 from tests.world import ORIGIN, Web, code_in
@@ -387,6 +389,19 @@ def test_misspelt_bearers_are_refused_alike(web: Web) -> None:
 
 
 # What every route of the group demands.
+
+
+def test_asking_and_verifying_share_one_budget_of_the_client_address_on_both_mounts(web: Web) -> None:
+    web.rt.settings = replace(web.rt.settings, limit_auth="4/minute")
+    web.rt.limiter = Limiter(web.rt.settings)
+    guess = {"verificationCodeID": "0192f3a0-0000-7000-8000-000000000000", "code": "123456"}
+    assert web.post("/session", {"email": "a@x.example"}).headers["X-RateLimit-Remaining"] == "3"
+    assert web.put("/api/auth/v2/session/verification", guess).headers["X-RateLimit-Remaining"] == "2"
+    assert web.put("/email/verification", guess).headers["X-RateLimit-Remaining"] == "1"
+    assert web.put("/keypair/verification", guess).headers["X-RateLimit-Remaining"] == "0"
+    for path in ("/user", "/api/auth/v2/session"):
+        assert_refused(web.post(path, {"email": "a@x.example"}), 429, "RATE_LIMITED")
+
 
 BEARER_ROUTES = [
     ("GET", "/session", None),
