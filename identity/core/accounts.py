@@ -232,14 +232,17 @@ def check_password(rt: Runtime, origin: Origin, identifier: str, password: str) 
         fresh = rt.passwords.hash(password) if right and stored and rt.passwords.is_outdated(stored) else None
     # 3. The verdict.
     if not right or found is None or stored is None or not found[0].enabled:
-        reason = "wrong password" if found and not right else "unknown, disabled or without a password"
-        refuse_guess(rt, origin, reservation, actor=found[0].id if found else "", detail=reason)
+        refuse_guess(rt, origin, reservation, actor=found[0].id if found else "", detail=_flaw(found, right=right))
     user = found[0]
     if not user.is_inside_window(rt.clock.now()):
         with rt.unit(origin) as unit:
             attempts.refund(unit, reservation)
             audit.record(rt, unit, Action.LOGIN_FAILED, actor=user.id, reason="access window")
-        evidence = {"starts_at": str(user.starts_at), "ends_at": str(user.ends_at), "now": str(rt.clock.now())}
+        evidence = {
+            "expected": {"from": str(user.starts_at), "until": str(user.ends_at)},
+            "seen": str(rt.clock.now()),
+            "near_miss": "the password was right",
+        }
         raise Refused(ACCESS_WINDOW_EXPIRED, detail="outside the access window", evidence=evidence)
     return PasswordProof(user, stored, fresh, reservation)
 
@@ -385,7 +388,9 @@ def guard_last_admin(unit: Unit, user_id: str) -> None:
     # The rows are locked, so that two administrators who remove each other cannot both succeed.
     if unit.execute(select(User.id).where(*usable).order_by(User.id).with_for_update()).first() is None:
         detail = f"{user_id} is the last administrator"
-        raise Refused(CONFLICT.saying("The last administrator can be neither deleted, disabled nor demoted"), detail=detail)
+        raise Refused(
+            CONFLICT.saying("The last administrator can be neither deleted, disabled nor demoted"), detail=detail
+        )
 
 
 def erase_row(unit: Unit, user_id: str) -> None:
@@ -393,6 +398,15 @@ def erase_row(unit: Unit, user_id: str) -> None:
     unit.execute(delete(Email).where(Email.user_id == user_id))
     if not unit.changed(delete(User).where(User.id == user_id)):
         raise Refused(NOT_FOUND, detail="no such user")
+
+
+def _flaw(found: tuple[UserInfo, str | None] | None, *, right: bool) -> str:
+    """Why a guess does not pass, for operators only: clients and clocks see one refusal."""
+    if found is None:
+        return "unknown user"
+    if found[1] is None:
+        return "a user without a password"
+    return "wrong password" if not right else "right password of a disabled user"
 
 
 def _find_with_hash(rt: Runtime, identifier: str) -> tuple[UserInfo, str | None] | None:

@@ -171,7 +171,14 @@ _COLUMNS = (
     Application.version,
 )
 _WITH_SECRETS = Prepared(
-    select(*_COLUMNS, CURRENT_VERSION, attempts.FAILURES, ClientSecret.id, ClientSecret.fingerprint, ClientSecret.expires_at)
+    select(
+        *_COLUMNS,
+        CURRENT_VERSION,
+        attempts.FAILURES,
+        ClientSecret.id,
+        ClientSecret.fingerprint,
+        ClientSecret.expires_at,
+    )
     .outerjoin(ClientSecret, ClientSecret.client_id == Application.id)
     .where(Application.id == bindparam("id"))
 )
@@ -220,10 +227,31 @@ def authenticate(rt: Runtime, origin: Origin, client_id: str, secret: str) -> Au
         if stored is not None and credentials.matches(stored, presented) and (expires_at is None or now < expires_at):
             proven = secret_id
     if not proven or not rows[0][9]:
-        refuse(rt, origin, client_id, detail="unknown, disabled or wrong secret" if rows else "unknown client")
+        detail, evidence = _flaw(rows, presented, secret, now)
+        refuse(rt, origin, client_id, detail=detail, evidence=evidence)
     rt.ring.ensure_version(rows[0][12])
     rt.usage.note(ClientSecret, proven, now, origin.address)
     return Authenticated(_info(rows[0][:12]), proven)
+
+
+def _flaw(rows: Sequence[tuple[Any, ...]], presented: bytes, secret: str, now: datetime) -> tuple[str, dict[str, Any]]:
+    """Why a client does not pass, and what would have: for operators only, clients see one refusal."""
+    # Before anything that depends on who is asked for, so that an unknown client costs the same.
+    well_formed = credentials.is_well_formed(Kind.CLIENT_SECRET, secret)
+    if not rows:
+        return "unknown client", {}
+    for secret_id, stored, expires_at in (row[14:] for row in rows):
+        if stored is None or not credentials.matches(stored, presented):
+            continue
+        evidence: dict[str, Any] = {"seen": {"secret": secret_id}, "near_miss": "the secret was right"}
+        if expires_at is None or now < expires_at:
+            return "the application is disabled", evidence
+        late = int((now - expires_at).total_seconds())
+        return "the secret has expired", evidence | {"expected": "a secret that lives", "skew_seconds": late}
+    evidence = {"expected": {"secret": [row[14] for row in rows if row[14]]}}
+    if not well_formed:
+        evidence["near_miss"] = "not the shape of a client secret: cut short, mistyped, or another kind of credential"
+    return "wrong secret", evidence
 
 
 def authenticate_assertion(rt: Runtime, origin: Origin, assertion: str, *, audiences: Sequence[str]) -> Authenticated:

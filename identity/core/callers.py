@@ -125,7 +125,14 @@ def _by_bearer(rt: Runtime, bearer: str, *, own_routes: bool) -> Caller:
         return _user(sessions.find_live_bearer(rt, bearer))
     claims = tokens.read(rt, bearer)
     if own_routes and not {rt.settings.issuer, rt.settings.default_audience} & set(claims.audience):
-        raise Refused(INVALID_TOKEN, detail="not meant for this service", evidence={"aud": claims.audience})
+        raise Refused(
+            INVALID_TOKEN,
+            detail="not meant for this service",
+            evidence={
+                "expected": {"aud": sorted({rt.settings.issuer, rt.settings.default_audience})},
+                "seen": {"aud": claims.audience},
+            },
+        )
     if claims.is_user:
         live = sessions.find_live(rt, claims.session_id)
         if live.user_id != claims.subject or not rt.ring.can_verify(bearer):

@@ -1,12 +1,14 @@
 """Why a request was refused, for those who operate the service: what `x-error-id` leads to.
 
 Each refusal is noted in memory and written by the background loop a moment later, so that refusing costs no transaction. What is kept is
-bounded twice, a batch at a time and by age: a flood of refusals can neither fill the disk nor push out more than itself.
+bounded three times: by client and by process a minute, by age, and by number. A flood of refusals can neither fill the disk nor push out
+more than itself: above the bound the most frequent kind of refusal goes first.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import threading
 from collections import deque
 from collections.abc import Mapping
@@ -18,13 +20,18 @@ from sqlalchemy import BigInteger, String, Text, delete, func, select
 from sqlalchemy.orm import Mapped, mapped_column
 
 from identity.core.addresses import canonical_id
+from identity.core.limits import address_key
 from identity.errors import NOT_FOUND, Refused
 from identity.runtime import Origin, Runtime, later
-from identity.storage import Base, Instant
+from identity.storage import Base, Contention, Instant
 
+PER_CLIENT_A_MINUTE: Final = 30
+PER_PROCESS_A_MINUTE: Final = 600
+MAX_KEPT: Final = 200_000
 _MAX_WAITING: Final = 2_000
-_MAX_KEPT: Final = 1_000_000
 _MAX_EVIDENCE: Final = 2_000
+_PURGE_STEP: Final = 1_000
+_log = logging.getLogger("identity.explain")
 
 
 class Refusal(Base):
@@ -65,36 +72,65 @@ class Explanation:
 
 
 class Explanations:
-    """The refusals of this process that are not written yet."""
+    """The refusals of this process that are not written yet, and how many it may still note in this minute."""
 
     def __init__(self) -> None:
         self._waiting: deque[dict[str, Any]] = deque(maxlen=_MAX_WAITING)
         self._flushing = threading.Lock()
+        self._minute = -1
+        self._noted: dict[str, int] = {}
+        self._total = 0
+        self._left_out = 0
+
+    def has_room(self, now: datetime, address: str) -> bool:
+        """Whether one more refusal of this client is kept; counts it if so."""
+        minute = int(now.timestamp()) // 60
+        if minute != self._minute:
+            self._minute, self._noted, self._total = minute, {}, 0
+        client = address_key(address)
+        noted = self._noted.get(client, 0)
+        if noted >= PER_CLIENT_A_MINUTE or self._total >= PER_PROCESS_A_MINUTE:
+            self._left_out += 1
+            return False
+        self._noted[client] = noted + 1
+        self._total += 1
+        return True
 
     def add(self, values: dict[str, Any]) -> None:
+        """Have a refusal written soon."""
         self._waiting.append(values)
 
     def flush(self, rt: Runtime) -> int:
-        """Write what waits; tell how many rows."""
+        """Write what waits; tell how many rows. What could not be written because the database is away waits on."""
         with self._flushing:
+            if self._left_out:
+                _log.warning("refusals not kept", extra={"fields": {"count": self._left_out}})
+                self._left_out = 0
             batch = [self._waiting.popleft() for _ in range(len(self._waiting))]
             if not batch:
                 return 0
-            with rt.unit(Origin.background()) as unit:
-                unit.session.add_all(Refusal(**values) for values in batch)
+            try:
+                with rt.unit(Origin.background()) as unit:
+                    unit.session.add_all(Refusal(**values) for values in batch)
+            except (Refused, Contention):
+                self._waiting.extendleft(reversed(batch[: _MAX_WAITING - len(self._waiting)]))
+                raise
             return len(batch)
 
 
-def note(rt: Runtime, origin: Origin, route: str, status: int, refused: Refused, caller: str) -> None:
-    """Remember why this request was refused."""
+def note(rt: Runtime, origin: Origin, route: str, status: int, refused: Refused, *, caller: str) -> None:
+    """Remember why this request was refused, unless this client or this process has had too many in this minute."""
+    now = rt.clock.now()
+    if not rt.explanations.has_room(now, origin.address):
+        return
     rt.explanations.add(
         {
             "error_id": origin.error_id,
-            "at": rt.clock.now(),
-            "route": route,
+            "at": now,
+            "route": route[:200],
             "status": status,
             "error": refused.problem.code,
-            "message": refused.problem.message,
+            "message": refused.problem.message[:300],
             "field": refused.field,
             "detail": refused.detail[:300],
             "evidence": json.dumps(refused.evidence, default=_plain)[:_MAX_EVIDENCE],
@@ -106,25 +142,40 @@ def note(rt: Runtime, origin: Origin, route: str, status: int, refused: Refused,
 
 
 def get(rt: Runtime, error_id: str) -> Explanation:
-    """The explanation of an `x-error-id`. Raises Refused(NOT_FOUND) for one that never was, or is too old."""
+    """The explanation of an `x-error-id`. Raises Refused(NOT_FOUND) for one that never was, is too old, or was one of a flood."""
     rt.explanations.flush(rt)
     with rt.database.reading() as session:
         row = session.get(Refusal, error_id) if canonical_id(error_id) else None
         if row is None:
-            raise Refused(NOT_FOUND, detail="no such refusal")
+            raise Refused(NOT_FOUND, detail="no such refusal: not ours, too old, or one of too many in its minute")
         values = {column.key: getattr(row, column.key) for column in Refusal.__table__.columns}
     return Explanation(**{**values, "evidence": _load(values["evidence"])})
 
 
 def purge(rt: Runtime) -> int:
-    """Forget refusals that are too old, and the oldest where there are too many; for the janitor."""
+    """Forget refusals that are too old and, where there are too many, the oldest of the most frequent kind; for the janitor."""
     with rt.unit(Origin.background()) as unit:
         gone = unit.changed(delete(Refusal).where(Refusal.at < later(unit.now, -86_400 * rt.settings.explain_days)))
-        excess = unit.execute(select(func.count()).select_from(Refusal)).scalar_one() - _MAX_KEPT
-        if excess > 0:
-            oldest = select(Refusal.error_id).order_by(Refusal.at).limit(excess).scalar_subquery()
-            gone += unit.changed(delete(Refusal).where(Refusal.error_id.in_(oldest)))
-        return gone
+    while excess := _excess(rt):
+        kind, count = excess
+        oldest = select(Refusal.error_id).where(Refusal.route == kind[0], Refusal.error == kind[1]).order_by(Refusal.at)
+        with rt.unit(Origin.background()) as unit:
+            taken = unit.changed(delete(Refusal).where(Refusal.error_id.in_(oldest.limit(count).scalar_subquery())))
+        if not taken:
+            break  # Another janitor was faster.
+        gone += taken
+    return gone
+
+
+def _excess(rt: Runtime) -> tuple[tuple[str, str], int] | None:
+    """The most frequent kind of refusal and how many of it should go next, where more are kept than should be."""
+    counted = select(Refusal.route, Refusal.error, func.count().label("count")).group_by(Refusal.route, Refusal.error)
+    with rt.database.reading() as session:
+        total = session.scalar(select(func.count()).select_from(Refusal)) or 0
+        if total <= MAX_KEPT:
+            return None
+        route, error, _ = session.execute(counted.order_by(func.count().desc()).limit(1)).one()
+    return (route, error), min(total - MAX_KEPT, _PURGE_STEP)
 
 
 def _plain(value: Any) -> Any:

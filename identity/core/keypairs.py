@@ -292,7 +292,9 @@ def purge(unit: Unit) -> int:
     return unit.changed(delete(KeyPair).where(KeyPair.expires_at < later(unit.now, -30 * 86_400)))
 
 
-def _flaw(rt: Runtime, origin: Origin, row: tuple[Any, ...] | None, api_secret: str) -> tuple[str, dict[str, Any]]:
+def _flaw(  # noqa: PLR0911 -- one return for each reason
+    rt: Runtime, origin: Origin, row: tuple[Any, ...] | None, api_secret: str
+) -> tuple[str, dict[str, Any]]:
     """Why this pair does not pass, and what would have, for operators only; empty when it passes.
 
     The secret is compared before anything else is looked at.

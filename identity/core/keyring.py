@@ -143,7 +143,7 @@ class Keyring:
         """The claims of a token that this ring signed; times and meaning are still the caller's to check.
 
         We issue one header for each key, to the byte: a token with any other header was never ours, so no algorithm, `crit`, `jku` or
-        `jwk` of a stranger is even parsed. Raises Refused(INVALID_TOKEN).
+        `jwk` of a stranger decides anything. Raises Refused(INVALID_TOKEN).
         """
         if len(token) > TOKEN_MAX_CHARACTERS:
             raise Refused(INVALID_TOKEN, detail="token over 8 KiB")
@@ -170,7 +170,8 @@ class Keyring:
         payload, _, signature = rest.partition(".")
         key = self._by_header.get(header)
         if key is None:
-            raise Refused(INVALID_TOKEN, detail="not a header of ours")
+            evidence = {"expected": {"kid": [*(one.kid for one in self._keys)]}, "seen": _shown_header(header)}
+            raise Refused(INVALID_TOKEN, detail="not a header of ours", evidence=evidence)
         raw = _unb64(signature)
         body = _unb64(payload)
         if raw is None or body is None:
@@ -491,6 +492,16 @@ def _load_public(entry: Any) -> RSAKey | ECKey:
     except (JoseError, ValueError, TypeError, KeyError, OverflowError, UnicodeError) as exc:
         raise unfit from exc
     raise unfit
+
+
+def _shown_header(header: str) -> dict[str, str]:
+    """What a stranger's token says of itself, for the explanation of its refusal: short, and believed by nobody."""
+    try:
+        said = json.loads(_unb64(header[:1024]) or b"")
+    except (ValueError, RecursionError):
+        return {}
+    shown = {name: said[name] for name in ("alg", "typ", "kid") if name in said} if isinstance(said, dict) else {}
+    return {name: value[:64] for name, value in shown.items() if isinstance(value, str) and value.isprintable()}
 
 
 def _count_up(unit: Unit) -> None:

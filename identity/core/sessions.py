@@ -429,7 +429,9 @@ def _live(rt: Runtime, row: tuple[Any, ...] | None) -> Live:
     if (starts_at is not None and now < starts_at) or (ends_at is not None and ends_at <= now):
         raise Refused(INVALID_TOKEN, detail="session: outside the user's access window", evidence={"session": info.id})
     if info.expires_at <= now:
-        raise Refused(TOKEN_EXPIRED, detail="session expired", evidence={"expired_at": info.expires_at.isoformat()})
+        late = int((now - info.expires_at).total_seconds())
+        evidence = {"expected": "a session that has not ended", "seen": {"ended": info.expires_at.isoformat()}}
+        raise Refused(TOKEN_EXPIRED, detail="session expired", evidence=evidence | {"skew_seconds": late})
     return Live(info, info.user_id, alias, full_name, roles, groups)
 
 

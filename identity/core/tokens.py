@@ -150,14 +150,21 @@ def read(rt: Runtime, token: str) -> Claims:
     """
     raw = rt.ring.verify(token)
     now = int(rt.clock.now().timestamp())
-    if raw["iss"] != rt.settings.issuer or raw["nbf"] > now + SKEW_SECONDS:
-        raise Refused(
-            INVALID_TOKEN, detail="issuer or time of birth", evidence={"iss": raw["iss"], "nbf": raw["nbf"], "now": now}
-        )
+    if raw["iss"] != rt.settings.issuer:
+        evidence: dict[str, Any] = {"expected": {"iss": rt.settings.issuer}, "seen": {"iss": raw["iss"]}}
+        raise Refused(INVALID_TOKEN, detail="another issuer: IDENTITY_ISSUER was changed", evidence=evidence)
+    if raw["nbf"] > now + SKEW_SECONDS:
+        evidence = {"expected": {"nbf": f"up to {now + SKEW_SECONDS}"}, "seen": {"nbf": raw["nbf"]}}
+        evidence["skew_seconds"] = now - raw["nbf"]
+        raise Refused(INVALID_TOKEN, detail="signed in the future: two hosts' clocks differ", evidence=evidence)
     if raw["exp"] <= now:
-        raise Refused(
-            TOKEN_EXPIRED, detail="expired", evidence={"exp": raw["exp"], "now": now, "seconds_late": now - raw["exp"]}
-        )
+        late = now - raw["exp"]
+        evidence = {"expected": {"exp": f"after {now}"}, "seen": {"exp": raw["exp"]}, "skew_seconds": late}
+        if late <= SKEW_SECONDS:
+            evidence["near_miss"] = (
+                "a clock that is a minute slow would have passed it; renew tokens before they expire"
+            )
+        raise Refused(TOKEN_EXPIRED, detail="expired", evidence=evidence)
     audience = raw["aud"]
     return Claims(
         subject=raw["sub"],

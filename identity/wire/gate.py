@@ -117,5 +117,5 @@ def _choice(call: Call, name: str, known: dict[str, _T], default: _T) -> _T:
 def _require(call: Call, name: str, held: frozenset[str]) -> None:
     needed = call.query.get(name)
     if needed and not held.issuperset(needed):
-        evidence = {"needs": sorted(needed), "has": sorted(held)}
+        evidence = {"expected": {name: sorted(needed)}, "seen": {name: sorted(held)}}
         raise Refused(FORBIDDEN, detail=f"lacks a {name}", evidence=evidence)
