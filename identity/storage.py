@@ -23,6 +23,8 @@ from sqlalchemy import (
     MetaData,
     Select,
     Text,
+    TextClause,
+    TextualSelect,
     create_engine,
     event,
     literal,
@@ -155,6 +157,17 @@ class Unit:
         with translated():
             return self.session.execute(statement)
 
+    def run(self, prepared: Prepared, **values: Any) -> list[tuple[Any, ...]]:
+        """The rows that a prepared statement returns, at the driver's cost, inside this transaction."""
+        connection = self.session.connection()
+        statement, arrange, convert = prepared.compiled_for(connection.dialect)
+        parameters = arrange(values)
+        with translated():
+            result = connection.exec_driver_sql(
+                statement, tuple(parameters) if isinstance(parameters, list) else parameters
+            )
+            return [convert(row) for row in result] if result.returns_rows else []
+
     def changed(self, statement: Executable) -> int:
         """Run a conditional update or delete and tell how many rows it took: how races are decided."""
         count: int = self.execute(statement).rowcount
@@ -171,14 +184,15 @@ Compiled = tuple[str, Callable[[dict[str, Any]], Any], Callable[[Sequence[Any]],
 
 
 class Prepared:
-    """A select that is compiled once for each database and then costs only the driver's call.
+    """A statement that is compiled once for each database and then costs only the driver's call.
 
-    Rows are tuples in column order, with the columns' types applied.
+    Rows are tuples in column order, with the columns' types applied. `Database.rows` runs a select outside any transaction, `Unit.run`
+    anything inside one.
     """
 
     __slots__ = ("_compiled", "_statement")
 
-    def __init__(self, statement: Select[*tuple[Any, ...]]) -> None:
+    def __init__(self, statement: Select[*tuple[Any, ...]] | TextClause | TextualSelect) -> None:
         self._statement = statement
         self._compiled: dict[str, Compiled] = {}
 
@@ -202,7 +216,7 @@ class Prepared:
 
         processors = [
             column.type.dialect_impl(dialect).result_processor(dialect, None)
-            for column in self._statement.selected_columns
+            for column in ([] if isinstance(self._statement, TextClause) else self._statement.selected_columns)
         ]
         converted = [(index, process) for index, process in enumerate(processors) if process is not None]
 

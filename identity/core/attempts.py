@@ -15,9 +15,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
-from sqlalchemy import LargeBinary, Text, bindparam, delete, select
-from sqlalchemy.dialects.postgresql import insert as postgresql_insert
-from sqlalchemy.dialects.sqlite import insert as sqlite_insert
+from sqlalchemy import LargeBinary, Text, bindparam, delete, select, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from identity.errors import LOCKED_OUT, UNAVAILABLE, Refused
@@ -71,6 +69,31 @@ FAILURES = select(Meter.failed).where(Meter.key == bindparam("meter")).scalar_su
 """For a hot read of something else to bring along the failures of one charge, for `judge`."""
 
 
+# Both databases read these alike; built anew by SQLAlchemy they would cost a login more than anything but its hash.
+_LOCK = Prepared(
+    text(
+        "INSERT INTO meter (key, failed, pending, expires_at) VALUES (:key, '[]', '{}', :expires_at) "
+        "ON CONFLICT (key) DO UPDATE SET expires_at = excluded.expires_at RETURNING failed, pending"
+    )
+    .bindparams(bindparam("key", type_=LargeBinary), bindparam("expires_at", type_=Instant))
+    .columns(failed=Text, pending=Text)
+)
+_STORE = Prepared(
+    text("UPDATE meter SET failed = :failed, pending = :pending WHERE key = :key").bindparams(
+        bindparam("key", type_=LargeBinary), bindparam("failed", type_=Text), bindparam("pending", type_=Text)
+    )
+)
+
+
+@dataclass(slots=True)
+class _Count:
+    """A locked meter while its unit works on it."""
+
+    charge: Charge
+    failed: list[int]
+    pending: dict[str, int]
+
+
 @dataclass(frozen=True, slots=True)
 class Reservation:
     """A guess that may be evaluated now."""
@@ -102,24 +125,21 @@ def reserve(rt: Runtime, origin: Origin, charges: Sequence[Charge]) -> Reservati
 
 def charge(unit: Unit, reservation: Reservation) -> None:
     """Count the reserved guess as a failure."""
-    now, by_key = to_micros(unit.now), {each.key: each for each in reservation.charges}
-    for meter in _locked(unit, reservation.charges):
-        pending = json.loads(meter.pending)
-        failed_at = pending.pop(reservation.id, now)
-        meter.pending = json.dumps(pending)
+    now = to_micros(unit.now)
+    counts = _locked(unit, reservation.charges)
+    for count in counts:
         # What no longer counts goes: a key that is never reserved would otherwise grow as long as somebody fails.
-        horizon = now - by_key[meter.key].budget.seconds * 1_000_000
-        meter.failed = json.dumps(sorted(at for at in [*json.loads(meter.failed), failed_at] if at > horizon))
-    unit.session.flush()
+        failed = [*count.failed, count.pending.pop(reservation.id, now)]
+        count.failed = sorted(at for at in failed if at > now - count.charge.budget.seconds * 1_000_000)
+    _store(unit, counts)
 
 
 def refund(unit: Unit, reservation: Reservation) -> None:
     """Forget the reserved guess: it was right."""
-    for meter in _locked(unit, reservation.charges):
-        pending = json.loads(meter.pending)
-        pending.pop(reservation.id, None)
-        meter.pending = json.dumps(pending)
-    unit.session.flush()
+    counts = _locked(unit, reservation.charges)
+    for count in counts:
+        count.pending.pop(reservation.id, None)
+    _store(unit, counts)
 
 
 @contextmanager
@@ -166,43 +186,41 @@ def purge(unit: Unit) -> int:
 def _reserve(rt: Runtime, unit: Unit, charges: Sequence[Charge]) -> Reservation:
     now = to_micros(unit.now)
     reservation = Reservation(rt.new_id(), tuple(charges))
-    by_key = {each.key: each for each in charges}
     busy = False
-    meters = _locked(unit, charges)
-    for meter in meters:
-        each = by_key[meter.key]
-        horizon = now - each.budget.seconds * 1_000_000
-        pending: dict[str, int] = json.loads(meter.pending)
+    counts = _locked(unit, charges)
+    for count in counts:
+        budget = count.charge.budget
         # A guess whose process died before it could say how it ended counts as a failure.
-        abandoned = {name: at for name, at in pending.items() if at < now - _ABANDONED_SECONDS * 1_000_000}
-        failed = sorted(at for at in [*json.loads(meter.failed), *abandoned.values()] if at > horizon)
-        pending = {name: at for name, at in pending.items() if name not in abandoned}
-        if len(failed) >= each.budget.amount:
-            raise _locked_out(each, failed, now)
-        busy = busy or len(failed) + len(pending) >= each.budget.amount
-        meter.failed, meter.pending = json.dumps(failed), json.dumps(pending | {reservation.id: now})
-        meter.expires_at = max(meter.expires_at, later(unit.now, each.budget.seconds))
+        abandoned = {name: at for name, at in count.pending.items() if at < now - _ABANDONED_SECONDS * 1_000_000}
+        count.failed = sorted(
+            at for at in [*count.failed, *abandoned.values()] if at > now - budget.seconds * 1_000_000
+        )
+        count.pending = {name: at for name, at in count.pending.items() if name not in abandoned}
+        if len(count.failed) >= budget.amount:
+            raise _locked_out(count.charge, count.failed, now)
+        busy = busy or len(count.failed) + len(count.pending) >= budget.amount
+        count.pending[reservation.id] = now
     if busy:
         raise Busy
-    unit.session.flush()
+    _store(unit, counts)
     return reservation
 
 
-def _locked(unit: Unit, charges: Sequence[Charge]) -> list[Meter]:
-    """The meters of `charges`, each locked until the unit ends; always in the same order, so that two guesses cannot deadlock.
+def _locked(unit: Unit, charges: Sequence[Charge]) -> list[_Count]:
+    """The counts of `charges`, each locked until the unit ends; always in the same order, so that two guesses cannot deadlock.
 
     By budget first: a unit that settles two reservations takes the second factor's last, as one with both kinds of charge does.
     """
-    insert = sqlite_insert if unit.session.get_bind().dialect.name == "sqlite" else postgresql_insert
-    meters = []
+    counts = []
     for each in sorted(charges, key=lambda one: (one.budget.name, one.key)):
-        fresh = insert(Meter).values(
-            key=each.key, failed="[]", pending="{}", expires_at=later(unit.now, each.budget.seconds)
-        )
-        locked = fresh.on_conflict_do_update(index_elements=[Meter.key], set_={"expires_at": fresh.excluded.expires_at})
-        unit.execute(locked)
-        meters.append(unit.execute(select(Meter).where(Meter.key == each.key)).scalar_one())
-    return meters
+        ((failed, pending),) = unit.run(_LOCK, key=each.key, expires_at=later(unit.now, each.budget.seconds))
+        counts.append(_Count(each, json.loads(failed), json.loads(pending)))
+    return counts
+
+
+def _store(unit: Unit, counts: Sequence[_Count]) -> None:
+    for count in counts:
+        unit.run(_STORE, key=count.charge.key, failed=json.dumps(count.failed), pending=json.dumps(count.pending))
 
 
 def _locked_out(each: Charge, failed: Sequence[int], now: int) -> Refused:
