@@ -6,6 +6,7 @@ module: whether its values are shared between processes it decides once, when it
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry, Counter, Histogram
 
 _BUCKETS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+_making: Final = threading.Lock()
 _by_route: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
 
 
@@ -26,7 +28,9 @@ def observe(route: str, status: int, seconds: float) -> None:
     """Count one answered request."""
     known = _by_route.get((route, status))
     if known is None:
-        requests, times = _instruments()
+        # The registry refuses an instrument that is made twice, and the first requests come in parallel.
+        with _making:
+            requests, times = _instruments()
         known = _by_route[route, status] = (requests.labels(route, str(status)), times.labels(route))
     known[0].inc()
     known[1].observe(seconds)

@@ -7,6 +7,7 @@ from typing import Any
 from marshmallow import Schema, fields
 
 from identity.core import applications, limits, logins
+from identity.core.addresses import canonical_id
 from identity.core.limits import Policy
 from identity.core.tokens import AccessToken
 from identity.errors import (
@@ -99,7 +100,8 @@ def user_token(call: Call) -> Reply:
 def application_token(call: Call) -> Reply:
     """Exchange a client id and its secret for an application token."""
     client_id = call.body["clientId"]
-    call.limit(Policy.APPLICATION, f"{client_id} {limits.address_key(call.origin.address)}")
+    name = canonical_id(client_id) or client_id
+    call.limit(Policy.APPLICATION, f"{name} {limits.address_key(call.origin.address)}")
     proven = applications.authenticate(call.rt, call.origin, client_id, call.body["secret"])
     audience = applications.audience_of(call.rt, proven.application, origin=call.header("origin"))
     scope = call.body["scope"].split() if "scope" in call.body else None
