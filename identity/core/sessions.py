@@ -27,7 +27,9 @@ from sqlalchemy import (
     delete,
     func,
     literal,
+    or_,
     select,
+    text,
     update,
 )
 from sqlalchemy.orm import Mapped, mapped_column
@@ -55,6 +57,12 @@ class UserSession(Base):
     __table_args__ = (
         Index("ix_user_session_user_id_expires_at", "user_id", "expires_at"),
         Index("ix_user_session_keypair_id", "keypair_id"),
+        Index(
+            "ix_user_session_waiting",
+            "created_at",
+            sqlite_where=text("verified = 0"),
+            postgresql_where=text("NOT verified"),
+        ),
     )
 
     id: Mapped[str] = mapped_column(String(36), primary_key=True)
@@ -202,7 +210,7 @@ def open_session(
         ip=unit.origin.address[:64],
         user_agent=unit.origin.user_agent[:400],
     )
-    unit.add(row)
+    unit.insert(row)
     actor = user.id if user else ""
     audit.record(
         rt, unit, Action.SESSION_CREATED, actor=actor, target=row.id, kind=kind, amr=list(amr), verified=verified
@@ -369,9 +377,10 @@ def forget_user(unit: Unit, user_id: str) -> None:
 
 
 def purge(unit: Unit, *, batch: int = 1000) -> int:
-    """Delete sessions that ended more than a day ago, a batch at a time; for the janitor."""
+    """Delete sessions that ended, or have waited for their code, for more than a day, a batch at a time; for the janitor."""
     horizon = later(unit.now, -86_400)
-    over = select(UserSession.id).where(UserSession.expires_at < horizon).limit(batch).scalar_subquery()
+    waiting = ~UserSession.verified & (UserSession.created_at < horizon)
+    over = select(UserSession.id).where(or_(UserSession.expires_at < horizon, waiting)).limit(batch).scalar_subquery()
     return unit.changed(delete(UserSession).where(UserSession.id.in_(over)))
 
 

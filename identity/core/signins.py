@@ -6,6 +6,8 @@ the first gets a mail. A user with a second factor needs it here too, beside the
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,7 +18,15 @@ from identity.core.codes import Purpose, WrongCode
 from identity.core.mailing import Template
 from identity.core.mfa import Factor
 from identity.core.sessions import Opened
-from identity.errors import ACCESS_WINDOW_EXPIRED, INVALID_CODE, MFA_REQUIRED, VALIDATION, Refused
+from identity.errors import (
+    INVALID_CODE,
+    INVALID_CREDENTIALS,
+    INVALID_TOKEN,
+    MFA_REQUIRED,
+    NOT_FOUND,
+    VALIDATION,
+    Refused,
+)
 from identity.runtime import Origin, Runtime
 from identity.storage import Unit
 
@@ -97,16 +107,21 @@ def complete(
     account = codes.find_account(rt, Purpose.SESSION, verification_id)
     if account is None:
         raise Refused(INVALID_CODE, detail="no code that could be tried has this id")
-    reservation = mfa.reserve_guess(rt, origin, account)
-    with attempts.given_back(rt, origin, reservation), rt.unit(origin) as unit:
+    reservation = mfa.reserve_guess(rt, origin, account, by_anybody=True)
+    reservations = [reservation]
+    if totp_code is not None or recovery_code is not None:
+        with attempts.given_back(rt, origin, reservation):
+            reservations.append(mfa.reserve_second(rt, origin, account))
+    with attempts.given_back(rt, origin, *reservations), rt.unit(origin) as unit:
         # 1. The emailed code.
         try:
             consumed = codes.attempt(rt, unit, Purpose.SESSION, verification_id, code)
         except WrongCode:
             attempts.charge(unit, reservation)
+            _refund(unit, reservations[1:])
             raise
         except Refused:
-            attempts.refund(unit, reservation)
+            _refund(unit, reservations)
             raise
         # 2. The second factor, as enrolled in this very moment.
         amr: tuple[str, ...] = ("email",)
@@ -118,23 +133,29 @@ def complete(
                 if totp_code is not None
                 else mfa.take_recovery_code(rt, unit, account, recovery_code or "")
             )
-            mfa.settle(rt, unit, account, reservation, right=right)
+            mfa.settle(rt, unit, account, reservations[-1], right=right, first=reservation)
             amr = ("email", "otp")
-        else:
-            attempts.refund(unit, reservation)
+        _refund(unit, reservations)
         # 3. Both are right. The session comes last: a refusal that keeps what was written must not keep an open door.
         codes.spend(unit, verification_id)
-        _recheck(unit, account)
-        emails.confirm(rt, unit, account, consumed.address, actor=account)
-        sessions.verify(rt, unit, consumed.subject, amr=amr)
+        with _as_a_code_that_is_over():
+            accounts.recheck(unit, account)
+            emails.confirm(rt, unit, account, consumed.address, actor=account)
+            sessions.verify(rt, unit, consumed.subject, amr=amr)
 
 
-def _recheck(unit: Unit, user_id: str) -> None:
-    """Refuse a user who may not sign in any more, in the words of a code that is over."""
+def _refund(unit: Unit, reservations: Sequence[Reservation]) -> None:
+    for each in reservations:
+        attempts.refund(unit, each)
+
+
+@contextmanager
+def _as_a_code_that_is_over() -> Iterator[None]:
+    """Refuse a user or a session that is gone by now in the words for a code that is."""
     try:
-        accounts.recheck(unit, user_id)
+        yield
     except Refused as refused:
-        if refused.problem == ACCESS_WINDOW_EXPIRED:
+        if refused.problem not in (INVALID_CREDENTIALS, INVALID_TOKEN, NOT_FOUND):
             raise
         raise Refused(INVALID_CODE, detail=refused.detail) from refused
 

@@ -158,6 +158,16 @@ def test_a_token_never_outlives_its_session(rt: Runtime, clock: FakeClock) -> No
     assert refusal(sessions.find_live, rt, opened.session.id) == TOKEN_EXPIRED.code
 
 
+def test_the_janitor_forgets_a_session_that_has_waited_for_a_day(rt: Runtime, clock: FakeClock) -> None:
+    a_session(rt, a_user(rt), verified=False)
+    signins.begin(rt, ORIGIN, "nobody@acme.example")
+    a_session(rt, a_user(rt))
+    for seconds, gone in ((86_400, 0), (1, 2)):
+        clock.tick(seconds)
+        with rt.unit(ORIGIN) as unit:
+            assert sessions.purge(unit) == gone
+
+
 def test_the_janitor_forgets_only_what_has_long_been_over(rt: Runtime, clock: FakeClock) -> None:
     opened = a_session(rt, a_user(rt))
     end = rt.settings.session_absolute_seconds + 86_400

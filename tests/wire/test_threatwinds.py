@@ -254,6 +254,17 @@ def test_a_user_disabled_between_the_steps_is_not_let_in(web: Web) -> None:
     assert_refused(web.get("/session", bearer=asked["bearer"]), 401, "INVALID_TOKEN")
 
 
+def test_a_session_that_was_ended_while_it_waited_cannot_be_verified(web: Web) -> None:
+    ada = a_user(web.rt)
+    asked = web.post("/session", {"email": ada.email}).json
+    code = web.last_code()
+    with web.rt.unit(ORIGIN) as unit:
+        sessions.revoke_all(web.rt, unit, ada.id, actor="test", reason="password changed")
+    body = {"verificationCodeID": asked["verificationCodeID"], "code": code}
+    assert_refused(web.put("/session/verification", body), 401, "INVALID_CODE")
+    assert_refused(web.get("/session", bearer=asked["bearer"]), 401, "INVALID_TOKEN")
+
+
 def test_a_window_that_closed_between_the_steps_is_named(web: Web) -> None:
     ada = a_user(web.rt, ends_at=web.clock.now() + timedelta(seconds=60))
     asked = web.post("/session", {"email": ada.email}).json

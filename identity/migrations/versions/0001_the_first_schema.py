@@ -385,6 +385,13 @@ def upgrade() -> None:
         batch_op.create_index(batch_op.f("ix_user_session_expires_at"), ["expires_at"], unique=False)
         batch_op.create_index("ix_user_session_keypair_id", ["keypair_id"], unique=False)
         batch_op.create_index("ix_user_session_user_id_expires_at", ["user_id", "expires_at"], unique=False)
+        batch_op.create_index(
+            "ix_user_session_waiting",
+            ["created_at"],
+            unique=False,
+            sqlite_where=sa.text("verified = 0"),
+            postgresql_where=sa.text("NOT verified"),
+        )
 
     op.create_table(
         "client_secret",
@@ -414,6 +421,9 @@ def downgrade() -> None:
 
     op.drop_table("client_secret")
     with op.batch_alter_table("user_session", schema=None) as batch_op:
+        batch_op.drop_index(
+            "ix_user_session_waiting", sqlite_where=sa.text("verified = 0"), postgresql_where=sa.text("NOT verified")
+        )
         batch_op.drop_index("ix_user_session_user_id_expires_at")
         batch_op.drop_index("ix_user_session_keypair_id")
         batch_op.drop_index(batch_op.f("ix_user_session_expires_at"))
