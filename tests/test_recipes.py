@@ -1,0 +1,45 @@
+"""The recipes of docs/recipes for Python, word for word, with the real libraries. The others need more: `make recipes`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from tests.builders import Machine
+from tests.conftest import fresh_database
+from tests.recipes.blocks import a_machine, block, run
+from tests.world import Live, start_live
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    folder = tmp_path_factory.mktemp("recipes")
+    with start_live(folder, fresh_database("sqlite", folder)) as live:
+        yield live
+
+
+@pytest.fixture(scope="module")
+def machine(service: Live) -> Machine:
+    return a_machine(service)
+
+
+def python(recipe: str, service: Live, machine: Machine, number: int = 0) -> list[str]:
+    return run([sys.executable, "-"], block(recipe, "python", number), service, machine)
+
+
+def test_pyjwt_verifies_a_token(service: Live, machine: Machine) -> None:
+    assert python("pyjwt.md", service, machine) == [machine.client_id]
+
+
+def test_the_authlib_client_gets_verifies_introspects_and_revokes(service: Live, machine: Machine) -> None:
+    assert python("authlib.md", service, machine) == [machine.client_id, "True", "{'active': False}"]
+
+
+def test_the_authlib_client_signs_assertions(service: Live, machine: Machine) -> None:
+    assert python("authlib.md", service, machine, 1) == ["Bearer", "Bearer"]
+
+
+def test_requests_oauthlib_gets_introspects_and_revokes(service: Live, machine: Machine) -> None:
+    assert python("requests-oauthlib.md", service, machine) == ["Bearer ['read']", "True", "{'active': False}"]
