@@ -58,11 +58,11 @@ def by_password(
         accounts.waste(rt, origin, proof)
         raise Refused(MFA_REQUIRED, detail="enrolled in TOTP, no code given")
     with attempts.given_back(rt, origin, proof.reservation):
-        second = mfa.reserve_after_password(rt, origin, proof.user.id)
+        second = mfa.reserve_second(rt, origin, proof.user.id)
     with attempts.given_back(rt, origin, proof.reservation, second), rt.unit(origin) as unit:
         # The code first: a wrong one charges the password's reservation too, so that nobody who knows it guesses codes for nothing.
         right = mfa.take_totp(rt, unit, proof.user.id, totp_code)
-        mfa.settle(rt, unit, proof.user.id, second, right=right, password=proof.reservation)
+        mfa.settle(rt, unit, proof.user.id, second, right=right, first=proof.reservation)
         user = accounts.admit(rt, unit, proof)
         opened = _open(rt, unit, user, Handout.DAY, amr=("pwd", "otp"), resource=resource)
     return _hand_out(rt, user, opened, Handout.DAY).access

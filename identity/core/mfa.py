@@ -124,28 +124,33 @@ def factor_of(rt: Runtime, unit: Unit, user_id: str, *, allows_fixed: bool) -> F
 # Guessing. Lock order in a unit: the factor's rows first, the attempt counters last.
 
 
-def reserve_guess(rt: Runtime, origin: Origin, user_id: str) -> Reservation:
-    """The right to try one code of the user, in a unit of its own; it must end in `settle`. Raises Refused(LOCKED_OUT)."""
-    return attempts.reserve(rt, origin, (*guess_charges(f"user:{user_id}", origin), Charge(SECOND_FACTOR, user_id)))
+def reserve_guess(rt: Runtime, origin: Origin, account: str, *, by_anybody: bool = False) -> Reservation:
+    """The right to try one code of the user, in a unit of its own; it must end in `settle`. Raises Refused(LOCKED_OUT).
+
+    `by_anybody`: a stranger may ask for such a code, without password or session. Wrong ones fill a budget of the day of their own, so
+    that strangers do not use up what the owner needs.
+    """
+    subject = f"asked by anybody {account}" if by_anybody else account
+    return attempts.reserve(rt, origin, (*guess_charges(f"user:{account}", origin), Charge(SECOND_FACTOR, subject)))
 
 
-def reserve_after_password(rt: Runtime, origin: Origin, user_id: str) -> Reservation:
-    """`reserve_guess` beside a password whose own reservation is still open: what both would count is counted there."""
+def reserve_second(rt: Runtime, origin: Origin, user_id: str) -> Reservation:
+    """`reserve_guess` beside a first factor whose own reservation is still open: what both would count is counted there."""
     return attempts.reserve(rt, origin, (Charge(SECOND_FACTOR, user_id),))
 
 
 def settle(
-    rt: Runtime, unit: Unit, user_id: str, guess: Reservation, *, right: bool, password: Reservation | None = None
+    rt: Runtime, unit: Unit, user_id: str, guess: Reservation, *, right: bool, first: Reservation | None = None
 ) -> None:
     """Give a right guess back, or count a wrong one and raise Refused(INVALID_CODE), which keeps the unit.
 
-    `password` is the open reservation of `reserve_after_password`'s password: a wrong code counts there too, a right one leaves it open.
+    `first` is the open reservation beside a `reserve_second`: a wrong code counts there too, a right one leaves it open.
     """
     if right:
         attempts.refund(unit, guess)
         return
-    if password is not None:
-        attempts.charge(unit, password)
+    if first is not None:
+        attempts.charge(unit, first)
     attempts.charge(unit, guess)
     audit.record(rt, unit, Action.LOGIN_FAILED, actor=user_id, reason="second factor")
     raise Refused(INVALID_CODE, detail="the second factor is wrong or spent")
@@ -162,7 +167,7 @@ def mailed_code(
     account = codes.find_account(rt, purpose, verification_id)
     if account is None:
         raise Refused(INVALID_CODE, detail="no code that could be tried has this id")
-    reservation = reserve_guess(rt, origin, account)
+    reservation = reserve_guess(rt, origin, account, by_anybody=purpose is Purpose.RESET)
     with attempts.given_back(rt, origin, reservation), rt.unit(origin) as unit:
         try:
             consumed = codes.consume(rt, unit, purpose, verification_id, code)

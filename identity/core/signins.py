@@ -6,7 +6,7 @@ the first gets a mail. A user with a second factor needs it here too, beside the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -14,6 +14,7 @@ from typing import Final
 from identity.core import accounts, applications, attempts, codes, emails, mfa, sessions
 from identity.core.accounts import UserInfo
 from identity.core.addresses import get_address
+from identity.core.attempts import Reservation
 from identity.core.codes import Purpose, WrongCode
 from identity.core.mailing import Template
 from identity.core.mfa import Factor

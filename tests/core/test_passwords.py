@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from sqlalchemy import update
 
-from identity.core import accounts, applications, audit, codes, logins, outbox, passwords, sessions
+from identity.core import accounts, applications, attempts, audit, codes, logins, outbox, passwords, sessions
 from identity.core.accounts import User
 from identity.core.audit import Action
 from identity.core.logins import Handout
@@ -211,6 +211,29 @@ def test_a_weak_password_does_not_cost_the_code(rt: Runtime, ada: Person, mailbo
         assert refused is not None
         assert refused.code == VALIDATION.code
     assert reset(rt, verification_id, code) is None
+
+
+def test_strangers_who_guess_reset_codes_do_not_use_up_the_second_factor(
+    rt: Runtime, ada: Person, mailbox: Mailbox, clock: FakeClock
+) -> None:
+    app = an_authenticator(rt, ada)
+    with rt.unit(ORIGIN) as unit:
+        for _ in range(99):
+            stranger = attempts.Charge(attempts.SECOND_FACTOR, f"asked by anybody {ada.id}")
+            attempts.record(rt, unit, (stranger,))
+    verification_id = passwords.forgot(rt, ORIGIN, ada.email)
+    wrong = f"{(int(mailed_code(rt, mailbox)) + 1) % 10**6:06d}"
+    assert reset(rt, verification_id, wrong) == INVALID_CODE
+    assert reset(rt, verification_id, wrong) == LOCKED_OUT
+    clock.tick(300)
+    assert logins.by_password(
+        rt,
+        ORIGIN,
+        identifier=ada.email,
+        password=ada.password,
+        totp_code=app.at(clock.now()),
+        resource="https://api.acme.example",
+    )
 
 
 def test_who_was_disabled_meanwhile_chooses_nothing(rt: Runtime, ada: Person, mailbox: Mailbox) -> None:
