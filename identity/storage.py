@@ -20,6 +20,7 @@ from sqlalchemy import (
     ColumnElement,
     Dialect,
     Executable,
+    Insert,
     MetaData,
     Select,
     Text,
@@ -157,6 +158,14 @@ class Unit:
         with translated():
             return self.session.execute(statement)
 
+    def insert(self, row: Base) -> None:
+        """`add` at the driver's cost, for rows that every request writes: each column must be set, and the session does not learn of it."""
+        table = Base.metadata.tables[row.__tablename__]
+        prepared = _inserts.get(table.name)
+        if prepared is None:
+            prepared = _inserts[table.name] = Prepared(table.insert())
+        self.run(prepared, **{column.key: getattr(row, column.key) for column in table.columns})
+
     def run(self, prepared: Prepared, **values: Any) -> list[tuple[Any, ...]]:
         """The rows that a prepared statement returns, at the driver's cost, inside this transaction."""
         connection = self.session.connection()
@@ -192,7 +201,7 @@ class Prepared:
 
     __slots__ = ("_compiled", "_statement")
 
-    def __init__(self, statement: Select[*tuple[Any, ...]] | TextClause | TextualSelect) -> None:
+    def __init__(self, statement: Select[*tuple[Any, ...]] | TextClause | TextualSelect | Insert) -> None:
         self._statement = statement
         self._compiled: dict[str, Compiled] = {}
 
@@ -216,7 +225,9 @@ class Prepared:
 
         processors = [
             column.type.dialect_impl(dialect).result_processor(dialect, None)
-            for column in ([] if isinstance(self._statement, TextClause) else self._statement.selected_columns)
+            for column in (
+                self._statement.selected_columns if isinstance(self._statement, Select | TextualSelect) else ()
+            )
         ]
         converted = [(index, process) for index, process in enumerate(processors) if process is not None]
 
@@ -227,6 +238,9 @@ class Prepared:
             return tuple(values)
 
         return compiled.string, arrange, convert
+
+
+_inserts: dict[str, Prepared] = {}
 
 
 class Database:

@@ -156,6 +156,8 @@ def _user_columns() -> Select[*tuple[Any, ...]]:
 
 
 _BY_ID = Prepared(_user_columns().where(User.id == bindparam("id")))
+# Locked against change until the unit ends: whoever disables the user meanwhile waits, and then ends this login's session too.
+_BY_ID_SHARED = Prepared(_user_columns().where(User.id == bindparam("id")).with_for_update(read=True, of=User))
 _BY_ALIAS = Prepared(_user_columns().where(User.alias == bindparam("alias")))
 _BY_ADDRESS = Prepared(
     _user_columns()
@@ -275,9 +277,9 @@ def recheck(unit: Unit, user_id: str, *, password_hash: str | None = None) -> Us
 
     Raises Refused(INVALID_CREDENTIALS) for a user who is gone or disabled, or whose hash is not `password_hash` (when given) any more.
     """
-    row = unit.execute(_user_columns().where(User.id == user_id)).first()
-    user = row and _info(tuple(row))
-    if not user or not user.enabled or (password_hash is not None and row[11] != password_hash):
+    row = next(iter(unit.run(_BY_ID_SHARED, id=user_id)), None)
+    user = _info(row) if row else None
+    if row is None or user is None or not user.enabled or (password_hash is not None and row[11] != password_hash):
         raise Refused(INVALID_CREDENTIALS, detail="the account changed while it signed in")
     if not user.is_inside_window(unit.now):
         raise Refused(ACCESS_WINDOW_EXPIRED, detail="outside the access window")

@@ -117,7 +117,7 @@ def record(rt: Runtime, unit: Unit, action: Action, *, actor: str, target: str =
         data=json.dumps(data, sort_keys=True, default=str),
     )
     row.mac = _mac(rt, row)
-    unit.add(row)
+    unit.insert(row)
 
 
 def search(
