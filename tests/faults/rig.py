@@ -120,6 +120,7 @@ class Service:
             "argon2_time_cost": 1,
             "master_keys": (MASTER_KEY,),
             "second_factor": "enrolled",
+            "hash_wait_seconds": 1,
             **{f"limit_{policy}": "off" for policy in ("auth", "application", "standard", "ai_assisted", "bulk_upload")},
             **settings,
         }
@@ -178,6 +179,10 @@ class Service:
     def logged(self) -> list[dict[str, Any]]:
         """Every line of the log that is JSON."""
         return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
+
+    def faults(self) -> list[dict[str, Any]]:
+        """What the service logged as faults of its own: there must be none, whatever broke around it."""
+        return [line for line in self.logged() if line["level"] == "error" and line["logger"] != "gunicorn.error"]
 
     def code_for(self, verification_id: str, *, seconds: float = 10) -> str:
         """The digits that were mailed for this verification id."""

@@ -67,7 +67,7 @@ class LoadClient(threading.Thread):
         heard = self._http.call(method, path, body, bearer=bearer)
         if heard is None or heard.status == 503:
             self._journal.unknown += 1
-            time.sleep(0.02)
+            time.sleep(0.05)
             return None
         if heard.status >= 300:
             self._journal.violations.append(f"{method} {path} answered {heard.status}: {heard.body[:200]!r}")
@@ -249,7 +249,7 @@ def test_no_acknowledged_deed_is_lost_and_nothing_spent_comes_back(backend: str,
             if looked_at == MAX_FAILURES:
                 right = service.call("POST", "/user/token", {"email": target.email, "password": PASSWORD})
                 check.expect(429, "the lockout after its guesses", right)
-            assert not check.violations, f"round {number}, {whom} killed: {check.violations[:5]}"
+            assert not check.violations, f"round {number}, {whom} killed: {check.violations[:5]} {service.log.read_text()[-6000:]}"
             for name, value in vars(journal).items():
                 setattr(total, name, getattr(total, name) + value)
         # 5. Once more all of it: nothing of an early round was undone by a later one.
@@ -259,7 +259,7 @@ def test_no_acknowledged_deed_is_lost_and_nothing_spent_comes_back(backend: str,
         assert not check.violations, check.violations[:5]
         assert min(total.counts()[name] for name in ("live", "ended", "disabled", "machines", "gone", "refreshed")) > 0
         assert spent > 0
-        assert [line for line in service.logged() if "internal error" in str(line.get("event", line))] == []
+        assert service.faults() == []
         print(f"{backend}: {rounds(len(victims))} kills, {spent} codes consumed, {total.counts()}")
     finally:
         rt.close()
