@@ -194,14 +194,14 @@ def answer(
     if not unit.changed(taken):
         attempts.refund(unit, reservation)  # Nothing was looked at, so nothing was guessed.
         raise Refused(INVALID_CODE, detail="somebody else answered first, or the tries are used up")
-    # 2. Is the user still who they were?
-    user = _unchanged_user(rt, unit, pending)
-    if user is None:
+    # 2. The code, as long as the user would still be asked for it.
+    if mfa.factor_of(rt, unit, pending.user_id, allows_fixed=pending.allows_fixed) is not pending.factor:
         attempts.refund(unit, reservation)
-        raise Refused(INVALID_CODE, detail="the account changed while it signed in")
-    # 3. The code.
+        raise Refused(INVALID_CODE, detail="the user's factors changed meanwhile")
     right = _is_right(rt, unit, pending, code, factor or pending.factor)
-    mfa.settle(rt, unit, user.id, reservation, right=right)
+    mfa.settle(rt, unit, pending.user_id, reservation, right=right)
+    # 3. The user, last: their row is locked after the counters, as by every other login.
+    user = _unchanged_user(unit, pending)
     # 4. Spend.
     spent = update(Challenge).where(Challenge.id == pending.id, Challenge.state == State.PENDING)
     if not unit.changed(spent.values(state=State.SPENT)):
@@ -215,13 +215,14 @@ def purge(unit: Unit) -> int:
     return unit.changed(delete(Challenge).where(Challenge.expires_at < later(unit.now, -_KEEP_SECONDS)))
 
 
-def _unchanged_user(rt: Runtime, unit: Unit, pending: Pending) -> UserInfo | None:
+def _unchanged_user(unit: Unit, pending: Pending) -> UserInfo:
     try:
         user = accounts.recheck(unit, pending.user_id)
-    except Refused:
-        return None
-    now_asked = mfa.factor_of(rt, unit, user.id, allows_fixed=pending.allows_fixed)
-    return user if user.version == pending.version and now_asked is pending.factor else None
+    except Refused as exc:
+        raise Refused(INVALID_CODE, detail=exc.detail, evidence=exc.evidence, cause=exc) from exc
+    if user.version != pending.version:
+        raise Refused(INVALID_CODE, detail="password or rights changed meanwhile")
+    return user
 
 
 def _is_right(rt: Runtime, unit: Unit, pending: Pending, code: str, given: Factor) -> bool:
