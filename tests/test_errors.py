@@ -27,7 +27,7 @@ from identity.wire.pipeline import Request, Shape, refuse_outside
 from tests.builders import a_token, a_user, an_application
 from tests.world import ORIGIN, Live, Web
 
-LIVE_ENVIRONMENT = {"registration": "0"}
+LIVE_ENVIRONMENT = {"registration": "0", "explain_per_minute": "1000000"}
 PROBLEMS = [value for value in vars(errors).values() if isinstance(value, Problem)]
 SHAPES = list({endpoint.shape.name: endpoint.shape for endpoint in endpoints()}.values())
 UUID4 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")

@@ -25,8 +25,7 @@ from identity.errors import NOT_FOUND, Refused
 from identity.runtime import Origin, Runtime, later
 from identity.storage import Base, Contention, Instant
 
-PER_CLIENT_A_MINUTE: Final = 30
-PER_PROCESS_A_MINUTE: Final = 600
+CLIENTS_WORTH: Final = 4
 MAX_KEPT: Final = 200_000
 _MAX_WAITING: Final = 2_000
 _MAX_EVIDENCE: Final = 2_000
@@ -82,14 +81,14 @@ class Explanations:
         self._total = 0
         self._left_out = 0
 
-    def has_room(self, now: datetime, address: str) -> bool:
-        """Whether one more refusal of this client is kept; counts it if so."""
+    def has_room(self, now: datetime, address: str, *, limit: int) -> bool:
+        """Whether one more refusal of this client is kept, of `limit` a minute; counts it if so."""
         minute = int(now.timestamp()) // 60
         if minute != self._minute:
             self._minute, self._noted, self._total = minute, {}, 0
         client = address_key(address)
         noted = self._noted.get(client, 0)
-        if noted >= PER_CLIENT_A_MINUTE or self._total >= PER_PROCESS_A_MINUTE:
+        if noted >= limit or self._total >= limit * CLIENTS_WORTH:
             self._left_out += 1
             return False
         self._noted[client] = noted + 1
@@ -121,7 +120,7 @@ class Explanations:
 def note(rt: Runtime, origin: Origin, route: str, status: int, refused: Refused, *, caller: str) -> None:
     """Remember why this request was refused, unless this client or this process has had too many in this minute."""
     now = rt.clock.now()
-    if not rt.explanations.has_room(now, origin.address):
+    if not rt.explanations.has_room(now, origin.address, limit=rt.settings.explain_per_minute):
         return
     rt.explanations.add(
         {

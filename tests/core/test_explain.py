@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -13,15 +14,23 @@ from sqlalchemy import func, select, update
 from identity.core import explain, keypairs, provisioning
 from identity.core.applications import ClientSecret
 from identity.core.documents import explanation
-from identity.core.explain import PER_CLIENT_A_MINUTE, PER_PROCESS_A_MINUTE, Explanations, Refusal
+from identity.core.explain import CLIENTS_WORTH, Explanations, Refusal
 from identity.core.keypairs import KeyPair
 from identity.core.provisioning import By
 from identity.errors import FORBIDDEN, INVALID_CODE, NOT_FOUND, UNAVAILABLE, Refused
 from identity.runtime import Origin, Runtime
+from identity.settings import Settings
 from tests.builders import a_token, a_user, an_application
 from tests.world import ORIGIN, FakeClock, Web
 
 BY = By("boss", ORIGIN)
+PER_CLIENT_A_MINUTE = 30
+PER_PROCESS_A_MINUTE = PER_CLIENT_A_MINUTE * CLIENTS_WORTH
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    return replace(settings, explain_per_minute=PER_CLIENT_A_MINUTE)
 
 
 def error_ids() -> Iterator[str]:
