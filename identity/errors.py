@@ -34,7 +34,7 @@ class Problem:
         return replace(self, message=message, **changes)
 
 
-class Refused(Exception):  # noqa: N818 -- a refusal is an outcome of the domain, not a fault of the program
+class Refused(Exception):
     """This request ends here with `problem`.
 
     `field` blames one input field. `detail` is one line for the log and for `identity explain`; `evidence` is what the

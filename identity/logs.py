@@ -98,7 +98,7 @@ def configure(settings: Settings) -> None:
     os.register_at_fork(before=flush)  # What a child inherits unwritten would be written twice.
     _requests.enabled = settings.log_level in ("debug", "info")
     # What nothing prints need not be looked up for each record: the caller's frame, the thread.
-    logging._srcfile = None
+    logging._srcfile = None  # noqa: SLF001 -- the switch that the logging HOWTO names
     logging.logThreads = logging.logMultiprocessing = False
 
 

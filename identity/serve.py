@@ -91,7 +91,7 @@ class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # see above
 
     def init_process(self) -> None:
         # Asked of the base class, which then knows gunicorn_h1c: asked of a subclass, it would settle for the parser in Python.
-        ASGIProtocol._check_h1c_protocol_available()
+        ASGIProtocol._check_h1c_protocol_available()  # noqa: SLF001 -- it has no public way
         gasgi.ASGIProtocol = Connection  # The worker offers no other way to name its protocol.
         super().init_process()
 

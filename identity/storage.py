@@ -102,7 +102,7 @@ class Base(DeclarativeBase):
     )
 
 
-class Contention(Exception):  # noqa: N818 -- a signal to run the entry point again, not a fault
+class Contention(Exception):
     """The database chose this transaction as the victim of a conflict; run the whole entry point again."""
 
 

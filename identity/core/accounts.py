@@ -249,7 +249,7 @@ def check_password(rt: Runtime, origin: Origin, identifier: str, password: str) 
     return PasswordProof(user, stored, fresh, reservation)
 
 
-def admit(rt: Runtime, unit: Unit, proof: PasswordProof) -> UserInfo:
+def admit(unit: Unit, proof: PasswordProof) -> UserInfo:
     """Let the proven user in, in the unit that creates what they get: refunds the guess, upgrades an old hash.
 
     What was read before the slow work is checked again: a user who was disabled or whose password changed meanwhile is refused
@@ -413,11 +413,9 @@ def _flaw(found: tuple[UserInfo, str | None] | None, *, right: bool) -> str:
 
 def _find_with_hash(rt: Runtime, identifier: str) -> tuple[UserInfo, str | None] | None:
     address, alias = canonical_address(identifier), canonical_alias(identifier)
-    if address is not None:
-        row = rt.database.row(_BY_ADDRESS, address=address)
-    else:
-        # An unknown name costs a read too.
-        row = rt.database.row(_BY_ALIAS, alias=alias or "")
+    # An unknown name costs a read too.
+    by_address = address is not None
+    row = rt.database.row(_BY_ADDRESS, address=address) if by_address else rt.database.row(_BY_ALIAS, alias=alias or "")
     return (_info(row), row[11]) if row else None
 
 

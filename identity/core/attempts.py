@@ -102,7 +102,7 @@ class Reservation:
     charges: tuple[Charge, ...]
 
 
-class Busy(Exception):  # noqa: N818 -- an instruction to wait
+class Busy(Exception):
     """Only guesses that are being evaluated at this moment fill the budget; ask again when they are done."""
 
 

@@ -33,9 +33,9 @@ class Action(StrEnum):
     SESSION_EXTENDED = "session.extended"
     SESSION_REVOKED = "session.revoked"
     REFRESH_REUSED = "refresh.reused"
-    TOKEN_REVOKED = "token.revoked"  # noqa: S105 -- an event name
-    PASSWORD_CHANGED = "password.changed"  # noqa: S105 -- an event name
-    PASSWORD_RESET_ASKED = "password.reset-asked"  # noqa: S105 -- an event name
+    TOKEN_REVOKED = "token.revoked"
+    PASSWORD_CHANGED = "password.changed"
+    PASSWORD_RESET_ASKED = "password.reset-asked"
     FACTOR_ENROLLED = "factor.enrolled"
     FACTOR_REMOVED = "factor.removed"
     RECOVERY_CODES_MADE = "factor.recovery-codes-made"
@@ -57,8 +57,8 @@ class Action(StrEnum):
     APPLICATION_CHANGED = "application.changed"
     APPLICATION_DELETED = "application.deleted"
     APPLICATION_REFUSED = "application.refused"
-    SECRET_CREATED = "secret.created"  # noqa: S105 -- an event name
-    SECRET_REVOKED = "secret.revoked"  # noqa: S105 -- an event name
+    SECRET_CREATED = "secret.created"
+    SECRET_REVOKED = "secret.revoked"
     TENANT_CREATED = "tenant.created"
     TENANT_CHANGED = "tenant.changed"
     TENANT_DELETED = "tenant.deleted"

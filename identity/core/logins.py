@@ -63,7 +63,7 @@ def by_password(
         # The code first: a wrong one charges the password's reservation too, so that nobody who knows it guesses codes for nothing.
         right = mfa.take_totp(rt, unit, proof.user.id, totp_code)
         mfa.settle(rt, unit, proof.user.id, second, right=right, first=proof.reservation)
-        user = accounts.admit(rt, unit, proof)
+        user = accounts.admit(unit, proof)
         opened = _open(rt, unit, user, Handout.DAY, amr=("pwd", "otp"), resource=resource)
     return _hand_out(rt, user, opened, Handout.DAY).access
 
@@ -135,7 +135,7 @@ def refresh(rt: Runtime, origin: Origin, token: str) -> tuple[AccessToken, Secre
 
 def _grant(rt: Runtime, origin: Origin, proof: PasswordProof, *, handout: Handout, resource: str) -> Grant:
     with attempts.given_back(rt, origin, proof.reservation), rt.unit(origin) as unit:
-        user = accounts.admit(rt, unit, proof)
+        user = accounts.admit(unit, proof)
         opened = _open(rt, unit, user, handout, amr=("pwd",), resource=resource)
     return _hand_out(rt, user, opened, handout)
 
@@ -151,7 +151,7 @@ def _challenge(
     allows_fixed: bool,
 ) -> Issued:
     with attempts.given_back(rt, origin, proof.reservation), rt.unit(origin) as unit:
-        user = accounts.admit(rt, unit, proof)
+        user = accounts.admit(unit, proof)
         return challenges.issue(
             rt, unit, user, handout=handout, client_id=client_id, resource=resource, allows_fixed=allows_fixed
         )

@@ -30,7 +30,7 @@ def change(
     with attempts.given_back(rt, origin, proof.reservation):
         hashed = _hashed(rt, new_password)
         with rt.unit(origin) as unit:
-            accounts.admit(rt, unit, proof)
+            accounts.admit(unit, proof)
             _replace(rt, unit, user, hashed, keep=session_id, how="with the old one")
 
 

@@ -191,15 +191,13 @@ def forget_user(unit: Unit, user_id: str) -> None:
 
 
 def _checked_limits(limits: Mapping[str, str]) -> dict[str, str]:
-    known = {str(tier) for tier in LIMITED_TIERS}
+    unfit = VALIDATION.saying('Limits are like {"standard": "500/minute"}, or "off"')
+    if not limits.keys() <= {str(tier) for tier in LIMITED_TIERS}:
+        raise Refused(unfit, field="limits", detail="no such tier")
     try:
-        if not limits.keys() <= known:
-            raise ValueError("no such tier")
         return {tier: parse_budget(budget) for tier, budget in limits.items()}
     except ValueError as exc:
-        raise Refused(
-            VALIDATION.saying('Limits are like {"standard": "500/minute"}, or "off"'), field="limits", cause=exc
-        ) from exc
+        raise Refused(unfit, field="limits", cause=exc) from exc
 
 
 def _limits(text: str) -> Mapping[str, str]:

@@ -29,7 +29,7 @@ class AccessToken:
     text: str
     expires_in: int
     scope: tuple[str, ...] = ()
-    token_type: str = "Bearer"  # noqa: S105 -- the scheme of RFC 6750, not a secret
+    token_type: str = "Bearer"
 
 
 @dataclass(frozen=True, slots=True)

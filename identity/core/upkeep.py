@@ -80,7 +80,7 @@ def run(rt: Runtime, stop: threading.Event) -> None:
             try:
                 if not job.shared or take_lease(rt, job.name, job.every_seconds * 0.9):
                     job.work(rt)
-            except Exception as exc:  # the loop must outlive a database that is down
+            except Exception as exc:  # noqa: BLE001 -- the loop must outlive a database that is down
                 _log.warning("job failed", extra={"fields": {"job": job.name, "error": type(exc).__name__}})
         stop.wait(_TICK_SECONDS)
 

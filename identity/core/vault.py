@@ -42,7 +42,7 @@ class ServerSecret(Base):
     sealed: Mapped[bytes] = mapped_column(LargeBinary)
 
 
-class Unsealable(Exception):  # noqa: N818 -- says what the data is, not what went wrong
+class Unsealable(Exception):
     """No master key at hand opens this; or it was altered, or moved to another row."""
 
 

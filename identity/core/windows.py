@@ -37,7 +37,7 @@ class EmbeddedStorage(Storage, MovingWindowSupport):
     is synced: after a power cut the windows start empty, as a restarted Redis would.
     """
 
-    STORAGE_SCHEME = ["identity-embedded"]
+    STORAGE_SCHEME = ["identity-embedded"]  # noqa: RUF012 -- declared so by `limits`
 
     def __init__(self, uri: str, wrap_exceptions: bool = False, **options: Any) -> None:
         super().__init__(uri, wrap_exceptions=wrap_exceptions, **options)
@@ -126,7 +126,7 @@ class EmbeddedStorage(Storage, MovingWindowSupport):
 class SharedStorage(RedisStorage):
     """Sliding windows in Redis, for every process of every host: one round trip a hit, on the clock of the Redis server alone."""
 
-    STORAGE_SCHEME = ["identity-redis"]
+    STORAGE_SCHEME = ["identity-redis"]  # noqa: RUF012 -- declared so by `limits`
     _TAKE: Final = """
         local limit, seconds = tonumber(ARGV[1]), tonumber(ARGV[2])
         local time = redis.call('TIME')

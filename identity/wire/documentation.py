@@ -21,7 +21,7 @@ from apispec import APISpec
 from apispec.ext.marshmallow import MarshmallowPlugin
 from marshmallow import Schema
 
-import identity
+from identity import __version__
 from identity.errors import (
     CATALOGUE,
     FORBIDDEN,
@@ -102,7 +102,7 @@ def build(endpoints: Sequence[Endpoint], issuer: str) -> dict[str, Any]:
     """The OpenAPI 3.1 document of `endpoints`, at each of their mounts."""
     spec = APISpec(
         title="identity",
-        version=identity.__version__,
+        version=__version__,
         openapi_version="3.1.0",
         plugins=[MarshmallowPlugin(schema_name_resolver=_Names().of)],
         info={"description": "Tokens, sessions, keys and the people and machines behind them."},

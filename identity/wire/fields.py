@@ -21,6 +21,8 @@ class Body(Schema):
     """A request body: unknown fields are refused, since they are how mass assignment starts."""
 
     class Meta:
+        """What marshmallow does with unknown fields."""
+
         unknown = RAISE
 
 

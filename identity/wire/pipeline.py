@@ -168,7 +168,8 @@ class Endpoint:
     """A route: the single source for routing, validation, limits, documentation and the tests that enumerate routes.
 
     `limit` is counted where its key is known: by client address first of all, by caller once known, by the handler itself where the key
-    is in the body (`limits_itself`). `is_page`: a public page that costs more than its bytes; Flask-Limiter counts those. `hot` endpoints are mounted on the fast lane too and must not write on success.
+    is in the body (`limits_itself`). `is_page`: a public page that costs more than its bytes; Flask-Limiter counts those.
+    `hot` endpoints are mounted on the fast lane too and must not write on success.
     """
 
     method: str
@@ -265,7 +266,7 @@ class Exchange:
             reply, refused = _refusal(call, exc), exc
         except WritesElsewhere:
             raise
-        except Exception as exc:  # the last resort: a fault of ours must not show its insides
+        except Exception as exc:  # noqa: BLE001 -- the last resort: a fault of ours must not show its insides
             _log.exception(
                 "internal error",
                 extra={"fields": {"requestID": call.origin.request_id, "errorID": call.origin.error_id}},
