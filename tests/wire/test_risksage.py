@@ -16,6 +16,9 @@ from identity.settings import Settings
 from tests.builders import Authenticator, Person, a_session, a_token, a_user, an_application, an_authenticator
 from tests.world import Web, code_in
 
+# What differs between databases is tested under tests/core, and over a socket in test_risksage_live.py.
+pytestmark = pytest.mark.parametrize("backend", ["sqlite"])
+
 MOUNTS = ("", "/api/v1")
 FRESH = "a fresh and rather long phrase"
 
