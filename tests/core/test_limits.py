@@ -1,0 +1,231 @@
+"""Sliding windows on both storages: exact, per key, shared by processes and threads; a limiter that cannot count refuses."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from identity.core import windows
+from identity.core.limits import Limiter, Policy, Window, address_key, parse_budget
+from identity.errors import Refused
+from identity.settings import Settings
+from tests import servers
+from tests.conftest import the_valkey
+from tests.world import fast_settings
+
+
+@pytest.fixture
+def settings(backend: str, tmp_path: Path) -> Settings:
+    places = {"database_url": f"sqlite:///{tmp_path}/i.db"}
+    if backend == "postgresql":  # The storage that goes with it.
+        the_valkey().flush()
+        places["redis_url"] = the_valkey().url
+    return fast_settings(limit_auth="3/second", limit_application="50/minute", limit_standard="off", **places)
+
+
+@pytest.fixture
+def limiter(settings: Settings) -> Iterator[Limiter]:
+    made = Limiter(settings)
+    yield made
+    made.close()
+
+
+def hits(limiter: Limiter, key: str, count: int, policy: Policy = Policy.AUTH) -> list[bool]:
+    def one() -> bool:
+        try:
+            limiter.hit(policy, key)
+        except Refused as refused:
+            if refused.problem.code != "RATE_LIMITED":
+                raise
+            return False
+        return True
+
+    return [one() for _ in range(count)]
+
+
+def test_a_window_holds_exactly_its_budget_and_then_slides(limiter: Limiter) -> None:
+    assert hits(limiter, "a", 5) == [True] * 3 + [False] * 2
+    time.sleep(1.05)
+    assert hits(limiter, "a", 5) == [True] * 3 + [False] * 2
+
+
+def test_refused_hits_do_not_extend_the_wait(limiter: Limiter) -> None:
+    started = time.monotonic()
+    hits(limiter, "a", 3)
+    while not hits(limiter, "a", 1)[0]:
+        assert time.monotonic() - started < 1.5
+    assert time.monotonic() - started > 0.99
+
+
+def test_keys_and_policies_count_apart(limiter: Limiter) -> None:
+    assert hits(limiter, "a", 4) == [True] * 3 + [False]
+    assert hits(limiter, "b", 3) == [True] * 3
+    assert hits(limiter, "a", 10, Policy.APPLICATION) == [True] * 10
+
+
+def test_the_window_tells_how_it_stands(limiter: Limiter) -> None:
+    now = time.time()
+    seen = [limiter.hit(Policy.APPLICATION, "a") for _ in range(3)]
+    assert [(one.limit, one.remaining, one.accepted) for one in seen if one] == [
+        (50, 49, True),
+        (50, 48, True),
+        (50, 47, True),
+    ]
+    assert all(one and now + 59 <= one.reset_at <= now + 62 for one in seen)
+    hits(limiter, "a", 47, Policy.APPLICATION)
+    with pytest.raises(Refused) as caught:
+        limiter.hit(Policy.APPLICATION, "a")
+    window = caught.value.evidence["window"]
+    assert isinstance(window, Window)
+    assert (window.limit, window.remaining, window.accepted) == (50, 0, False)
+    assert caught.value.retry_after_seconds == window.retry_after_seconds
+    assert 1 <= window.retry_after_seconds <= 60
+
+
+def test_a_policy_that_is_off_counts_nothing(limiter: Limiter) -> None:
+    assert [limiter.hit(Policy.STANDARD, "a") for _ in range(500)] == [None] * 500
+
+
+def test_a_tenants_own_budget_takes_the_place_of_the_policys(limiter: Limiter) -> None:
+    for _ in range(2):
+        limiter.hit(Policy.STANDARD, "tenant a", budget="2/minute")
+    with pytest.raises(Refused, match="RATE_LIMITED"):
+        limiter.hit(Policy.STANDARD, "tenant a", budget="2/minute")
+    assert limiter.hit(Policy.AUTH, "tenant a", budget="off") is None
+
+
+def test_threads_share_a_window_exactly(limiter: Limiter) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        taken = list(pool.map(lambda _: hits(limiter, "a", 1, Policy.APPLICATION)[0], range(120)))
+    assert sum(taken) == 50
+
+
+PROCESS = """
+import sys
+from identity.core.limits import Limiter, Policy
+from identity.errors import Refused
+from identity.settings import Settings
+limiter = Limiter(Settings.from_env())
+taken = 0
+for _ in range(40):
+    try:
+        limiter.hit(Policy.APPLICATION, "a")
+        taken += 1
+    except Refused:
+        pass
+print(taken)
+"""
+
+
+def test_processes_share_a_window_exactly(settings: Settings, tmp_path: Path) -> None:
+    environment = {
+        "IDENTITY_DATABASE_URL": settings.database_url,
+        "IDENTITY_REDIS_URL": settings.redis_url,
+        "IDENTITY_LIMIT_APPLICATION": "50/minute",
+        "PYTHONPATH": str(Path(__file__).parent.parent.parent),
+    }
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROCESS], env=environment, stdout=subprocess.PIPE, text=True, cwd=tmp_path
+        )
+        for _ in range(3)
+    ]
+    assert sum(int(process.communicate(timeout=60)[0]) for process in started) == 50
+
+
+@pytest.mark.parametrize("key", ["", "a b", "../../etc/passwd", "\u2713", "\ud800", "x" * 10_000, "a\0b", "{a}"])
+def test_any_text_may_be_a_key(limiter: Limiter, key: str) -> None:
+    if key == "\ud800" and isinstance(limiter.storage, windows.SharedStorage):
+        return  # No header and no body brings one as far as here.
+    assert hits(limiter, key, 4) == [True] * 3 + [False]
+
+
+def test_a_clock_that_was_turned_back_does_not_lock_anybody_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limiter = Limiter(fast_settings(limit_auth="3/minute", database_url=f"sqlite:///{tmp_path}/i.db"))
+    ahead = time.time() + 86_400
+    monkeypatch.setattr(windows, "_now", lambda: ahead)
+    assert hits(limiter, "a", 4) == [True] * 3 + [False]
+    monkeypatch.undo()
+    assert hits(limiter, "a", 4) == [True] * 3 + [False]
+    limiter.close()
+
+
+def test_the_sweep_forgets_only_windows_that_are_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limiter = Limiter(fast_settings(limit_auth="3/minute", database_url=f"sqlite:///{tmp_path}/i.db"))
+    present = time.time()
+    monkeypatch.setattr(windows, "_now", lambda: present - 90_000)
+    hits(limiter, "old", 1)
+    monkeypatch.undo()
+    hits(limiter, "young", 3)
+    assert limiter.sweep() == 1
+    assert hits(limiter, "young", 1) == [False]
+    assert hits(limiter, "old", 4) == [True] * 3 + [False], "counted anew, in a file of its own"
+    assert len(list((tmp_path / "limits").iterdir())) == 2
+    limiter.close()
+
+
+def test_without_redis_every_hit_is_refused_soon() -> None:
+    valkey = servers.start_valkey()
+    limiter = Limiter(fast_settings(limit_auth="3/minute", redis_url=valkey.url))
+    limiter.hit(Policy.AUTH, "a")
+    limiter.ping()
+    valkey.kill()
+    for deed in (lambda: limiter.hit(Policy.AUTH, "a"), limiter.ping):
+        started = time.monotonic()
+        with pytest.raises(Refused) as caught:
+            deed()
+        assert (caught.value.problem.code, caught.value.retry_after_seconds) == ("UNAVAILABLE", 1)
+        assert time.monotonic() - started < 3
+    valkey.start()
+    limiter.hit(Policy.AUTH, "a")
+    limiter.close()
+    valkey.stop()
+
+
+def test_a_redis_that_answers_nonsense_is_no_licence(limiter: Limiter, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(limiter, "storage", SimpleNamespace(take=fails, check=lambda: False))
+    with pytest.raises(Refused, match="UNAVAILABLE"):
+        limiter.hit(Policy.AUTH, "a")
+    with pytest.raises(Refused, match="UNAVAILABLE"):
+        limiter.ping()
+
+
+@pytest.mark.parametrize(
+    ("address", "key"),
+    [
+        ("192.0.2.1", "192.0.2.1"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2::1", "2001:db8:1:2::/64"),
+        ("2001:DB8:1:2:0::1", "2001:db8:1:2::/64"),
+        ("::ffff:192.0.2.1", "192.0.2.1"),
+        ("", ""),
+        ("command line", "command line"),
+    ],
+)
+def test_what_of_an_address_is_counted(address: str, key: str) -> None:
+    assert address_key(address) == key
+
+
+@pytest.mark.parametrize("text", ["10/minute", "1/second", "1000000/day", "off"])
+def test_budgets_are_read(text: str) -> None:
+    assert parse_budget(text) == text
+
+
+@pytest.mark.parametrize(
+    "text", ["", "10", "minute", "10/eon", "-1/minute", "1e3/minute", "99999999999/minute", "\u0661/minute"]
+)
+def test_what_is_no_budget_is_refused(text: str) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011 -- the library's words are not ours to pin
+        parse_budget(text)
