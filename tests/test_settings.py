@@ -187,7 +187,7 @@ def test_every_setting_has_a_meaning_a_default_and_its_unit_in_its_name() -> Non
         assert meaning, variable
         assert kind in ("0 or 1", "integer", "text", "comma list", "path")
     counts = {"IDENTITY_WORKERS", "IDENTITY_THREADS", "IDENTITY_HASH_CONCURRENCY", "IDENTITY_PASSWORD_MIN_LENGTH"}
-    units = ("_SECONDS", "_DAYS", "_BITS", "_KIB", "_COST", "_STEPS")
+    units = ("_SECONDS", "_DAYS", "_BITS", "_KIB", "_COST", "_STEPS", "_PER_MINUTE")
     assert [v for v, kind, _, _ in rows if kind == "integer" and v not in counts and not v.endswith(units)] == []
 
 
