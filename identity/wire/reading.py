@@ -23,7 +23,7 @@ def read_json(raw: bytes, content_type: str) -> dict[str, Any]:
     if content_type != "application/json" and not _is_media(content_type, "application/json"):
         raise Refused(UNSUPPORTED_MEDIA, detail="content type")
     try:
-        value = json.loads(raw.decode(), object_pairs_hook=_unique, parse_constant=_reject, parse_float=_finite)
+        value = _decode(raw.decode())
     except (ValueError, RecursionError) as exc:
         raise Refused(MALFORMED, detail=type(exc).__name__) from exc
     if not isinstance(value, dict):
@@ -106,3 +106,6 @@ def _inspect(value: Any, depth: int) -> None:
     elif isinstance(value, list):
         for member in value:
             _inspect(member, depth + isinstance(member, dict | list))
+
+
+_decode: Final = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_reject, parse_float=_finite).decode
