@@ -25,7 +25,7 @@ from identity.core.audit import Action
 from identity.core.codes import Purpose
 from identity.core.credentials import Secret
 from identity.core.mfa import Factor
-from identity.errors import INVALID_CODE, Refused
+from identity.errors import INVALID_CODE, UNAVAILABLE, Refused
 from identity.runtime import Runtime, later
 from identity.storage import Base, Instant, Prepared, Unit
 
@@ -219,6 +219,8 @@ def _unchanged_user(unit: Unit, pending: Pending) -> UserInfo:
     try:
         user = accounts.recheck(unit, pending.user_id)
     except Refused as exc:
+        if exc.problem == UNAVAILABLE:
+            raise
         raise Refused(INVALID_CODE, detail=exc.detail, evidence=exc.evidence, cause=exc) from exc
     if user.version != pending.version:
         raise Refused(INVALID_CODE, detail="password or rights changed meanwhile")
@@ -238,7 +240,9 @@ def _is_right(rt: Runtime, unit: Unit, pending: Pending, code: str, given: Facto
         case Factor.EMAIL:
             try:
                 codes.consume(rt, unit, Purpose.LOGIN, pending.verification_id, code)
-            except Refused:
+            except Refused as refused:
+                if not refused.problem.keeps_writes:
+                    raise  # Not the code is wrong, the database is.
                 return False
             return True
         case _:

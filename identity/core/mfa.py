@@ -174,8 +174,9 @@ def mailed_code(
         except WrongCode:
             attempts.charge(unit, reservation)
             raise
-        except Refused:
-            attempts.refund(unit, reservation)  # Somebody else was first: nothing was guessed.
+        except Refused as refused:
+            if refused.problem.keeps_writes:
+                attempts.refund(unit, reservation)  # Somebody else was first: nothing was guessed.
             raise
         attempts.refund(unit, reservation)
         yield unit, consumed

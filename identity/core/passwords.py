@@ -12,7 +12,7 @@ from identity.core.addresses import get_address
 from identity.core.audit import Action
 from identity.core.codes import Consumed, Purpose
 from identity.core.mailing import Template
-from identity.errors import INVALID_CODE, Refused
+from identity.errors import INVALID_CODE, UNAVAILABLE, Refused
 from identity.runtime import Origin, Runtime
 from identity.storage import Unit
 
@@ -78,6 +78,8 @@ def _owner(unit: Unit, consumed: Consumed) -> UserInfo:
     try:
         return accounts.recheck(unit, consumed.user_id or "")
     except Refused as exc:
+        if exc.problem == UNAVAILABLE:
+            raise
         raise Refused(INVALID_CODE, detail=exc.detail, cause=exc) from exc
 
 

@@ -42,7 +42,7 @@ from identity.core.credentials import Kind, Secret
 from identity.core.keyring import CURRENT_VERSION
 from identity.core.mailing import Template
 from identity.core.tokens import AccessToken, Subject
-from identity.errors import INVALID_TOKEN, NOT_FOUND, TOKEN_EXPIRED, Refused
+from identity.errors import INVALID_TOKEN, NOT_FOUND, TOKEN_EXPIRED, UNAVAILABLE, Refused
 from identity.runtime import Runtime, later
 from identity.storage import Base, Instant, Names, Prepared, Unit
 
@@ -448,6 +448,8 @@ def _user_of(unit: Unit, user_id: str) -> UserInfo:
     try:
         return recheck(unit, user_id)
     except Refused as exc:
+        if exc.problem == UNAVAILABLE:
+            raise
         raise Refused(INVALID_TOKEN, detail=exc.detail, evidence=exc.evidence, cause=exc) from exc
 
 

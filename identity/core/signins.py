@@ -121,8 +121,9 @@ def complete(
             attempts.charge(unit, reservation)
             _refund(unit, reservations[1:])
             raise
-        except Refused:
-            _refund(unit, reservations)
+        except Refused as refused:
+            if refused.problem.keeps_writes:
+                _refund(unit, reservations)
             raise
         # 2. The second factor, as enrolled in this very moment.
         amr: tuple[str, ...] = ("email",)
