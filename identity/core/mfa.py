@@ -144,14 +144,13 @@ def settle(
 ) -> None:
     """Give a right guess back, or count a wrong one and raise Refused(INVALID_CODE), which keeps the unit.
 
-    `first` is the open reservation beside a `reserve_second`: a wrong code counts there too, a right one leaves it open.
+    `first` is the open reservation beside a `reserve_second`; it ends as the guess does. It comes first, so that counters are always
+    locked in one order.
     """
+    for each in (guess,) if first is None else (first, guess):
+        (attempts.refund if right else attempts.charge)(unit, each)
     if right:
-        attempts.refund(unit, guess)
         return
-    if first is not None:
-        attempts.charge(unit, first)
-    attempts.charge(unit, guess)
     audit.record(rt, unit, Action.LOGIN_FAILED, actor=user_id, reason="second factor")
     raise Refused(INVALID_CODE, detail="the second factor is wrong or spent")
 

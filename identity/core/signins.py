@@ -137,7 +137,8 @@ def complete(
             )
             mfa.settle(rt, unit, account, reservations[-1], right=right, first=reservation)
             amr = ("email", "otp")
-        _refund(unit, reservations)
+        else:
+            _refund(unit, reservations)
         # 3. Both are right. The session comes last: a refusal that keeps what was written must not keep an open door.
         codes.spend(unit, verification_id)
         with _as_a_code_that_is_over():
