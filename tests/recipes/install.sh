@@ -3,7 +3,7 @@
 set -eu
 cd "$(dirname "$0")"
 
-node -e 'process.exit(Number(process.versions.node.split(".")[0]) < 20)' 2>/dev/null && command -v npm >/dev/null || {
+node -e 'process.exit(Number(process.versions.node.split(".")[0]) < 20 ? 1 : 0)' 2>/dev/null && command -v npm >/dev/null || {
     echo "the recipes need Node 20 or newer with npm" >&2
     exit 1
 }
