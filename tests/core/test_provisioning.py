@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 
 from identity.core import accounts, audit, documents, provisioning, sessions
+from identity.core.accounts import User
 from identity.core.provisioning import By
 from identity.errors import CONFLICT, NOT_FOUND, VALIDATION, Refused
 from identity.runtime import Runtime
+from identity.storage import Contention
 from tests.builders import a_session, a_tenant, a_user, an_application
 from tests.world import ORIGIN, FakeClock
 
@@ -121,6 +126,31 @@ def test_two_administrators_who_demote_each_other_cannot_both_succeed(rt: Runtim
         provisioning.withdraw_role(rt, BY, second.id, "users_admin")
     assert refused.value.problem.code == CONFLICT.code
     assert accounts.get(rt, second.id).roles == ("users_admin",)
+
+
+def test_of_administrators_who_demote_each_other_at_once_one_stays(rt: Runtime) -> None:
+    for _ in range(5):
+        pair = [a_user(rt, roles=("users_admin",)) for _ in range(2)]
+        start = threading.Barrier(2)
+
+        def demote(user_id: str, start: threading.Barrier = start) -> None:
+            start.wait()
+            # The loser is told so, or chosen as the victim of the conflict, and would be told so when it tries again.
+            with contextlib.suppress(Refused, Contention):
+                provisioning.withdraw_role(rt, BY, user_id, "users_admin")
+
+        threads = [threading.Thread(target=demote, args=(one.id,)) for one in pair]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        left = [one for one in pair if "users_admin" in accounts.get(rt, one.id).roles]
+        assert left, "nobody administers any more"
+        heir = a_user(rt, roles=("users_admin",))
+        for one in left:
+            provisioning.withdraw_role(rt, BY, one.id, "users_admin")
+        with rt.unit(ORIGIN) as unit:
+            unit.execute(update(User).where(User.id == heir.id).values(roles=()))
 
 
 def test_what_is_no_administrator_can_go_although_there_is_none(rt: Runtime) -> None:
