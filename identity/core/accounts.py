@@ -44,7 +44,15 @@ from identity.core.addresses import (
 from identity.core.attempts import ACCOUNT, ACCOUNT_AND_ADDRESS, ADDRESS, Charge, Reservation
 from identity.core.audit import Action
 from identity.core.limits import address_key
-from identity.errors import ACCESS_WINDOW_EXPIRED, CONFLICT, INVALID_CREDENTIALS, NOT_FOUND, VALIDATION, Refused
+from identity.errors import (
+    ACCESS_WINDOW_EXPIRED,
+    CONFLICT,
+    INVALID_CREDENTIALS,
+    NOT_FOUND,
+    VALIDATION,
+    Problem,
+    Refused,
+)
 from identity.runtime import Origin, Runtime
 from identity.storage import Base, Instant, Names, Prepared, Unit, holds, is_violation
 
@@ -272,17 +280,18 @@ def waste(rt: Runtime, origin: Origin, proof: PasswordProof) -> None:
         attempts.refund(unit, proof.reservation)
 
 
-def recheck(unit: Unit, user_id: str, *, password_hash: str | None = None) -> UserInfo:
+def recheck(unit: Unit, user_id: str, *, password_hash: str | None = None, instead: Problem | None = None) -> UserInfo:
     """The user as the unit sees them, if they may still sign in; for the last step of every login.
 
-    Raises Refused(INVALID_CREDENTIALS) for a user who is gone or disabled, or whose hash is not `password_hash` (when given) any more.
+    Raises Refused(INVALID_CREDENTIALS) for a user who is gone or disabled, or whose hash is not `password_hash` (when given) any more,
+    and Refused(ACCESS_WINDOW_EXPIRED); or `instead`, where the last step was no password.
     """
     row = next(iter(unit.run(_BY_ID_SHARED, id=user_id)), None)
     user = _info(row) if row else None
     if row is None or user is None or not user.enabled or (password_hash is not None and row[11] != password_hash):
-        raise Refused(INVALID_CREDENTIALS, detail="the account changed while it signed in")
+        raise Refused(instead or INVALID_CREDENTIALS, detail="the account changed while it signed in")
     if not user.is_inside_window(unit.now):
-        raise Refused(ACCESS_WINDOW_EXPIRED, detail="outside the access window")
+        raise Refused(instead or ACCESS_WINDOW_EXPIRED, detail="outside the access window")
     return user
 
 

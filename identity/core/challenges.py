@@ -25,7 +25,7 @@ from identity.core.audit import Action
 from identity.core.codes import Purpose
 from identity.core.credentials import Secret
 from identity.core.mfa import Factor
-from identity.errors import INVALID_CODE, UNAVAILABLE, Refused
+from identity.errors import INVALID_CODE, Refused
 from identity.runtime import Runtime, later
 from identity.storage import Base, Instant, Prepared, Unit
 
@@ -176,9 +176,8 @@ def answer(
     """Spend a challenge with a right code: of any number of right answers exactly one succeeds, and five are looked at in all.
 
     `factor` is what the code claims to be; None: whatever the challenge asks for. `reservation` is `mfa.reserve_guess`'s; it
-    is settled here.
-    The user is looked at again: one who was disabled, or whose password, rights or factors changed since, is refused like a wrong
-    code (INVALID_CODE); that refusal keeps the unit.
+    is settled here. The user is looked at again: one who was disabled, or whose password, rights or factors changed since, is refused
+    like a wrong code (INVALID_CODE); that refusal keeps the unit.
     """
     # 1. Take one of the tries, before looking: what is counted first cannot be evaluated twice.
     taken = (
@@ -199,9 +198,12 @@ def answer(
         attempts.refund(unit, reservation)
         raise Refused(INVALID_CODE, detail="the user's factors changed meanwhile")
     right = _is_right(rt, unit, pending, code, factor or pending.factor)
-    mfa.settle(rt, unit, pending.user_id, reservation, right=right)
+    totp = code if pending.factor is Factor.TOTP else None
+    mfa.settle(rt, unit, pending.user_id, reservation, right=right, totp=totp)
     # 3. The user, last: their row is locked after the counters, as by every other login.
-    user = _unchanged_user(unit, pending)
+    user = accounts.recheck(unit, pending.user_id, instead=INVALID_CODE)
+    if user.version != pending.version:
+        raise Refused(INVALID_CODE, detail="password or rights changed meanwhile")
     # 4. Spend.
     spent = update(Challenge).where(Challenge.id == pending.id, Challenge.state == State.PENDING)
     if not unit.changed(spent.values(state=State.SPENT)):
@@ -213,18 +215,6 @@ def answer(
 def purge(unit: Unit) -> int:
     """Forget challenges that are long over; for the janitor."""
     return unit.changed(delete(Challenge).where(Challenge.expires_at < later(unit.now, -_KEEP_SECONDS)))
-
-
-def _unchanged_user(unit: Unit, pending: Pending) -> UserInfo:
-    try:
-        user = accounts.recheck(unit, pending.user_id)
-    except Refused as exc:
-        if exc.problem == UNAVAILABLE:
-            raise
-        raise Refused(INVALID_CODE, detail=exc.detail, evidence=exc.evidence, cause=exc) from exc
-    if user.version != pending.version:
-        raise Refused(INVALID_CODE, detail="password or rights changed meanwhile")
-    return user
 
 
 def _is_right(rt: Runtime, unit: Unit, pending: Pending, code: str, given: Factor) -> bool:

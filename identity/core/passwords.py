@@ -10,9 +10,9 @@ from identity.core import accounts, attempts, audit, codes, mfa, outbox, session
 from identity.core.accounts import UserInfo
 from identity.core.addresses import get_address
 from identity.core.audit import Action
-from identity.core.codes import Consumed, Purpose
+from identity.core.codes import Purpose
 from identity.core.mailing import Template
-from identity.errors import INVALID_CODE, UNAVAILABLE, Refused
+from identity.errors import INVALID_CODE, Refused
 from identity.runtime import Origin, Runtime
 from identity.storage import Unit
 
@@ -67,20 +67,10 @@ def reset(rt: Runtime, origin: Origin, *, verification_id: str, code: str, new_p
         raise Refused(INVALID_CODE, detail="no code that could be tried has this id")
     hashed = _hashed(rt, new_password)
     with mfa.mailed_code(rt, origin, Purpose.RESET, verification_id, code) as (unit, consumed):
-        user = _owner(unit, consumed)
+        user = accounts.recheck(unit, consumed.user_id or "", instead=INVALID_CODE)
         # Once more with what only the account knows; a refusal here rolls back and gives the code back.
         rt.passwords.check_policy(new_password, about=_words_of(user), field="newPassword")
         _replace(rt, unit, user, hashed, keep="", how="with a code")
-
-
-def _owner(unit: Unit, consumed: Consumed) -> UserInfo:
-    """Whose password the code resets. Who may not sign in any more is refused in the words of a code that is over."""
-    try:
-        return accounts.recheck(unit, consumed.user_id or "")
-    except Refused as exc:
-        if exc.problem == UNAVAILABLE:
-            raise
-        raise Refused(INVALID_CODE, detail=exc.detail, cause=exc) from exc
 
 
 def _replace(rt: Runtime, unit: Unit, user: UserInfo, password_hash: str, *, keep: str, how: str) -> None:

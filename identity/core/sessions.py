@@ -42,7 +42,7 @@ from identity.core.credentials import Kind, Secret
 from identity.core.keyring import CURRENT_VERSION
 from identity.core.mailing import Template
 from identity.core.tokens import AccessToken, Subject
-from identity.errors import INVALID_TOKEN, NOT_FOUND, TOKEN_EXPIRED, UNAVAILABLE, Refused
+from identity.errors import INVALID_TOKEN, NOT_FOUND, TOKEN_EXPIRED, Refused
 from identity.runtime import Runtime, later
 from identity.storage import Base, Instant, Names, Prepared, Unit
 
@@ -314,7 +314,7 @@ def refresh(rt: Runtime, unit: Unit, token: str) -> tuple[Live, Secret]:
         raise Refused(INVALID_TOKEN, detail="the session was ended, or waits for its code")
     if _from_row(row).is_over(unit.now):
         raise Refused(TOKEN_EXPIRED, detail="the refresh token was not used in time")
-    user = _user_of(unit, row.user_id)
+    user = recheck(unit, row.user_id, instead=INVALID_TOKEN)
     # 3. The present generation turns; the one before it has the grace; any other is a copy.
     if generation == row.generation:
         row.generation = generation + 1
@@ -442,15 +442,6 @@ def _live(rt: Runtime, row: tuple[Any, ...] | None) -> Live:
         evidence = {"expected": "a session that has not ended", "seen": {"ended": info.expires_at.isoformat()}}
         raise Refused(TOKEN_EXPIRED, detail="session expired", evidence=evidence | {"skew_seconds": late})
     return Live(info, info.user_id, alias, full_name, roles, groups)
-
-
-def _user_of(unit: Unit, user_id: str) -> UserInfo:
-    try:
-        return recheck(unit, user_id)
-    except Refused as exc:
-        if exc.problem == UNAVAILABLE:
-            raise
-        raise Refused(INVALID_TOKEN, detail=exc.detail, evidence=exc.evidence, cause=exc) from exc
 
 
 def _end_reused(rt: Runtime, unit: Unit, row: UserSession, user: UserInfo, *, seen: int) -> NoReturn:
