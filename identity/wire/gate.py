@@ -72,7 +72,7 @@ def verify(call: Call) -> Reply:
     tier = _choice(call, "tier", _TIERS, Policy.STANDARD)
     needs_tenant = _choice(call, "tenant", _TENANT, True)
     # 1. Who is asking. A stranger learns nothing about tenants, not even that one is missing.
-    caller = call.caller = callers.identify(call.rt, call.origin, call.presented, own_routes=False)
+    caller = call.identified = callers.identify(call.rt, call.origin, call.presented, own_routes=False)
     # 2. For which tenant. Requests count against a tenant only once they are known to come from one of its own.
     tenant = call.header("x-tenant-id") or ""
     membership = callers.find_membership(call.rt, caller, tenant) if is_name(tenant) else None
@@ -80,7 +80,7 @@ def verify(call: Call) -> Reply:
     if membership is None:
         call.limit(tier, f"subject {caller.subject}")
         if tenant:
-            raise Refused(FORBIDDEN, detail="not a member of that tenant", evidence={"tenant": tenant[:64]})
+            raise Refused(FORBIDDEN, detail="not a member of that tenant", evidence={"seen": {"tenant": tenant[:64]}})
         if needs_tenant:
             raise Refused(MISSING_TENANT)
     else:

@@ -148,11 +148,6 @@ class Call:
             raise Refused(UNAUTHENTICATED)
         return self.identified
 
-    @caller.setter
-    def caller(self, caller: Caller) -> None:
-        """Set by endpoints that identify their caller themselves, so that logs and explanations name it."""
-        self.identified = caller
-
     def header(self, name: str) -> str | None:
         """The value of a header, by its lower-case name."""
         return self.request.headers.get(name)
