@@ -43,8 +43,9 @@ def forgot(rt: Runtime, origin: Origin, email: str) -> str:
     user = accounts.find_by_identifier(rt, address)
     with rt.unit(origin) as unit:
         if user is None or not user.enabled:
-            subject = codes.nobody(rt, address)
-            values = {"account": address.partition("@")[0]}
+            # All that is done for somebody, the event too: time must not tell them apart.
+            audit.record(rt, unit, Action.PASSWORD_RESET_ASKED, actor="", known=False)
+            subject, values = codes.nobody(rt, address), {"account": "nobody"}
             return codes.issue_nothing(rt, unit, Purpose.RESET, subject=subject, address=address, values=values)
         return send_reset(rt, unit, user, address=address, actor=user.id)
 

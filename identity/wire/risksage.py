@@ -167,7 +167,10 @@ class VerificationAnswer(Schema):
     refusals=(INVALID_CREDENTIALS, ACCESS_WINDOW_EXPIRED, FORBIDDEN, LOCKED_OUT, RATE_LIMITED, VALIDATION),
 )
 def login(call: Call) -> Reply:
-    """Exchange an email and a password for a challenge, which a second factor answers."""
+    """Exchange an email and a password for a challenge, which a second factor answers.
+
+    Where `IDENTITY_SECOND_FACTOR=enrolled`, a user without TOTP gets the tokens of `/auth/mfa/challenge` at once.
+    """
     resource = logins.user_resource(call.rt, call.header("origin"))
     outcome = logins.sign_in(
         call.rt, call.origin, identifier=call.body["email"], password=call.body["password"], resource=resource
