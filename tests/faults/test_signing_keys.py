@@ -133,7 +133,11 @@ from identity.settings import Settings
 
 def boot(settings, barrier, answers):
     barrier.wait()
-    rt = create_runtime(settings)
+    try:
+        rt = create_runtime(settings)
+    except Exception as exc:
+        answers.put(repr(exc))
+        return
     answers.put([key.kid for key in rt.ring.list()] + [rt.ring.vault.derive("a test").hex()])
     rt.close()
 
