@@ -62,7 +62,7 @@ def by_password(
     with attempts.given_back(rt, origin, proof.reservation, second), rt.unit(origin) as unit:
         # The code first: a wrong one charges the password's reservation too, so that nobody who knows it guesses codes for nothing.
         right = mfa.take_totp(rt, unit, proof.user.id, totp_code)
-        mfa.settle(rt, unit, proof.user.id, second, right=right, first=proof.reservation)
+        mfa.settle(rt, unit, proof.user.id, second, right=right, first=proof.reservation, totp=totp_code)
         user = accounts.admit(unit, proof)
         opened = _open(rt, unit, user, Handout.DAY, amr=("pwd", "otp"), resource=resource)
     return _hand_out(rt, user, opened, Handout.DAY).access

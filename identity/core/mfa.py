@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 import pyotp
@@ -140,9 +140,18 @@ def reserve_second(rt: Runtime, origin: Origin, user_id: str) -> Reservation:
 
 
 def settle(
-    rt: Runtime, unit: Unit, user_id: str, guess: Reservation, *, right: bool, first: Reservation | None = None
+    rt: Runtime,
+    unit: Unit,
+    user_id: str,
+    guess: Reservation,
+    *,
+    right: bool,
+    first: Reservation | None = None,
+    totp: str | None = None,
 ) -> None:
     """Give a right guess back, or count a wrong one and raise Refused(INVALID_CODE), which keeps the unit.
+
+    `totp` is the code that was tried for TOTP: how it nearly passed is kept for the explanation.
 
     `first` is the open reservation beside a `reserve_second`; it ends as the guess does. It comes first, so that counters are always
     locked in one order.
@@ -152,7 +161,8 @@ def settle(
     if right:
         return
     audit.record(rt, unit, Action.LOGIN_FAILED, actor=user_id, reason="second factor")
-    raise Refused(INVALID_CODE, detail="the second factor is wrong or spent")
+    evidence = _near_miss(rt, unit, user_id, totp) if totp is not None else {}
+    raise Refused(INVALID_CODE, detail="the second factor is wrong or spent", evidence=evidence)
 
 
 @contextmanager
@@ -329,6 +339,24 @@ def _step_of(rt: Runtime, unit: Unit, row: Totp, code: str) -> int | None:
         )
     except OTPVerificationError:
         return None
+
+
+def _near_miss(rt: Runtime, unit: Unit, user_id: str, code: str) -> dict[str, Any]:
+    """How a refused code would have passed, for operators only: spent before, or of a device whose clock is up to a minute off."""
+    row = unit.session.get(Totp, user_id)
+    if row is None or row.confirmed_at is None or not _SIX_DIGITS.fullmatch(code):
+        return {}
+    totp = pyotp.TOTP(base64.b32encode(rt.ring.vault.open(row.sealed, context=_context(user_id))).decode())
+    for steps in (0, 1, -1, 2, -2):
+        if not hmac.compare_digest(totp.at(later(unit.now, -30 * steps)), code):
+            continue
+        if abs(steps) <= rt.settings.totp_drift_steps:
+            return {"near_miss": "the right code, but it was used before"}
+        return {
+            "skew_seconds": 30 * steps,
+            "near_miss": "a code of another time: the clock of the user's device is off",
+        }
+    return {}
 
 
 def _fresh_recovery_codes(rt: Runtime, unit: Unit, user_id: str) -> list[Secret]:

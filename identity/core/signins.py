@@ -135,7 +135,7 @@ def complete(
                 if totp_code is not None
                 else mfa.take_recovery_code(rt, unit, account, recovery_code or "")
             )
-            mfa.settle(rt, unit, account, reservations[-1], right=right, first=reservation)
+            mfa.settle(rt, unit, account, reservations[-1], right=right, first=reservation, totp=totp_code)
             amr = ("email", "otp")
         else:
             _refund(unit, reservations)

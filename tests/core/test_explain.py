@@ -8,10 +8,11 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
+import pyotp
 import pytest
 from sqlalchemy import func, select, update
 
-from identity.core import explain, keypairs, provisioning
+from identity.core import accounts, explain, keypairs, mfa, provisioning
 from identity.core.applications import ClientSecret
 from identity.core.documents import explanation
 from identity.core.explain import CLIENTS_WORTH, Explanations, Refusal
@@ -20,7 +21,7 @@ from identity.core.provisioning import By
 from identity.errors import FORBIDDEN, INVALID_CODE, NOT_FOUND, UNAVAILABLE, Refused
 from identity.runtime import Origin, Runtime
 from identity.settings import Settings
-from tests.builders import a_token, a_user, an_application
+from tests.builders import Person, a_token, a_user, an_application
 from tests.world import ORIGIN, FakeClock, Web
 
 BY = By("boss", ORIGIN)
@@ -47,6 +48,16 @@ def refuse(rt: Runtime, *, address: str = "192.0.2.1", refused: Refused | None =
     origin = Origin(address=address, request_id="r", error_id=error_id)
     explain.note(rt, origin, route, 403, refused or Refused(FORBIDDEN, detail="no"), caller="")
     return error_id
+
+
+def a_user_with_totp(web: Web) -> tuple[Person, str]:
+    """A user with a confirmed authenticator, and its seed."""
+    ada = a_user(web.rt)
+    user = accounts.get(web.rt, ada.id)
+    seed = mfa.enrol(web.rt, ORIGIN, user).seed.reveal()
+    mfa.confirm(web.rt, ORIGIN, user, pyotp.TOTP(seed).at(web.clock.now()))
+    web.clock.tick(3600)
+    return ada, seed
 
 
 def kept(rt: Runtime) -> int:
@@ -168,6 +179,24 @@ def test_a_key_pair_that_nearly_passed_is_told(web: Web) -> None:
     web.clock.tick(86_400 + 5)
     expired = ask()
     assert (expired["check"], expired["clockSkewSeconds"]) == ("the pair has expired", 5)
+
+
+@pytest.mark.parametrize(("seconds", "skew"), [(-60, 60), (-30, 30), (30, -30), (60, -60), (-90, None)])
+def test_a_device_whose_clock_is_off_is_told(web: Web, seconds: int, skew: int | None) -> None:
+    ada, seed = a_user_with_totp(web)
+    code = pyotp.TOTP(seed).at(web.clock.now() + timedelta(seconds=seconds))
+    answer = web.post("/user/token", {"email": ada.email, "password": ada.password, "totpCode": code})
+    shown = told(web, answer)
+    assert (shown["error"], shown["clockSkewSeconds"]) == ("INVALID_CODE", skew)
+    assert (shown["nearMiss"] is None) is (skew is None)
+    assert code not in json.dumps(shown)
+
+
+def test_a_code_that_was_used_before_is_told(web: Web) -> None:
+    ada, seed = a_user_with_totp(web)
+    body = {"email": ada.email, "password": ada.password, "totpCode": pyotp.TOTP(seed).at(web.clock.now())}
+    assert web.post("/user/token", body).status_code == 200
+    assert told(web, web.post("/user/token", body))["nearMiss"] == "the right code, but it was used before"
 
 
 def test_an_error_id_that_never_was_is_not_found(rt: Runtime) -> None:
