@@ -343,6 +343,20 @@ def test_a_head_request_gets_the_headers_alone(live: Live) -> None:
     assert answer.headers["Content-Length"] == full.headers["Content-Length"]
 
 
+def test_no_cache_keeps_what_was_answered_to_one(live: Live) -> None:
+    # Row 27.
+    ada, feed = a_user(live.rt), an_application(live.rt)
+    answers = [
+        login(live, ada.email, ada.password),
+        live.post("/application/token", {"clientId": feed.client_id, "secret": feed.secret}),
+        verify(live, "?tenant=optional", bearer=a_token(live.rt, ada)),
+    ]
+    for answer in answers:
+        assert answer.status_code == 200
+        assert answer.headers["Cache-Control"] == "no-store"
+        assert {"Authorization", "Origin"} <= {name.strip() for name in answer.headers["Vary"].split(",")}
+
+
 # One occurrence, one id: in the answer, the log, the audit and the explanation.
 
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Any, Final
 
 from marshmallow import Schema
@@ -465,7 +465,9 @@ def _is_within(address: str, networks: Networks) -> bool:
         parsed = ip_address(address)
     except ValueError:
         return address == "" and any(network.prefixlen == 0 for network in networks)
-    return any(parsed in network for network in networks)
+    # A socket that serves both families shows IPv4 peers as `::ffff:192.0.2.1`.
+    mapped = parsed.ipv4_mapped if isinstance(parsed, IPv6Address) else None
+    return any((mapped or parsed) in network for network in networks)
 
 
 def _fresh_id(rt: Runtime) -> str:

@@ -17,7 +17,7 @@ from marshmallow import Schema, fields
 
 from identity.app import endpoints
 from identity.wire.fields import Flag, Text, Whole
-from identity.wire.pipeline import Endpoint, Reads
+from identity.wire.pipeline import Endpoint, Reads, Request, client_address, networks_of
 from tests.builders import a_token, a_user, an_application
 from tests.conftest import fresh_database
 from tests.wire.sockets import Heard, Wire, get, post
@@ -544,6 +544,15 @@ def test_behind_a_trusted_proxy_the_rightmost_untrusted_hop_is_the_client(
     proxied: Live, hops: str, address: str
 ) -> None:
     assert logged_address(proxied, f"X-Forwarded-For: {hops}") == address
+
+
+@pytest.mark.parametrize(
+    ("peer", "address"),
+    [("10.0.0.7", "203.0.113.9"), ("::ffff:10.0.0.7", "203.0.113.9"), ("::ffff:11.0.0.7", "::ffff:11.0.0.7"), ("", "")],
+)
+def test_a_proxy_is_known_in_either_spelling_of_its_address(peer: str, address: str) -> None:
+    request = Request("GET", "/", "/", "", {"x-forwarded-for": "203.0.113.9"}, b"", peer)
+    assert client_address(request, networks_of(["10.0.0.0/8"])) == address
 
 
 def test_two_forwarded_headers_are_one_list(proxied: Live) -> None:
