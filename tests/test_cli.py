@@ -286,7 +286,7 @@ def test_an_error_id_is_explained(run: Run, web: Web) -> None:
     web.rt.explanations.flush(web.rt)
     shown = run("explain", refused.headers["x-error-id"], "--json").json
     assert (shown["error"], shown["status"], shown["route"]) == ("INVALID_CREDENTIALS", 401, "POST /user/token")
-    assert run("explain", "01a20000-0000-7000-8000-000000000000").err == "identity: no such refusal\n"
+    assert run("explain", "01a20000-0000-7000-8000-000000000000").err.startswith("identity: no such refusal")
 
 
 def test_the_audit_is_searched(run: Run, web: Web) -> None:
