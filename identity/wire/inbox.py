@@ -36,7 +36,9 @@ _STYLE: Final = (
 )
 
 
-@inbox.endpoint("GET", "/dev/inbox", is_page=True, ignores_body=True, produces="text/html; charset=utf-8", refusals=(NOT_FOUND,))
+@inbox.endpoint(
+    "GET", "/dev/inbox", is_page=True, ignores_body=True, produces="text/html; charset=utf-8", refusals=(NOT_FOUND,)
+)
 def show(call: Call) -> Reply:
     """The newest mails as a page; only on the machine that runs an embedded service."""
     directory = mail_directory(call.rt.settings)
