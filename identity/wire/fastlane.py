@@ -24,6 +24,7 @@ from identity.wire.pipeline import (
     Answer,
     Endpoint,
     Exchange,
+    Reads,
     Request,
     WritesElsewhere,
     networks_of,
@@ -35,6 +36,7 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 T = TypeVar("T")
 _WAITING_FOR_EACH_THREAD: Final = 32
+_LONGEST_SECONDS: Final = 12  # Longer than a statement may take (`storage.STATEMENT_SECONDS`).
 
 
 class FastLane:
@@ -68,10 +70,14 @@ class FastLane:
             late = Refused(UNREADABLE.saying("The request body did not arrive in time", status=408))
             await _send_answer(refuse_outside(self._rt, _request(scope, b""), late, ENVELOPE, self._networks), send)
             return
-        if endpoint is None:
-            await self._pass_on(scope, body, send)
-            return
-        await _send_answer(await self._answer(scope, endpoint, body), send)
+        try:
+            if endpoint is None:
+                await self._pass_on(scope, body, send)
+            else:
+                await _send_answer(await self._answer(scope, endpoint, body), send)
+        except Refused as refused:
+            shape = ENVELOPE if endpoint is None else endpoint.shape
+            await _send_answer(refuse_outside(self._rt, _request(scope, body), refused, shape, self._networks), send)
 
     def refuse_unread(self, status: int, peer: str) -> Answer:
         """The answer to what could not be read as an HTTP request; `status` is what the parser says of it."""
@@ -83,7 +89,7 @@ class FastLane:
 
     async def _answer(self, scope: Scope, endpoint: Endpoint, body: bytes | None) -> Answer:
         exchange = Exchange(self._rt, endpoint, _request(scope, body), {}, self._networks)
-        if not self._inline:
+        if not self._inline and not _is_answered_from_memory(endpoint):
             return await self._on_thread(exchange.run)
         try:
             with self._rt.database.without_writes(WritesElsewhere):
@@ -92,20 +98,27 @@ class FastLane:
             return await self._on_thread(exchange.run)
 
     async def _pass_on(self, scope: Scope, body: bytes | None, send: Send) -> None:
-        if self._under_way >= self._capacity:
-            refused = Refused(UNAVAILABLE, detail="every thread is busy", retry_after_seconds=1)
-            await _send_answer(refuse_outside(self._rt, _request(scope, body), refused, ENVELOPE, self._networks), send)
-            return
         status, headers, content = await self._on_thread(lambda: _run_wsgi(self._flask, scope, body))
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": content})
 
     async def _on_thread(self, work: Callable[[], T]) -> T:
+        """What `work` returns. Raises Refused(UNAVAILABLE) when no thread can take it, or it waits for a part that hangs."""
+        if self._under_way >= self._capacity:
+            raise Refused(UNAVAILABLE, detail="every thread is busy", retry_after_seconds=1)
         self._under_way += 1
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._pool, work)
-        finally:
-            self._under_way -= 1
+        under_way = asyncio.get_running_loop().run_in_executor(self._pool, work)
+        under_way.add_done_callback(self._count_down)
+        # A server that takes our bytes and never answers trips no timeout of its driver. The thread is its hostage, the client is not.
+        await asyncio.wait({under_way}, timeout=_LONGEST_SECONDS)
+        if not under_way.done():
+            raise Refused(UNAVAILABLE, detail="no answer in time", retry_after_seconds=1)
+        return under_way.result()
+
+    def _count_down(self, finished: asyncio.Future[Any]) -> None:
+        self._under_way -= 1
+        if not finished.cancelled():
+            finished.exception()  # Looked at, in case nobody waits for it any more.
 
     async def _read(self, scope: Scope, receive: Receive, limit: int) -> bytes | None:
         """The whole body, or None where it is over the limit. Raises TimeoutError for a client that does not finish in time."""
@@ -127,6 +140,11 @@ class FastLane:
                     return None
                 if not message.get("more_body", False):
                     return body
+
+
+def _is_answered_from_memory(endpoint: Endpoint) -> bool:
+    """Whether nothing that an endpoint does can wait: public keys and liveness must not queue behind a database that hangs."""
+    return endpoint.reads is Reads.NOTHING and endpoint.limit is None and not endpoint.limits_itself
 
 
 def _request(scope: Scope, body: bytes | None) -> Request:
