@@ -107,7 +107,9 @@ class Settings:
     # Keeping
     audit_days: int = _option(400, "how long audit events are kept")
     explain_days: int = _option(30, "how long a refusal can be explained by its `x-error-id`")
-    explain_per_minute: int = _option(300, "refusals of one client address that are kept for that; of a process, four times as many")
+    explain_per_minute: int = _option(
+        300, "refusals of one client address that are kept for that; of a process, four times as many"
+    )
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] = os.environ) -> Settings:

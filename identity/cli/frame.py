@@ -30,6 +30,7 @@ class Opened:
     def __init__(self) -> None:
         self._runtime: Runtime | None = None
         self._settings: Settings | None = None
+        self.prints_json = False
 
     @property
     def settings(self) -> Settings:
@@ -49,6 +50,11 @@ class Opened:
         from identity.core.provisioning import By
 
         return By.command_line()
+
+    def show(self, document: Any) -> None:
+        """Print a document as it was asked for."""
+        click.echo(json.dumps(document, indent=2, ensure_ascii=False) if self.prints_json else as_text(document))
+        sys.stdout.flush()
 
     def close(self) -> None:
         if self._runtime is not None:
@@ -77,9 +83,10 @@ def command(group: click.Group, name: str) -> Callable[[Callable[..., Any]], cli
     def declare(function: Callable[..., Any]) -> click.Command:
         def run(*, as_json: bool, **options: Any) -> None:
             opened: Opened = click.get_current_context().obj
+            opened.prints_json = as_json
             document = _patiently(lambda: function(opened, **options))
             if document is not None:
-                click.echo(json.dumps(document, indent=2, ensure_ascii=False) if as_json else as_text(document))
+                opened.show(document)
 
         update_wrapper(run, function)
         shown = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")(run)

@@ -26,16 +26,20 @@ def serve(opened: Opened) -> Any:
     """Migrate, make the master key and the first signing key if there are none, and serve."""
     from identity.serve import run
 
-    run(opened.settings, announce=_announce)
+    run(opened.settings, announce=lambda rt: _announce(opened, rt))
 
 
-def _announce(rt: Runtime) -> None:
+def _announce(opened: Opened, rt: Runtime) -> None:
     """Say where the service is, and on an empty database what to type next. No account is made by itself."""
     from identity.core import provisioning
 
-    if provisioning.has_users(rt):
+    settings, empty = rt.settings, not provisioning.has_users(rt)
+    if opened.prints_json:
+        first = f"{_ourselves()} {_FIRST_ADMIN} --password-stdin" if empty else None
+        opened.show({"issuer": settings.issuer, "bind": settings.bind, "firstAdmin": first})
         return
-    settings = rt.settings
+    if not empty:
+        return
     lines = [
         f"identity serves {settings.issuer} (listening on {settings.bind}); there is no user yet.",
         "Make the first administrator, in another terminal in this folder:",
@@ -52,8 +56,7 @@ def _announce(rt: Runtime) -> None:
         lines += ["", f"Set there what is set here: {', '.join(set_here)}"]
     if settings.mail_url.startswith("file:"):
         lines += ["", f"Mail is written to {settings.mail_url.removeprefix('file:')}/, one file for each."]
-    click.echo("\n".join(lines))
-    sys.stdout.flush()
+    opened.show("\n".join(lines))
 
 
 def _ourselves() -> str:
@@ -119,6 +122,7 @@ def worker(opened: Opened) -> Any:
     stop.wait()
     for thread in threads:
         thread.join(opened.settings.graceful_stop_seconds)
+    return {"stopped": True}
 
 
 @command(cli, "audit")
