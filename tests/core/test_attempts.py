@@ -14,6 +14,7 @@ from identity.core import accounts, applications, attempts
 from identity.core.attempts import ACCOUNT, ACCOUNT_AND_ADDRESS, ADDRESS, MACHINE_AND_ADDRESS, Budget, Charge, Meter
 from identity.errors import Refused
 from identity.runtime import Origin, Runtime
+from identity.settings import Settings
 from tests.builders import PASSWORD, Person, a_user, an_application
 from tests.world import ORIGIN, FakeClock, Web
 
@@ -162,6 +163,12 @@ def test_a_lockout_begins_for_unknown_accounts_as_for_known_ones(web: Web) -> No
 
 
 @pytest.fixture
+def settings(settings: Settings) -> Settings:
+    """Patient, so that a busy machine is not taken for a lockout."""
+    return replace(settings, hash_wait_seconds=60)
+
+
+@pytest.fixture
 def crowd() -> Iterator[ThreadPoolExecutor]:
     with ThreadPoolExecutor(16) as pool:
         yield pool
@@ -197,7 +204,7 @@ def test_parallel_right_passwords_are_never_locked_out(rt: Runtime, crowd: Threa
     ada = a_user(rt)
     for _ in range(4):
         guess(rt, ada.email)
-    assert set(crowd.map(lambda _: guess(rt, ada.email, ada.password), range(40))) == {"right"}
+    assert set(crowd.map(lambda _: guess(rt, ada.email, ada.password), range(24))) == {"right"}
 
 
 def test_parallel_guesses_at_different_accounts_all_end(rt: Runtime, crowd: ThreadPoolExecutor) -> None:

@@ -138,7 +138,7 @@ def test_other_media_are_refused_unread(live: Live, path: str, content_type: str
     with Wire(live) as wire:
         refusal(wire.ask(post(path, body, content_type=content_type)), 415, "UNSUPPORTED_MEDIA_TYPE")
         assert wire.is_sound()
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 3
 
 
 @pytest.mark.parametrize(
