@@ -73,6 +73,7 @@ class Application(Base):
     token_seconds: Mapped[int | None] = mapped_column(BigInteger)
     jwks: Mapped[str | None] = mapped_column(Text)
     enabled: Mapped[bool] = mapped_column(Boolean, default=True)
+    disabled_at: Mapped[datetime | None] = mapped_column(Instant)
     created_at: Mapped[datetime] = mapped_column(Instant)
     version: Mapped[int] = mapped_column(BigInteger, default=1)
 
@@ -194,6 +195,7 @@ _LIVE = Prepared(
         ClientSecret.id,
         ClientSecret.expires_at,
         RevokedToken.jti,
+        Application.disabled_at,
         CURRENT_VERSION,
     )
     .outerjoin(ClientSecret, (ClientSecret.client_id == Application.id) & (ClientSecret.id == bindparam("secret_id")))
@@ -337,18 +339,20 @@ def audience_for_resource(rt: Runtime, app: ApplicationInfo, resource: str) -> t
     return (resource,)
 
 
-def live_state(rt: Runtime, client_id: str, token_id: str) -> LiveApplication | None:
-    """What an application whose token `token_id` is still good may do now, or None."""
+def live_state(rt: Runtime, client_id: str, token_id: str, *, issued_at: int) -> LiveApplication | None:
+    """What an application whose token `token_id`, issued at that Unix second, is still good may do now, or None."""
     secret_id = tokens.secret_of(token_id)
     row = rt.database.row(_LIVE, id=client_id, secret_id=secret_id, jti=token_id)
     if row is None:
         return None
-    enabled, roles, tenant, scopes, jwks, secret, expires_at, revoked, version = row
+    enabled, roles, tenant, scopes, jwks, secret, expires_at, revoked, disabled_at, version = row
     if rt.ring.ensure_version(version) and not rt.ring.is_ready():
         return None
     by_key = secret_id == KEY_PROOF and jwks is not None
     by_secret = secret is not None and (expires_at is None or rt.clock.now() < expires_at)
-    is_good = enabled and revoked is None and (by_key or by_secret)
+    # Enabling again revives nothing: what was issued before the application was last disabled has ended.
+    is_ended = revoked is not None or (disabled_at is not None and issued_at <= disabled_at.timestamp())
+    is_good = enabled and not is_ended and (by_key or by_secret)
     return LiveApplication(roles, tenant, scopes) if is_good else None
 
 
@@ -507,11 +511,12 @@ def change(
     }
     values = {name: checks[name](value) if name in checks else value for name, value in changes.items()}
     before = {name: getattr(row, name) for name in values}
+    ended = {"disabled_at": unit.now} if values.get("enabled") is False else {}
     expected = row.version if version is None else version
     if not unit.changed(
         update(Application)
         .where(Application.id == client_id, Application.version == expected)
-        .values(**values, version=expected + 1)
+        .values(**values, **ended, version=expected + 1)
     ):
         raise Refused(CONFLICT.saying("It has changed in between; read it again"), detail="stale version")
     unit.session.refresh(row)

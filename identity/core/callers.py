@@ -156,7 +156,7 @@ def _user(live: Live) -> Caller:
 
 
 def _application(rt: Runtime, bearer: str, claims: Claims) -> Caller:
-    state = applications.live_state(rt, claims.client_id, claims.token_id)
+    state = applications.live_state(rt, claims.client_id, claims.token_id, issued_at=claims.issued_at)
     if state is None or not rt.ring.can_verify(bearer):
         raise Refused(
             INVALID_TOKEN,

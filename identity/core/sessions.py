@@ -249,6 +249,7 @@ def find_live_bearer(rt: Runtime, bearer: str) -> Live:
 
 def token_for(rt: Runtime, live: Live, *, seconds: int, resource: str | None = None) -> AccessToken:
     """A signed token backed by a live session; it never outlives the session's absolute end."""
+    rt.ring.reload_if_changed()  # A key that was withdrawn a moment ago must not sign.
     now = rt.clock.now()
     remaining = int((live.session.absolute_expires_at - now).total_seconds())
     tenants = tenancy.memberships_of(rt, live.user_id)

@@ -200,6 +200,18 @@ def test_a_token_ends_at_once_with_what_stands_behind_it(web: Web, how: str) -> 
     assert not works(web, text)
 
 
+def test_enabling_an_application_again_revives_no_token(web: Web) -> None:
+    feed = an_application(web.rt)
+    before = token(web, feed)
+    with web.rt.unit(ORIGIN) as unit:
+        applications.change(web.rt, unit, feed.client_id, actor="test", enabled=False)
+    with web.rt.unit(ORIGIN) as unit:
+        applications.change(web.rt, unit, feed.client_id, actor="test", enabled=True)
+    assert not works(web, before)
+    web.clock.tick(1)
+    assert works(web, token(web, feed))
+
+
 def test_a_success_writes_nothing(web: Web) -> None:
     feed = an_application(web.rt)
     token(web, feed)
