@@ -12,6 +12,7 @@ import re
 import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -73,7 +74,12 @@ class Service(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
 
     def load(self) -> FastLane:
         """The application of one worker; called after the fork, so that no connection crosses it."""
-        rt = create_runtime(self._settings, migrate=False)
+        try:
+            rt = create_runtime(self._settings, migrate=False)
+        except Refused as exc:
+            # Any other way out of here would end the master too; by this one it tries another worker, until the database is back.
+            time.sleep(1)
+            raise SystemExit(1) from exc
         return FastLane(rt, endpoints(), create_app(runtime=rt))
 
 

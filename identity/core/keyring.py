@@ -30,7 +30,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, mapped_column
 
 from identity.core.vault import Unsealable, Vault
-from identity.errors import CONFLICT, INVALID_TOKEN, NOT_FOUND, VALIDATION, Refused
+from identity.errors import CONFLICT, INVALID_TOKEN, NOT_FOUND, UNAVAILABLE, VALIDATION, Refused
 from identity.runtime import Clock, Origin, later
 from identity.settings import BadSettings, Settings
 from identity.storage import Base, Database, Instant, Prepared, Unit
@@ -162,7 +162,7 @@ class Keyring:
         """Load the ring again if the database has moved on to another `version`; tell whether it had."""
         if version is None or version == self._version:
             return False
-        self.load()
+        self._load_again()
         return True
 
     def _check_signature(self, token: str) -> dict[str, Any]:
@@ -188,7 +188,7 @@ class Keyring:
         stale = self._loaded_at is None or (self._clock.now() - self._loaded_at).total_seconds() >= 1
         if token.partition(".")[0] in self._by_header or not stale:
             return False
-        self.load()
+        self._load_again()
         return token.partition(".")[0] in self._by_header
 
     # The public half.
@@ -220,6 +220,13 @@ class Keyring:
             self._checked.cache_clear()
             self._version = -1 if version is None else version
             self._loaded_at = self._clock.now()
+
+    def _load_again(self) -> None:
+        """`load` while serving: keys that do not open are then a part that is down, and no start to be refused."""
+        try:
+            self.load()
+        except BadSettings as exc:
+            raise Refused(UNAVAILABLE, detail="the signing keys do not open", retry_after_seconds=1, cause=exc) from exc
 
     def reload_if_changed(self) -> None:
         """Load again when another process changed the ring; called every few seconds by the background loop."""
@@ -359,7 +366,7 @@ class Keyring:
     def _active(self, now: datetime) -> LoadedKey:
         signing = [key for key in self._keys if key.signs_from is not None and key.signs_from <= now]
         if not signing:
-            raise RuntimeError("the ring has no key that may sign")
+            raise Refused(UNAVAILABLE, detail="the ring has no key that may sign", retry_after_seconds=1)
         return max(signing, key=lambda key: (key.signs_from or now, key.kid))
 
     def _state(self, key: LoadedKey, now: datetime) -> str:

@@ -95,14 +95,18 @@ class Wire:
     def _dial(self) -> socket.socket:
         if isinstance(self._upstream, str):
             server = socket.socket(socket.AF_UNIX)
-            server.connect(self._upstream)
+            try:
+                server.connect(self._upstream)
+            except OSError:
+                server.close()
+                raise
             return server
         return socket.create_connection(self._upstream, timeout=5)
 
     def _pump(self, pair: tuple[socket.socket, socket.socket], source: socket.socket, sink: socket.socket) -> None:
         passed, is_answer = 0, source is pair[1]
-        source.settimeout(None)
         with contextlib.suppress(OSError):
+            source.settimeout(None)
             while data := source.recv(65536):
                 fault = self._fault
                 if fault.resets:

@@ -121,7 +121,9 @@ class Service:
             "master_keys": (MASTER_KEY,),
             "second_factor": "enrolled",
             "hash_wait_seconds": 1,
-            **{f"limit_{policy}": "off" for policy in ("auth", "application", "standard", "ai_assisted", "bulk_upload")},
+            **{
+                f"limit_{policy}": "off" for policy in ("auth", "application", "standard", "ai_assisted", "bulk_upload")
+            },
             **settings,
         }
         self._environment = {

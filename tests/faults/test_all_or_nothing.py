@@ -198,9 +198,7 @@ def a_password_is_changed(web: Web) -> Callable[[], Any]:
     person = a_user(web.rt)
     a_token(web.rt, person)
     token = a_token(web.rt, person)
-    return lambda: web.put(
-        "/auth/password", {"currentPassword": PASSWORD, "newPassword": NEW_PASSWORD}, bearer=token
-    )
+    return lambda: web.put("/auth/password", {"currentPassword": PASSWORD, "newPassword": NEW_PASSWORD}, bearer=token)
 
 
 @flow
@@ -230,7 +228,13 @@ def as_admin(web: Web) -> str:
 def an_admin_makes_a_user(web: Web) -> Callable[[], Any]:
     admin = as_admin(web)
     a_tenant(web.rt, "acme-bank")
-    body = {"email": "n@acme.example", "fullName": "N", "alias": "newuser", "roles": ["r"], "tenants": {"acme-bank": ["a"]}}
+    body = {
+        "email": "n@acme.example",
+        "fullName": "N",
+        "alias": "newuser",
+        "roles": ["r"],
+        "tenants": {"acme-bank": ["a"]},
+    }
     return lambda: web.post("/admin/user", body, bearer=admin)
 
 
@@ -291,7 +295,9 @@ def an_admin_revokes_the_signing_key(web: Web) -> Callable[[], Any]:
 def is_done(answer: Any) -> bool:
     said = json.loads(answer.data or b"null")
     data = said.get("data") if isinstance(said, dict) else None
-    codes = {value.get("code") for value in data.values() if isinstance(value, dict)} if isinstance(data, dict) else set()
+    codes = (
+        {value.get("code") for value in data.values() if isinstance(value, dict)} if isinstance(data, dict) else set()
+    )
     return answer.status_code < 300 and codes <= {"OK", None}
 
 

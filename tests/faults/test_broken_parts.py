@@ -25,7 +25,9 @@ from tests.world import ORIGIN
 
 pytestmark = pytest.mark.faults
 RECOVERY_SECONDS = 5
-WIDE = {f"limit_{policy}": "1000000/minute" for policy in ("auth", "application", "standard", "ai_assisted", "bulk_upload")}
+WIDE = {
+    f"limit_{policy}": "1000000/minute" for policy in ("auth", "application", "standard", "ai_assisted", "bulk_upload")
+}
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ class Rig:
                 "database_url": f"postgresql+psycopg://postgres@127.0.0.1:{self.database.port}/{database.database}",
                 "redis_url": f"redis://127.0.0.1:{self.redis.port}/0",
                 "mail_url": f"smtp://127.0.0.1:{self.mail.port}",
+                "refresh_grace_seconds": 3600,  # Every fault asks with the same refresh token.
             },
         )
         self.service.start()
@@ -69,6 +72,8 @@ class Rig:
         self.ended = ended.bearer.reveal() if ended.bearer else ""
         with self.rt.unit(ORIGIN) as unit:
             sessions.revoke(self.rt, unit, ended.session.id, actor="test", reason="test")
+        # Wrong guesses are made at these, so that no lockout meets the good ones.
+        self.guessed, self.guessed_machine = a_user(self.rt), an_application(self.rt)
         self.outsider = a_token(self.rt, a_user(self.rt))
         self.admin = a_token(self.rt, a_user(self.rt, roles=["users_admin"]))
 
@@ -103,18 +108,33 @@ class Rig:
         for path in ("/admin/users", "/admin/audit", "/admin/signing-keys"):
             found.append(Asked(f"GET {path}", "GET", path, bearer=self.admin, is_good=True))
             found.append(Asked(f"GET {path}, no admin", "GET", path, bearer=self.outsider))
-        for path, good in (
-            ("/user/token", {"email": person.email, "password": PASSWORD}),
-            ("/auth/login", {"email": person.email, "password": PASSWORD}),
-            ("/application/token", {"clientId": machine.client_id, "secret": machine.secret}),
-            ("/auth/refresh", {"refreshToken": self.opened.refresh.reveal()}),
+        refresh, wrong = self.opened.refresh.reveal(), self.guessed_machine.secret[:-3] + "xyz"
+        for path, good, bad in (
+            (
+                "/user/token",
+                {"email": person.email, "password": PASSWORD},
+                {"email": self.guessed.email, "password": "x"},
+            ),
+            (
+                "/auth/login",
+                {"email": person.email, "password": PASSWORD},
+                {"email": self.guessed.email, "password": "x"},
+            ),
+            (
+                "/application/token",
+                {"clientId": machine.client_id, "secret": machine.secret},
+                {"clientId": self.guessed_machine.client_id, "secret": wrong},
+            ),
+            ("/auth/refresh", {"refreshToken": refresh}, {"refreshToken": refresh[:-3] + "xyz"}),
         ):
-            bad = {name: value[:-3] + "xyz" for name, value in good.items()}
             found.append(Asked(f"POST {path}", "POST", path, good, is_good=True))
             found.append(Asked(f"POST {path}, wrong", "POST", path, bad))
         form = "grant_type=client_credentials"
-        for name, secret in (("", machine.secret), (", wrong", machine.secret[:-3] + "xyz")):
-            headers = tuple(basic(machine.client_id, secret).items())
+        for name, client, secret in (
+            ("", machine, machine.secret),
+            (", wrong", self.guessed_machine, wrong),
+        ):
+            headers = tuple(basic(client.client_id, secret).items())
             found.append(
                 Asked(f"POST /oauth/token{name}", "POST", "/oauth/token", form, headers=headers, is_good=not name)
             )
@@ -128,15 +148,19 @@ class Rig:
         return found
 
     def ask_all(self) -> list[tuple[Asked, Heard]]:
-        """The answers, asked eight at a time as a busy service would be."""
+        """The answers, all asked at once."""
+
         def ask(asked: Asked) -> tuple[Asked, Heard]:
-            heard = self.service.call(
-                asked.method, asked.path, asked.body, bearer=asked.bearer, headers=dict(asked.headers)
-            )
+            with self.service.client(source="127.0.0.1" if asked.is_good else "127.0.0.2") as http:
+                heard = http.call(
+                    asked.method, asked.path, asked.body, bearer=asked.bearer, headers=dict(asked.headers)
+                )
+            assert heard is not None, f"{asked.name}: {http.error}"
             return asked, heard
 
-        with ThreadPoolExecutor(8) as pool:
-            return list(pool.map(ask, self.requests()))
+        asking = self.requests()
+        with ThreadPoolExecutor(len(asking)) as pool:
+            return list(pool.map(ask, asking))
 
 
 @pytest.fixture(scope="module")

@@ -41,7 +41,9 @@ class Journal:
 class LoadClient(threading.Thread):
     """Does one deed after the other, and writes down each answer. What it was not told it tries again, or leaves alone."""
 
-    def __init__(self, service: Service, journal: Journal, pick: random.Random, people: list[Person], admin: str) -> None:
+    def __init__(
+        self, service: Service, journal: Journal, pick: random.Random, people: list[Person], admin: str
+    ) -> None:
         super().__init__(daemon=True)
         self._http = service.client()
         self._journal = journal
@@ -58,7 +60,15 @@ class LoadClient(threading.Thread):
         self.join(60)
 
     def run(self) -> None:
-        deeds = (self._sign_in, self._sign_in, self._sign_out, self._refresh, self._refresh, self._disable, self._register)
+        deeds = (
+            self._sign_in,
+            self._sign_in,
+            self._sign_out,
+            self._refresh,
+            self._refresh,
+            self._disable,
+            self._register,
+        )
         while not self._halted.is_set():
             self._pick.choice(deeds)()
         self._http.close()
@@ -75,7 +85,9 @@ class LoadClient(threading.Thread):
         return heard
 
     def _sign_in(self) -> None:
-        if answer := self._do("POST", "/user/token", {"email": self._pick.choice(self._people).email, "password": PASSWORD}):
+        if answer := self._do(
+            "POST", "/user/token", {"email": self._pick.choice(self._people).email, "password": PASSWORD}
+        ):
             self._mine.append(answer.json["data"]["accessToken"])
             self._journal.live.append(self._mine[-1])
 
@@ -108,11 +120,7 @@ class LoadClient(threading.Thread):
             bearer=self._admin,
         )
         signed_in = made and self._do("POST", "/user/token", {"email": address, "password": PASSWORD})
-        if (
-            made
-            and signed_in
-            and self._do("PUT", f"/admin/user/{made.json['userID']}/disable", bearer=self._admin)
-        ):
+        if made and signed_in and self._do("PUT", f"/admin/user/{made.json['userID']}/disable", bearer=self._admin):
             self._journal.disabled.append((address, signed_in.json["data"]["accessToken"]))
 
     def _register(self) -> None:
@@ -184,7 +192,9 @@ def kill(service: Service, stores: Stores, whom: str, pick: random.Random) -> No
     service.start()
 
 
-def test_no_acknowledged_deed_is_lost_and_nothing_spent_comes_back(backend: str, stores: Stores, tmp_path: Path) -> None:
+def test_no_acknowledged_deed_is_lost_and_nothing_spent_comes_back(
+    backend: str, stores: Stores, tmp_path: Path
+) -> None:
     pick = chance(f"kills {backend}")
     service = Service(tmp_path / "service", stores.fresh(backend, tmp_path))
     service.start()
@@ -213,9 +223,7 @@ def test_no_acknowledged_deed_is_lost_and_nothing_spent_comes_back(backend: str,
                         answer = http.call("POST", "/user/token", {"email": target.email, "password": "wrong"})
                         guesses.append(answer.status if answer else 0)
 
-            load = [
-                LoadClient(service, journal, random.Random(pick.random()), people, admin) for _ in range(CLIENTS)
-            ]
+            load = [LoadClient(service, journal, random.Random(pick.random()), people, admin) for _ in range(CLIENTS)]
             for client in load:
                 client.start()
             # 1. At a moment of chance: four submit one code, four guess one password, and somebody dies.
@@ -249,7 +257,9 @@ def test_no_acknowledged_deed_is_lost_and_nothing_spent_comes_back(backend: str,
             if looked_at == MAX_FAILURES:
                 right = service.call("POST", "/user/token", {"email": target.email, "password": PASSWORD})
                 check.expect(429, "the lockout after its guesses", right)
-            assert not check.violations, f"round {number}, {whom} killed: {check.violations[:5]} {service.log.read_text()[-6000:]}"
+            assert not check.violations, (
+                f"round {number}, {whom} killed: {check.violations[:5]} {service.log.read_text()[-6000:]}"
+            )
             for name, value in vars(journal).items():
                 setattr(total, name, getattr(total, name) + value)
         # 5. Once more all of it: nothing of an early round was undone by a later one.

@@ -100,7 +100,9 @@ def test_rotation_every_two_seconds_fails_no_verification(backend: str, stores: 
         begin = datetime.now(UTC)
         for number in range(lead // EVERY_SECONDS):
             publish(rt, at=begin - timedelta(seconds=lead - (number + 1) * EVERY_SECONDS))
-        until(lambda: len(service.call("GET", "/.well-known/jwks.json").json["keys"]) > lead // EVERY_SECONDS, seconds=10)
+        until(
+            lambda: len(service.call("GET", "/.well-known/jwks.json").json["keys"]) > lead // EVERY_SECONDS, seconds=10
+        )
         time.sleep(2.5)  # Until the other worker has seen them as well.
         halted = threading.Event()
         machine = {"clientId": feed.client_id, "secret": feed.secret}
