@@ -9,6 +9,8 @@ PYTHON ?=
 PYTEST_ARGS ?=
 SERVE_ARGS ?=
 BENCH_ARGS ?=
+# How often the long form of the fault suite repeats what is left to chance: kills for each database.
+FAULT_ROUNDS ?= 200
 # Two workers: each starts its own PostgreSQL and Valkey, and a small machine has two cores.
 TEST_WORKERS ?= 2
 
@@ -34,7 +36,7 @@ test: install-dev
 	@exec $(BIN)/python -m pytest -q -n $(TEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 faults: install-dev
-	@exec $(BIN)/python -m pytest -q tests/faults $(PYTEST_ARGS)
+	@IDENTITY_FAULT_ROUNDS=$(FAULT_ROUNDS) exec $(BIN)/python -m pytest -q -rP tests/faults $(PYTEST_ARGS)
 
 recipes: install-dev
 	@tests/recipes/install.sh

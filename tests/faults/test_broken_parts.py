@@ -278,12 +278,12 @@ def test_servers_that_are_killed_and_started_under_load_are_used_again(
     def load() -> None:
         with service.client() as http:
             while not halted.is_set():
-                for heard in (
+                heard = (
                     http.call("GET", "/session", bearer=bearer),
                     http.call("POST", "/application/token", {"clientId": machine.client_id, "secret": machine.secret}),
                     http.call("PUT", "/session/extend", bearer=bearer),
-                ):
-                    seen.append((time.monotonic(), heard.status if heard else 0))
+                )
+                seen.extend((time.monotonic(), one.status if one else 0) for one in heard)
 
     threads = [threading.Thread(target=load, daemon=True) for _ in range(6)]
     try:
