@@ -33,6 +33,10 @@ SEED = int(os.environ.get("IDENTITY_FAULT_SEED", "0")) or random.SystemRandom().
 """Where chance starts from; printed with every failure, and given back to replay it."""
 
 
+BACKENDS_OF_THE_SHORT_FORM = ("sqlite", "postgresql") if ROUNDS else ("postgresql",)
+"""For what costs many seconds and depends little on the database: both only in the long form."""
+
+
 def rounds(short: int, *, share: float = 1) -> int:
     """How many rounds: `short`, or `share` of what was asked for."""
     return max(short, int(ROUNDS * share))

@@ -19,7 +19,7 @@ from identity.core.keyring import SKEW_SECONDS, SigningKey
 from identity.runtime import Runtime
 from tests.builders import an_application
 from tests.faults.conftest import Stores
-from tests.faults.rig import ROUNDS, Service, serving, until
+from tests.faults.rig import BACKENDS_OF_THE_SHORT_FORM, ROUNDS, Service, serving, until
 from tests.world import MASTER_KEY, ORIGIN
 
 pytestmark = pytest.mark.faults
@@ -86,6 +86,7 @@ def publish(rt: Runtime, *, at: datetime | None = None) -> str:
         return rt.ring.rotate(unit).kid
 
 
+@pytest.mark.parametrize("backend", BACKENDS_OF_THE_SHORT_FORM)
 def test_rotation_every_two_seconds_fails_no_verification(backend: str, stores: Stores, tmp_path: Path) -> None:
     # A key signs no sooner than max-age + 60 s after it was published. So the ring starts with the keys that a service
     # which has rotated for a minute already would have; the long form runs until the keys published under load sign too.

@@ -15,13 +15,14 @@ import pytest
 
 from tests.builders import a_session, a_user, an_application
 from tests.faults.conftest import Stores
-from tests.faults.rig import ROUNDS, is_alive, percentile, rounds, serving, until
+from tests.faults.rig import BACKENDS_OF_THE_SHORT_FORM, ROUNDS, is_alive, percentile, rounds, serving, until
 
 pytestmark = pytest.mark.faults
 SLOW_SOCKETS = 200
 GROWTH_MIB = 250  # Hashes under way, the C library's arenas of every thread: the price is paid once, not per request.
 
 
+@pytest.mark.parametrize("backend", BACKENDS_OF_THE_SHORT_FORM)
 def test_workers_that_are_replaced_under_load_lose_no_request(backend: str, stores: Stores, tmp_path: Path) -> None:
     with serving(tmp_path / "service", stores.fresh(backend, tmp_path)) as service:
         rt = service.runtime()
@@ -67,6 +68,7 @@ def resident_mib(pid: int) -> float:
     return int(out) / 1024
 
 
+@pytest.mark.parametrize("backend", BACKENDS_OF_THE_SHORT_FORM)
 def test_a_good_client_is_served_through_floods_and_dawdlers(backend: str, stores: Stores, tmp_path: Path) -> None:
     # Real password hashes: they are what a flood of logins costs.
     settings = stores.fresh(backend, tmp_path) | {"argon2_memory_kib": 19_456, "argon2_time_cost": 2}
