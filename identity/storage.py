@@ -170,11 +170,8 @@ class Unit:
         """The rows that a prepared statement returns, at the driver's cost, inside this transaction."""
         connection = self.session.connection()
         statement, arrange, convert = prepared.compiled_for(connection.dialect)
-        parameters = arrange(values)
         with translated():
-            result = connection.exec_driver_sql(
-                statement, tuple(parameters) if isinstance(parameters, list) else parameters
-            )
+            result = connection.exec_driver_sql(statement, arrange(values))
             return [convert(row) for row in result] if result.returns_rows else []
 
     def changed(self, statement: Executable) -> int:
@@ -221,7 +218,7 @@ class Prepared:
         def arrange(values: dict[str, Any]) -> Any:
             given = fixed | values if fixed else values
             ready = {name: (process(given[name]) if process else given[name]) for name, process in binds.items()}
-            return [ready[name] for name in order] if order is not None else ready
+            return tuple([ready[name] for name in order]) if order is not None else ready
 
         processors = [
             column.type.dialect_impl(dialect).result_processor(dialect, None)

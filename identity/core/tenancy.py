@@ -44,7 +44,7 @@ class Membership(Base):
     __tablename__ = "membership"
     __table_args__ = (Index("ix_membership_tenant_id", "tenant_id"),)
 
-    user_id: Mapped[str] = mapped_column(String(36), primary_key=True)
+    user_id: Mapped[str] = mapped_column(ForeignKey("user_account.id", ondelete="CASCADE"), primary_key=True)
     tenant_id: Mapped[str] = mapped_column(ForeignKey("tenant.id", ondelete="CASCADE"), primary_key=True)
     roles: Mapped[tuple[str, ...]] = mapped_column(Names, default=())
 

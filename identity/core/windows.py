@@ -177,7 +177,8 @@ class _Ring:
         self._size = size
         self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         if os.fstat(self.descriptor).st_size < length:
-            os.ftruncate(self.descriptor, length)
+            # Its blocks now: a mapped page without one would end the process, not the request, on a full disk.
+            os.posix_fallocate(self.descriptor, 0, length)
         self._map = mmap.mmap(self.descriptor, length)
 
     def take(self, seconds: int) -> Taken:
