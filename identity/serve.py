@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import gc
 import os
 import re
 import shutil
@@ -33,6 +34,7 @@ from identity.storage import Contention
 from identity.wire import metrics
 from identity.wire.fastlane import FastLane
 
+_ALLOCATIONS_BEFORE_COLLECTING: Final = 20_000
 _DRAIN_SECONDS: Final = 1.0
 _MAX_HEADER_BYTES: Final = 16_384
 _LENGTH: Final = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,15})[ \t]*(?=\r\n|$)")
@@ -237,6 +239,10 @@ def run(settings: Settings, *, announce: Callable[[Runtime], None]) -> None:
 
 
 def _start_upkeep(worker: Any) -> None:
+    # What was made so far stays for good: no collection needs to walk it again, and few requests need any collection.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_ALLOCATIONS_BEFORE_COLLECTING)
     worker.identity_upkeep = Upkeep(worker.asgi.runtime)
 
 

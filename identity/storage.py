@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from sqlalchemy import (
     BigInteger,
@@ -40,6 +40,7 @@ from sqlalchemy.types import TypeDecorator
 from identity.errors import UNAVAILABLE, Problem, Refused
 from identity.runtime import Origin
 
+T = TypeVar("T")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 BUSY_SECONDS = 5
@@ -270,12 +271,11 @@ class Database:
         found = self.rows(prepared, **values)
         return found[0] if found else None
 
-    @contextmanager
-    def without_writes(self, signal: type[Exception]) -> Iterator[None]:
-        """While it lasts, a unit on this thread raises `signal` instead of waiting for a lock: for the event loop."""
+    def without_writes(self, work: Callable[[], T], signal: type[Exception]) -> T:
+        """What `work` returns. While it runs, a unit on this thread raises `signal` instead of waiting for a lock: for the event loop."""
         self._kept.signal = signal
         try:
-            yield
+            return work()
         finally:
             self._kept.signal = None
 

@@ -42,7 +42,7 @@ from identity.core.limits import address_key
 from identity.core.tokens import AccessToken
 from identity.errors import CLIENT_MISMATCH, CONFLICT, NOT_FOUND, VALIDATION, Problem, Refused
 from identity.runtime import Origin, Runtime, later
-from identity.storage import Base, Instant, Names, Prepared, Unit, from_micros
+from identity.storage import Base, Contention, Instant, Names, Prepared, Unit, from_micros
 
 STANDARD_APP_ID: Final = 10
 ADMIN_SCOPE: Final = "admin"
@@ -413,9 +413,7 @@ def register(
     try:
         unit.add(row)
     except IntegrityError as exc:
-        raise Refused(
-            CONFLICT.saying("Another application was registered at this moment, try again"), cause=exc
-        ) from exc
+        raise Contention("two applications at once took one number") from exc
     audit.record(
         rt,
         unit,

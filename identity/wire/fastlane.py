@@ -92,8 +92,7 @@ class FastLane:
         if not self._inline and not _is_answered_from_memory(endpoint):
             return await self._on_thread(exchange.run)
         try:
-            with self._rt.database.without_writes(WritesElsewhere):
-                return exchange.run()
+            return self._rt.database.without_writes(exchange.run, WritesElsewhere)
         except WritesElsewhere:
             return await self._on_thread(exchange.run)
 
@@ -122,8 +121,12 @@ class FastLane:
 
     async def _read(self, scope: Scope, receive: Receive, limit: int) -> bytes | None:
         """The whole body, or None where it is over the limit. Raises TimeoutError for a client that does not finish in time."""
-        length = next((value for name, value in scope["headers"] if name == b"content-length"), None)
-        chunked = any(name == b"transfer-encoding" for name, _ in scope["headers"])
+        length, chunked = None, False
+        for name, value in scope["headers"]:
+            if name == b"content-length":
+                length = value
+            elif name == b"transfer-encoding":
+                chunked = True
         if (length is None or length == b"0") and not chunked:
             return b""
         if length is not None and length.isdigit() and int(length) > limit:
