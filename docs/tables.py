@@ -14,7 +14,10 @@ README = Path(__file__).parent.parent / "README.md"
 
 def settings_table() -> str:
     """Every setting, as `identity settings --markdown` prints it."""
-    rows = [f"| `{name}` | {kind} | {f'`{default}`' if default else ''} | {meaning} |" for name, kind, default, meaning in describe()]
+    rows = [
+        f"| `{name}` | {kind} | {f'`{default}`' if default else ''} | {meaning} |"
+        for name, kind, default, meaning in describe()
+    ]
     return "\n".join(["| variable | type | default | meaning |", "|---|---|---|---|", *rows])
 
 
@@ -27,7 +30,9 @@ def error_table() -> str:
 def spliced(text: str) -> str:
     """`text` with its marked tables as the code has them now."""
     for name, table in (("settings", settings_table()), ("errors", error_table())):
-        text = re.sub(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", lambda m, t=table: f"{m[1]}{t}\n{m[2]}", text, flags=re.DOTALL)
+        text = re.sub(
+            rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", lambda m, t=table: f"{m[1]}{t}\n{m[2]}", text, flags=re.DOTALL
+        )
     return text
 
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 from sqlalchemy import (
     BigInteger,
@@ -40,7 +40,6 @@ from sqlalchemy.types import TypeDecorator
 from identity.errors import UNAVAILABLE, Problem, Refused
 from identity.runtime import Origin
 
-T = TypeVar("T")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 BUSY_SECONDS = 5
@@ -241,6 +240,22 @@ class Prepared:
 _inserts: dict[str, Prepared] = {}
 
 
+class WithoutWrites:
+    """The context of `Database.without_writes`; a class, because every hot request enters it."""
+
+    __slots__ = ("_kept", "_signal")
+
+    def __init__(self, kept: threading.local, signal: type[Exception]) -> None:
+        self._kept = kept
+        self._signal = signal
+
+    def __enter__(self) -> None:
+        self._kept.signal = self._signal
+
+    def __exit__(self, *_: object) -> None:
+        self._kept.signal = None
+
+
 class Database:
     """One opened database."""
 
@@ -271,13 +286,9 @@ class Database:
         found = self.rows(prepared, **values)
         return found[0] if found else None
 
-    def without_writes(self, work: Callable[[], T], signal: type[Exception]) -> T:
-        """What `work` returns. While it runs, a unit on this thread raises `signal` instead of waiting for a lock: for the event loop."""
-        self._kept.signal = signal
-        try:
-            return work()
-        finally:
-            self._kept.signal = None
+    def without_writes(self, signal: type[Exception]) -> WithoutWrites:
+        """While it lasts, a unit on this thread raises `signal` instead of waiting for a lock: for the event loop."""
+        return WithoutWrites(self._kept, signal)
 
     def refuse_writes_here(self) -> None:
         """Raise the signal of `without_writes`, if this thread is inside one."""

@@ -92,7 +92,8 @@ class FastLane:
         if not self._inline and not _is_answered_from_memory(endpoint):
             return await self._on_thread(exchange.run)
         try:
-            return self._rt.database.without_writes(exchange.run, WritesElsewhere)
+            with self._rt.database.without_writes(WritesElsewhere):
+                return exchange.run()
         except WritesElsewhere:
             return await self._on_thread(exchange.run)
 
