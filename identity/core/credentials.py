@@ -13,6 +13,7 @@ import threading
 import unicodedata
 import zlib
 from base64 import b64encode
+from concurrent.futures import ThreadPoolExecutor
 from enum import StrEnum
 from functools import cache
 from typing import Final
@@ -116,7 +117,10 @@ class Passwords:
 
     def __init__(self, settings: Settings) -> None:
         self._hasher = PasswordHasher(settings.argon2_time_cost, settings.argon2_memory_kib, parallelism=1)
-        self._slots = threading.BoundedSemaphore(settings.hash_slots)
+        # Hashing has threads of its own, one for each slot: each keeps one Argon2 memory warm, where every thread of the server would
+        # come to keep one. A turn more than slots lets the next guess be reserved while this one is hashed.
+        self._hashing = ThreadPoolExecutor(settings.hash_slots, "hashing")
+        self._turns = threading.BoundedSemaphore(settings.hash_slots + 1)
         self._wait_seconds = settings.hash_wait_seconds
         self._min_length = settings.password_min_length
         blank = b64encode(bytes(32)).decode().rstrip("=")
@@ -124,12 +128,12 @@ class Passwords:
         self._nobody = f"$argon2id$v=19${cost}${blank[:22]}${blank}"
 
     def turn(self) -> _Turn:
-        """Wait for a hashing slot; use as a context manager. Raises Refused(UNAVAILABLE) when none frees up in time."""
-        return _Turn(self._slots, self._wait_seconds)
+        """Wait for a turn to hash; use as a context manager. Raises Refused(UNAVAILABLE) when none comes in time."""
+        return _Turn(self._turns, self._wait_seconds)
 
     def hash(self, password: str) -> str:
         """The encoded hash to store. Call it inside `turn`."""
-        return self._hasher.hash(normalized(password).encode())
+        return self._hashing.submit(self._hasher.hash, normalized(password).encode()).result()
 
     def verify(self, stored: str | None, password: str) -> bool:
         """Whether `password` is the one behind `stored`; `None` costs the same and is False. Call it inside `turn`."""
@@ -137,9 +141,10 @@ class Passwords:
         fits = len(given) <= PASSWORD_MAX_BYTES
         if stored and stored.startswith("$2"):
             # bcrypt reads 72 bytes only: a longer password must not pass by its head, nor show by its haste that the hash is an old one.
-            return _bcrypt_matches(stored, given[:_BCRYPT_BYTES]) and len(given) <= _BCRYPT_BYTES
+            matches_head = self._hashing.submit(_bcrypt_matches, stored, given[:_BCRYPT_BYTES]).result()
+            return matches_head and len(given) <= _BCRYPT_BYTES
         try:
-            self._hasher.verify(stored or self._nobody, given if fits else b"")
+            self._hashing.submit(self._hasher.verify, stored or self._nobody, given if fits else b"").result()
         except (VerificationError, InvalidHashError):
             return False
         return fits
@@ -168,20 +173,20 @@ class Passwords:
 
 
 class _Turn:
-    __slots__ = ("_slots", "_wait_seconds")
+    __slots__ = ("_turns", "_wait_seconds")
 
-    def __init__(self, slots: threading.BoundedSemaphore, wait_seconds: int) -> None:
-        self._slots = slots
+    def __init__(self, turns: threading.BoundedSemaphore, wait_seconds: int) -> None:
+        self._turns = turns
         self._wait_seconds = wait_seconds
 
     def __enter__(self) -> None:
-        if not self._slots.acquire(timeout=self._wait_seconds):
+        if not self._turns.acquire(timeout=self._wait_seconds):
             raise Refused(
                 UNAVAILABLE, detail="no password hashing slot became free", retry_after_seconds=self._wait_seconds
             )
 
     def __exit__(self, *_: object) -> None:
-        self._slots.release()
+        self._turns.release()
 
 
 def normalized(password: str) -> str:
