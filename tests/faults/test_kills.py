@@ -75,7 +75,8 @@ class LoadClient(threading.Thread):
 
     def _do(self, method: str, path: str, body: object = None, *, bearer: str = "") -> Heard | None:
         heard = self._http.call(method, path, body, bearer=bearer)
-        if heard is None or heard.status in (409, 503):  # 409: two applications wanted the same number.
+        # 429: a guess whose process was killed counts as a failure, so many kills lock this one address out for a while.
+        if heard is None or heard.status in (429, 503):
             self._journal.unknown += 1
             time.sleep(0.05)
             return None
