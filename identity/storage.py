@@ -37,7 +37,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import DeclarativeBase, InstrumentedAttribute, Session
 from sqlalchemy.types import TypeDecorator
 
-from identity.errors import UNAVAILABLE, Problem, Refused
+from identity.errors import UNAVAILABLE, Refused
 from identity.runtime import Origin
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -379,11 +379,6 @@ def is_violation(exc: DBAPIError, constraint: str, columns: str) -> bool:
     """Whether `exc` is the breach of this unique constraint (PostgreSQL names it, SQLite names `table.column`s)."""
     named = getattr(getattr(exc.orig, "diag", None), "constraint_name", None)
     return named == constraint if named else columns in str(exc.orig)
-
-
-def refuse_duplicate(exc: DBAPIError, problem: Problem, *, field: str | None = None) -> Refused:
-    """The refusal of a row that exists already."""
-    return Refused(problem, detail="a unique constraint refused the row", field=field, cause=exc)
 
 
 def _reason(exc: BaseException) -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import bcrypt
 import click
 import pytest
 import requests
@@ -104,6 +105,21 @@ def test_a_user_made_here_signs_in(run: Run, web: Web) -> None:
 def test_the_password_is_one_line_of_standard_input(run: Run, web: Web, line: str) -> None:
     assert run("user", "create", *ADA, "--password-stdin", stdin=line).status == 0
     assert web.post("/user/token", {"email": "ada", "password": PASSWORD}).status_code == 200
+
+
+def test_a_hash_of_an_older_system_moves_here_and_is_upgraded_at_login(run: Run, web: Web) -> None:
+    old = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(4)).decode()
+    made = run("user", "create", *ADA, "--password-hash-stdin", "--json", stdin=old + "\n").json
+    assert web.post("/user/token", {"email": "ada", "password": "wrong"}).status_code == 401
+    assert web.post("/user/token", {"email": "ada", "password": PASSWORD}).status_code == 200
+    with web.rt.database.reading() as session:
+        assert str(session.get_one(User, made["userID"]).password_hash).startswith("$argon2id$")
+
+
+@pytest.mark.parametrize("text", ["correct horse battery staple", "$2b$31$" + "a" * 53, "$1$salt$hash"])
+def test_what_is_no_hash_that_we_read_is_refused(run: Run, text: str) -> None:
+    assert run("user", "create", *ADA, "--password-hash-stdin", stdin=text).status == 1
+    assert run("user", "list", "--json").json["users"] == []
 
 
 def test_an_application_made_here_gets_a_token(run: Run, web: Web) -> None:

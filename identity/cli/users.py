@@ -22,7 +22,7 @@ def _a_line(context: click.Context, parameter: click.Parameter, wanted: bool) ->
     """One line from standard input, without its end; typed unseen where a person types it."""
     if not wanted:
         return None
-    what = (parameter.name or "").capitalize()
+    what = (parameter.name or "").capitalize().replace("_", " ")
     if sys.stdin.isatty():
         answer: str = click.prompt(what, hide_input=True, err=True)
         return answer
@@ -58,6 +58,13 @@ def _shown(opened: Opened, user_id: str) -> Any:
 @click.option("--alias", required=True, metavar="A", help="Short name to sign in with.")
 @click.option("--full-name", required=True, metavar="N")
 @click.option("--password-stdin", "password", is_flag=True, callback=_a_line, help="Read a password, one line.")
+@click.option(
+    "--password-hash-stdin",
+    "password_hash",
+    is_flag=True,
+    callback=_a_line,
+    help="Read the bcrypt or Argon2id hash that an older system kept; the first login upgrades it.",
+)
 @click.option("--role", "roles", multiple=True, metavar="R", help="Global role; users_admin administers.")
 @click.option("--group", "groups", multiple=True, metavar="G")
 @click.option(

@@ -196,7 +196,7 @@ def normalized(password: str) -> str:
 
 def is_password_hash(text: str) -> bool:
     """Whether `text` is a hash that `Passwords.verify` can read."""
-    return bool(re.fullmatch(r"\$2[aby]\$[0-9]{2}\$[./A-Za-z0-9]{53}|\$argon2id\$v=19\$[!-~]{20,200}", text))
+    return bool(re.fullmatch(r"\$2[aby]\$(?:0[4-9]|1[0-5])\$[./A-Za-z0-9]{53}|\$argon2id\$v=19\$[!-~]{20,200}", text))
 
 
 def _bcrypt_matches(stored: str, given: bytes) -> bool:

@@ -20,7 +20,7 @@ from identity.core.accounts import ADMIN_ROLE, Email, User, UserInfo, clean_name
 from identity.core.addresses import canonical_address, canonical_id, get_address, get_alias, get_names, is_name
 from identity.core.applications import ADMIN_SCOPE, ApplicationInfo, SecretInfo
 from identity.core.audit import Action
-from identity.core.credentials import Secret
+from identity.core.credentials import Secret, is_password_hash
 from identity.core.emails import EmailInfo
 from identity.core.keypairs import KeyPairInfo
 from identity.core.keyring import KeyInfo
@@ -91,11 +91,13 @@ def create_user(
     groups: Sequence[str] = (),
     tenants: Mapping[str, Sequence[str]] | None = None,
     password: str | None = None,
+    password_hash: str | None = None,
     notify: bool = False,
     portal_url: str | None = None,
 ) -> CreatedUser:
     """Make a user whose address the administrator vouches for, with a verified key pair; or, with `notify`, with an invitation by mail.
 
+    `password_hash` is what an older system kept of the password, which so moves here without its user's doing.
     Raises Refused(VALIDATION), Refused(CONFLICT) for an alias or address in use, Refused(NOT_FOUND) for an unknown tenant.
     """
     address = get_address(email)
@@ -103,7 +105,9 @@ def create_user(
         check_portal(rt, portal_url)
         if not notify:
             raise Refused(VALIDATION.saying("A portalURL goes into an invitation: set notify"), field="portalURL")
-    hashed = None
+    if password_hash is not None and (password is not None or not is_password_hash(password_hash)):
+        raise Refused(VALIDATION.saying("Give a password, or one bcrypt or Argon2id hash of it"), field="password")
+    hashed = password_hash
     if password is not None:
         rt.passwords.check_policy(password, about=(alias, address.partition("@")[0], full_name))
         with rt.passwords.turn():
