@@ -9,7 +9,6 @@ import atexit
 import contextlib
 import gc
 import os
-import re
 import shutil
 import tempfile
 import threading
@@ -18,10 +17,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from gunicorn.app.base import BaseApplication
-from gunicorn.asgi.parser import PythonProtocol
-from gunicorn.asgi.protocol import ASGIProtocol
 from gunicorn.glogging import Logger
-from gunicorn.workers import gasgi
 
 from identity import logs
 from identity.app import create_app, endpoints
@@ -35,9 +31,7 @@ from identity.wire import metrics
 from identity.wire.fastlane import FastLane
 
 _ALLOCATIONS_BEFORE_COLLECTING: Final = 20_000
-_DRAIN_SECONDS: Final = 1.0
 _MAX_HEADER_BYTES: Final = 16_384
-_LENGTH: Final = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,15})[ \t]*(?=\r\n|$)")
 
 
 class Service(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
@@ -52,7 +46,7 @@ class Service(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
         options: dict[str, Any] = {
             "bind": settings.bind,
             "workers": settings.worker_count,
-            "worker_class": "identity.serve.Worker",
+            "worker_class": "identity.connections.Worker",
             "worker_connections": 1000,
             "timeout": 30,
             "graceful_timeout": settings.graceful_stop_seconds,
@@ -90,119 +84,6 @@ class Log(Logger):  # type: ignore[misc]  # see above
 
     def _set_handler(self, *_args: Any, **_options: Any) -> None:
         return
-
-
-class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # see above
-    """gunicorn's asgi worker, speaking `Connection`."""
-
-    is_draining = False
-
-    def init_process(self) -> None:
-        # Asked of the base class, which then knows gunicorn_h1c: asked of a subclass, it would settle for the parser in Python.
-        ASGIProtocol._check_h1c_protocol_available()  # noqa: SLF001 -- it has no public way
-        gasgi.ASGIProtocol = Connection  # The worker offers no other way to name its protocol.
-        super().init_process()
-
-    async def _shutdown(self) -> None:
-        # Set by a signal, but not when the master has died: its orphans would go on promising keep-alive.
-        self.alive = False
-        await super()._shutdown()
-
-    def handle_exit_signal(self) -> None:
-        """Stop, but tell clients first.
-
-        For a second every answer says `Connection: close`, so that no client sends its next request on a connection that is being closed
-        between the two: gunicorn alone can close one just after promising to keep it.
-        """
-        self.is_draining = True
-        self.loop.call_later(_DRAIN_SECONDS, super().handle_exit_signal)
-
-
-class Connection(ASGIProtocol):  # type: ignore[misc]  # see above
-    """One client's connection: bounded in time from its first byte on, and refused in our envelope where it speaks no HTTP."""
-
-    _callback_parser: Any
-    _is_lenient: bool
-    _body_left: int
-
-    def connection_made(self, transport: Any) -> None:
-        super().connection_made(transport)
-        # gunicorn times every request head of a connection but the first: a slow client could hold that one for ever.
-        self._arm_keepalive_timer()
-
-    def data_received(self, data: bytes) -> None:
-        """Read plain requests with the parser in C and everything else with the strict one in Python.
-
-        The C parser takes bare line feeds, folded headers and odd chunk extensions for what they might mean, where a proxy in front may
-        read another request than we do. So it gets to see only what has no two readings: a whole head with clean line ends, no
-        transfer coding, and a body of the announced length. The first other thing puts the connection in strict hands for good.
-        """
-        if self._is_lenient and not self._is_plain(data):
-            if self._current_request is not None:
-                self._close_transport()  # Behind a request under way no other parser can take over, nor any answer be told apart.
-                return
-            self._read_strictly()
-        super().data_received(data)
-
-    def _is_plain(self, data: bytes) -> bool:
-        if self._body_left:
-            self._body_left -= len(data)
-            return self._body_left >= 0
-        body_left = _body_left_of(data)
-        self._body_left = body_left or 0
-        return body_left is not None
-
-    def _setup_callback_parser(self) -> None:
-        super()._setup_callback_parser()
-        self._is_lenient = not isinstance(self._callback_parser, PythonProtocol)
-        self._body_left = 0
-
-    def _read_strictly(self) -> None:
-        """Between two requests: let the parser in Python read from here on."""
-        self._is_lenient = False
-        cfg = self.cfg
-        self._callback_parser = PythonProtocol(
-            on_headers_complete=self._on_headers_complete,
-            on_body=self._on_body,
-            on_message_complete=self._on_message_complete,
-            limit_request_line=cfg.limit_request_line,
-            limit_request_fields=cfg.limit_request_fields,
-            limit_request_field_size=cfg.limit_request_field_size,
-        )
-
-    def _will_close(self, request: Any, response_requires_close: bool) -> bool:
-        return bool(self.worker.is_draining or super()._will_close(request, response_requires_close))
-
-    def _is_websocket_upgrade(self, _request: Any) -> bool:
-        return False  # We speak none: such a request is an ordinary one (RFC 9110 section 7.8).
-
-    def _send_error_response(self, status: int, message: str, extra_headers: Any = ()) -> None:
-        # `message` may quote the request: it goes nowhere.
-        if self._closed:
-            return
-        peer = self.transport.get_extra_info("peername")
-        answer = self.app.refuse_unread(status, peer[0] if isinstance(peer, tuple) else "")
-        fixed = (("Connection", "close"), ("Content-Length", str(len(answer.body))))
-        lines = [f"{name}: {value}\r\n" for name, value in (*answer.headers, *extra_headers, *fixed)]
-        head = f"HTTP/1.1 {status} {self._get_reason_phrase(status)}\r\n{''.join(lines)}\r\n"
-        self._safe_write(head.encode("latin-1") + answer.body)
-
-
-def _body_left_of(data: bytes) -> int | None:
-    """How much body is still to come after `data`, if that is one plain request head and no more than its body; else None."""
-    head, end, body = data.partition(b"\r\n\r\n")
-    lines = head.count(b"\r\n")
-    folded = b"\r\n " in head or b"\r\n\t" in head
-    if not end or folded or head.count(b"\n") != lines or head.count(b"\r") != lines:
-        return None
-    lowered = head.lower()
-    if b"transfer-encoding" in lowered:
-        return None
-    announced = _LENGTH.findall(lowered)
-    if len(announced) > 1 or (not announced and b"content-length" in lowered):
-        return None
-    left = (int(announced[0]) if announced else 0) - len(body)
-    return left if left >= 0 else None
 
 
 class Upkeep:

@@ -34,8 +34,11 @@ from sqlalchemy import (
 from sqlalchemy.engine import URL, Engine, make_url
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase, InstrumentedAttribute, Session
-from sqlalchemy.types import TypeDecorator
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from identity.errors import UNAVAILABLE, Refused
 from identity.runtime import Origin
@@ -66,7 +69,12 @@ class Instant(TypeDecorator[datetime]):
         return None if value is None else to_micros(value)
 
     def process_result_value(self, value: int | None, dialect: Dialect) -> datetime | None:
-        return None if value is None else from_micros(value)
+        return self.read(value)
+
+    @staticmethod
+    def read(value: int | None) -> datetime | None:
+        """The moment that a stored number stands for."""
+        return None if value is None else _EPOCH + timedelta(0, 0, value)
 
 
 class Names(TypeDecorator[tuple[str, ...]]):
@@ -79,6 +87,11 @@ class Names(TypeDecorator[tuple[str, ...]]):
         return None if value is None else " ".join(sorted(set(value)))
 
     def process_result_value(self, value: str | None, dialect: Dialect) -> tuple[str, ...]:
+        return self.read(value)
+
+    @staticmethod
+    def read(value: str | None) -> tuple[str, ...]:
+        """The names in a stored line."""
         return tuple(value.split()) if value else ()
 
 
@@ -86,6 +99,21 @@ def holds(column: InstrumentedAttribute[tuple[str, ...]], name: str) -> ColumnEl
     """The condition that a column of Names has exactly this one among them."""
     spaced = literal(" ", Text) + type_coerce(column, Text) + literal(" ", Text)
     return spaced.contains(f" {name} ", autoescape=True)
+
+
+class Lines(FunctionElement[str]):
+    """The values of a text column in the selected rows, one a line: an aggregate that each database spells in its own way."""
+
+    inherit_cache = True
+    type = Text()
+
+
+@compiles(Lines)
+def _spell_lines(element: Lines, compiler: SQLCompiler, **options: Any) -> str:
+    aggregate, line_feed = (
+        ("group_concat", "char(10)") if compiler.dialect.name == "sqlite" else ("string_agg", "chr(10)")
+    )
+    return f"{aggregate}({compiler.process(element.clauses, **options)}, {line_feed})"
 
 
 class Base(DeclarativeBase):
@@ -211,21 +239,22 @@ class Prepared:
 
     def _compile(self, dialect: Dialect) -> Compiled:
         compiled = self._statement.compile(dialect=dialect)
-        binds = {name: bind.type.dialect_impl(dialect).bind_processor(dialect) for name, bind in compiled.binds.items()}
-        fixed = {name: bind.effective_value for name, bind in compiled.binds.items() if not bind.required}
+        binds = {
+            name: bind.type.dialect_impl(dialect).bind_processor(dialect) or _unchanged
+            for bind, name in compiled.bind_names.items()
+        }
+        fixed = {name: bind.effective_value for bind, name in compiled.bind_names.items() if not bind.required}
         order = compiled.positiontup
+        ordered = [(name, binds[name]) for name in order or ()]
 
         def arrange(values: dict[str, Any]) -> Any:
             given = fixed | values if fixed else values
-            ready = {name: (process(given[name]) if process else given[name]) for name, process in binds.items()}
-            return tuple([ready[name] for name in order]) if order is not None else ready
+            if order is not None:
+                return tuple([process(given[name]) for name, process in ordered])
+            return {name: process(given[name]) for name, process in binds.items()}
 
-        processors = [
-            column.type.dialect_impl(dialect).result_processor(dialect, None)
-            for column in (
-                self._statement.selected_columns if isinstance(self._statement, Select | TextualSelect) else ()
-            )
-        ]
+        columns = self._statement.selected_columns if isinstance(self._statement, Select | TextualSelect) else ()
+        processors = [_reader(column.type, dialect) for column in columns]
         converted = [(index, process) for index, process in enumerate(processors) if process is not None]
 
         def convert(row: Sequence[Any]) -> tuple[Any, ...]:
@@ -235,6 +264,17 @@ class Prepared:
             return tuple(values)
 
         return compiled.string, arrange, convert
+
+
+def _unchanged(value: Any) -> Any:
+    return value
+
+
+def _reader(of: TypeEngine[Any], dialect: Dialect) -> Callable[[Any], Any] | None:
+    """What turns a driver's value into ours; for our own types without the two calls that SQLAlchemy wraps around theirs."""
+    if isinstance(of, Instant | Names):
+        return of.read
+    return of.dialect_impl(dialect).result_processor(dialect, None)
 
 
 _inserts: dict[str, Prepared] = {}

@@ -39,6 +39,7 @@ from identity.core.audit import Action
 from identity.core.credentials import Kind, Secret
 from identity.core.keyring import CURRENT_VERSION, SKEW_SECONDS, load_jwks, unverified_claims, verify_assertion
 from identity.core.limits import address_key
+from identity.core.tenancy import Memberships, Tenant
 from identity.core.tokens import AccessToken
 from identity.errors import CLIENT_MISMATCH, CONFLICT, NOT_FOUND, VALIDATION, Problem, Refused
 from identity.runtime import Origin, Runtime, later
@@ -153,8 +154,8 @@ class LiveApplication:
     """The rights of an application as of now, whatever its token says."""
 
     roles: tuple[str, ...]
-    tenant: str | None
     scopes: tuple[str, ...]
+    memberships: Memberships
 
 
 _COLUMNS = (
@@ -196,8 +197,10 @@ _LIVE = Prepared(
         ClientSecret.expires_at,
         RevokedToken.jti,
         Application.disabled_at,
+        Tenant.limits,
         CURRENT_VERSION,
     )
+    .outerjoin(Tenant, Tenant.id == Application.tenant_id)
     .outerjoin(ClientSecret, (ClientSecret.client_id == Application.id) & (ClientSecret.id == bindparam("secret_id")))
     .outerjoin(RevokedToken, RevokedToken.jti == bindparam("jti"))
     .where(Application.id == bindparam("id"))
@@ -345,7 +348,7 @@ def live_state(rt: Runtime, client_id: str, token_id: str, *, issued_at: int) ->
     row = rt.database.row(_LIVE, id=client_id, secret_id=secret_id, jti=token_id)
     if row is None:
         return None
-    enabled, roles, tenant, scopes, jwks, secret, expires_at, revoked, disabled_at, version = row
+    enabled, roles, tenant, scopes, jwks, secret, expires_at, revoked, disabled_at, limits, version = row
     if rt.ring.ensure_version(version) and not rt.ring.is_ready():
         return None
     by_key = secret_id == KEY_PROOF and jwks is not None
@@ -353,7 +356,8 @@ def live_state(rt: Runtime, client_id: str, token_id: str, *, issued_at: int) ->
     # Enabling again revives nothing: what was issued before the application was last disabled has ended.
     is_ended = revoked is not None or (disabled_at is not None and issued_at <= disabled_at.timestamp())
     is_good = enabled and not is_ended and (by_key or by_secret)
-    return LiveApplication(roles, tenant, scopes) if is_good else None
+    belongs = Memberships.alone(tenant, roles, limits) if tenant else Memberships()
+    return LiveApplication(roles, scopes, belongs) if is_good else None
 
 
 def revoke_token(rt: Runtime, unit: Unit, token_id: str, expires_at: datetime, *, actor: str) -> None:

@@ -6,19 +6,22 @@ token says about rights is not believed: roles and memberships are those of now.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from typing import Final
 
-from identity.core import applications, keypairs, sessions, tenancy, tokens
+from identity.core import applications, keypairs, sessions, tokens
 from identity.core.accounts import ADMIN_ROLE
 from identity.core.applications import ADMIN_SCOPE
 from identity.core.credentials import Kind
 from identity.core.sessions import Live
+from identity.core.tenancy import Memberships
 from identity.core.tokens import Claims
 from identity.errors import FORBIDDEN, INVALID_TOKEN, STALE_LOGIN, TWO_CREDENTIALS, UNAUTHENTICATED, Refused
 from identity.runtime import Origin, Runtime
+
+_NOWHERE: Final = Memberships()
 
 
 class CallerKind(StrEnum):
@@ -55,7 +58,8 @@ class Caller:
     full_name: str = ""
     session: Live | None = None
     key: keypairs.KeyInfo | None = None
-    tenant: str | None = None
+    memberships: Memberships = _NOWHERE
+    claims: Claims | None = None
     auth_time: datetime | None = None
     amr: tuple[str, ...] = ()
 
@@ -105,21 +109,6 @@ def identify(rt: Runtime, origin: Origin, presented: Presented, *, own_routes: b
     return caller
 
 
-def tenants_of(rt: Runtime, caller: Caller) -> Mapping[str, tuple[str, ...]]:
-    """The tenants that the caller belongs to now, and the roles in each."""
-    if caller.kind is CallerKind.APPLICATION:
-        return {caller.tenant: caller.roles} if caller.tenant else {}
-    return tenancy.memberships_of(rt, caller.subject)
-
-
-def find_membership(rt: Runtime, caller: Caller, tenant: str) -> tuple[tuple[str, ...], Mapping[str, str]] | None:
-    """The caller's roles in `tenant` and the tenant's own limits, or None where the caller does not belong to it."""
-    if caller.kind is not CallerKind.APPLICATION:
-        return tenancy.find_membership(rt, caller.subject, tenant)
-    limits = tenancy.find_limits(rt, tenant) if tenant == caller.tenant else None
-    return None if limits is None else (caller.roles, limits)
-
-
 def _by_bearer(rt: Runtime, bearer: str, *, own_routes: bool) -> Caller:
     if bearer.startswith(f"{Kind.SESSION}_"):
         return _user(sessions.find_live_bearer(rt, bearer))
@@ -137,11 +126,11 @@ def _by_bearer(rt: Runtime, bearer: str, *, own_routes: bool) -> Caller:
         live = sessions.find_live(rt, claims.session_id)
         if live.user_id != claims.subject or not rt.ring.can_verify(bearer):
             raise Refused(INVALID_TOKEN, detail="the session or the key behind the token has changed")
-        return _user(live)
+        return _user(live, claims)
     return _application(rt, bearer, claims)
 
 
-def _user(live: Live) -> Caller:
+def _user(live: Live, claims: Claims | None = None) -> Caller:
     return Caller(
         kind=CallerKind.USER,
         subject=live.user_id,
@@ -150,6 +139,8 @@ def _user(live: Live) -> Caller:
         alias=live.alias,
         full_name=live.full_name,
         session=live,
+        memberships=live.memberships,
+        claims=claims,
         auth_time=live.session.auth_time,
         amr=live.session.amr,
     )
@@ -168,7 +159,8 @@ def _application(rt: Runtime, bearer: str, claims: Claims) -> Caller:
         subject=claims.client_id,
         roles=state.roles,
         scopes=tuple(scope for scope in claims.scope if scope in state.scopes),
-        tenant=state.tenant,
+        memberships=state.memberships,
+        claims=claims,
     )
 
 
@@ -182,5 +174,6 @@ def _by_key(rt: Runtime, origin: Origin, presented: Presented) -> Caller:
         alias=key.alias,
         full_name=key.full_name,
         key=key,
+        memberships=key.memberships,
         amr=("key",),
     )

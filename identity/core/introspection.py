@@ -6,6 +6,7 @@ others. Whatever it may not hear of, like whatever is forged, expired or revoked
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from identity.core import applications, callers, sessions, tokens
@@ -28,7 +29,7 @@ def find(rt: Runtime, origin: Origin, asking: ApplicationInfo, token: str) -> di
     """
     try:
         caller = callers.identify(rt, origin, Presented(token), own_routes=False)
-        facts = _facts(rt, caller, token)
+        facts = _facts(rt, caller)
     except Refused as refused:
         _require_verdict(refused)
         return None
@@ -52,23 +53,22 @@ def revoke(rt: Runtime, origin: Origin, asking: ApplicationInfo, token: str) -> 
             applications.revoke_token(rt, unit, claims.token_id, end, actor=asking.id)
 
 
-def _facts(rt: Runtime, caller: Caller, token: str) -> dict[str, Any]:
+def _facts(rt: Runtime, caller: Caller) -> dict[str, Any]:
     rights = {
         "roles": sorted(caller.roles),
         "groups": sorted(caller.groups),
-        "tenants": {tenant: sorted(roles) for tenant, roles in sorted(callers.tenants_of(rt, caller).items())},
+        "tenants": {tenant: sorted(roles) for tenant, roles in caller.memberships.roles().items()},
     }
+    said: Mapping[str, Any] = caller.claims.raw if caller.claims else {}
     if caller.session is None:
         return {
-            **tokens.read(rt, token).raw,
+            **said,
             **rights,
             "scope": " ".join(sorted(caller.scopes)),
             "token_type": "Bearer",
         }
     session, issuer = caller.session.session, rt.settings.issuer
-    if not token.startswith(f"{Kind.SESSION}_"):
-        said = tokens.read(rt, token).raw
-    else:
+    if caller.claims is None:
         said = {
             "iss": issuer,
             "sub": session.user_id,

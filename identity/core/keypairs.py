@@ -28,7 +28,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Mapped, mapped_column
 
-from identity.core import applications, attempts, audit, codes, credentials, emails, mfa, outbox, sessions
+from identity.core import applications, attempts, audit, codes, credentials, emails, mfa, outbox, sessions, tenancy
 from identity.core.accounts import User, UserInfo, recheck
 from identity.core.addresses import canonical_id
 from identity.core.attempts import FAILURES, MACHINE_AND_ADDRESS, Charge
@@ -37,6 +37,7 @@ from identity.core.codes import Purpose
 from identity.core.credentials import Kind, Secret
 from identity.core.limits import address_key
 from identity.core.mailing import Template
+from identity.core.tenancy import Memberships
 from identity.core.tokens import AccessToken
 from identity.errors import CONFLICT, INVALID_CODE, KEY_MISMATCH, NOT_FOUND, VALIDATION, Refused
 from identity.runtime import Origin, Runtime, later
@@ -97,6 +98,7 @@ class KeyInfo:
     full_name: str
     roles: tuple[str, ...]
     groups: tuple[str, ...]
+    memberships: Memberships
 
 
 _PROVEN = Prepared(
@@ -117,6 +119,7 @@ _PROVEN = Prepared(
         User.starts_at,
         User.ends_at,
         FAILURES,
+        tenancy.memberships(User.id),
     )
     .join(User, User.id == KeyPair.user_id)
     .where(KeyPair.api_key == bindparam("api_key"))
@@ -146,7 +149,7 @@ def authenticate(rt: Runtime, origin: Origin, api_key: str, api_secret: str) -> 
             )
         raise Refused(KEY_MISMATCH, detail=flaw, evidence=evidence)
     rt.usage.note(KeyPair, row[0], rt.clock.now(), origin.address)
-    return KeyInfo(*row[:10])
+    return KeyInfo(*(*row[:10], Memberships(row[16] or "")))
 
 
 def create(
@@ -243,7 +246,7 @@ def trade(rt: Runtime, origin: Origin, key: KeyInfo, *, resource: str) -> Access
             absolute_seconds=max(1, seconds),
             keypair_id=key.id,
         )
-    return sessions.token_for(rt, sessions.live_of(user, opened.session), seconds=max(1, seconds))
+    return sessions.token_for(rt, sessions.live_of(rt, user, opened.session), seconds=max(1, seconds))
 
 
 def verify(rt: Runtime, unit: Unit, key_id: str, *, actor: str) -> KeyPairInfo:

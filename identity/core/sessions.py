@@ -41,6 +41,7 @@ from identity.core.audit import Action
 from identity.core.credentials import Kind, Secret
 from identity.core.keyring import CURRENT_VERSION
 from identity.core.mailing import Template
+from identity.core.tenancy import Memberships
 from identity.core.tokens import AccessToken, Subject
 from identity.errors import INVALID_TOKEN, NOT_FOUND, TOKEN_EXPIRED, Refused
 from identity.runtime import Runtime, later
@@ -125,6 +126,7 @@ class Live:
     full_name: str
     roles: tuple[str, ...]
     groups: tuple[str, ...]
+    memberships: Memberships
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +159,9 @@ _WIDTH: Final = len(_INFO)
 
 def _live_select() -> Select[*tuple[Any, ...]]:
     person = (User.alias, User.full_name, User.roles, User.groups, User.enabled, User.starts_at, User.ends_at)
-    return select(*_INFO, *person, CURRENT_VERSION).join(User, User.id == UserSession.user_id)
+    return select(*_INFO, *person, tenancy.memberships(User.id), CURRENT_VERSION).join(
+        User, User.id == UserSession.user_id
+    )
 
 
 _LIVE_BY_ID = Prepared(_live_select().where(UserSession.id == bindparam("id")))
@@ -252,7 +256,6 @@ def token_for(rt: Runtime, live: Live, *, seconds: int, resource: str | None = N
     rt.ring.reload_if_changed()  # A key that was withdrawn a moment ago must not sign.
     now = rt.clock.now()
     remaining = int((live.session.absolute_expires_at - now).total_seconds())
-    tenants = tenancy.memberships_of(rt, live.user_id)
     email = ""
     if "email" in rt.settings.user_claims:
         found = rt.database.row(_EMAIL, user_id=live.user_id)
@@ -265,7 +268,7 @@ def token_for(rt: Runtime, live: Live, *, seconds: int, resource: str | None = N
         amr=live.session.amr,
         roles=live.roles,
         groups=live.groups,
-        tenants=tenants,
+        tenants=live.memberships.roles(),
         email=email,
         full_name=live.full_name,
     )
@@ -274,9 +277,10 @@ def token_for(rt: Runtime, live: Live, *, seconds: int, resource: str | None = N
     )
 
 
-def live_of(user: UserInfo, session: SessionInfo) -> Live:
+def live_of(rt: Runtime, user: UserInfo, session: SessionInfo) -> Live:
     """A session just opened, as `token_for` takes it."""
-    return Live(session, user.id, user.alias, user.full_name, user.roles, user.groups)
+    memberships = tenancy.memberships_of(rt, user.id)
+    return Live(session, user.id, user.alias, user.full_name, user.roles, user.groups, memberships)
 
 
 def extend(rt: Runtime, unit: Unit, session_id: str, *, idle_seconds: int, actor: str) -> None:
@@ -324,7 +328,7 @@ def refresh(rt: Runtime, unit: Unit, token: str) -> tuple[Live, Secret]:
         unit.session.flush()
     elif generation != row.generation - 1 or not _is_recent(row.turned_at, unit.now, rt.settings.refresh_grace_seconds):
         _end_reused(rt, unit, row, user, seen=generation)
-    return live_of(user, _from_row(row)), _refresh_token(rt, row, row.generation)
+    return live_of(rt, user, _from_row(row)), _refresh_token(rt, row, row.generation)
 
 
 def find_by_refresh(rt: Runtime, token: str) -> SessionInfo | None:
@@ -430,7 +434,7 @@ def _live(rt: Runtime, row: tuple[Any, ...] | None) -> Live:
     if row is None:
         raise Refused(INVALID_TOKEN, detail="no such session")
     info = SessionInfo(*row[:_WIDTH])
-    alias, full_name, roles, groups, enabled, starts_at, ends_at, version = row[_WIDTH:]
+    alias, full_name, roles, groups, enabled, starts_at, ends_at, lines, version = row[_WIDTH:]
     rt.ring.ensure_version(version)
     now = rt.clock.now()
     if info.revoked_at is not None or not info.verified or not enabled:
@@ -442,7 +446,7 @@ def _live(rt: Runtime, row: tuple[Any, ...] | None) -> Live:
         late = int((now - info.expires_at).total_seconds())
         evidence = {"expected": "a session that has not ended", "seen": {"ended": info.expires_at.isoformat()}}
         raise Refused(TOKEN_EXPIRED, detail="session expired", evidence=evidence | {"skew_seconds": late})
-    return Live(info, info.user_id, alias, full_name, roles, groups)
+    return Live(info, info.user_id, alias, full_name, roles, groups, Memberships(lines or ""))
 
 
 def _end_reused(rt: Runtime, unit: Unit, row: UserSession, user: UserInfo, *, seen: int) -> NoReturn:

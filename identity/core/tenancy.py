@@ -11,9 +11,24 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, ForeignKey, Index, String, Text, bindparam, delete, func, select, update
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    ForeignKey,
+    Index,
+    ScalarSelect,
+    String,
+    Text,
+    bindparam,
+    delete,
+    func,
+    literal_column,
+    select,
+    type_coerce,
+    update,
+)
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Mapped, Session, mapped_column
+from sqlalchemy.orm import InstrumentedAttribute, Mapped, Session, mapped_column
 
 from identity.core import audit
 from identity.core.addresses import get_names, is_name
@@ -21,7 +36,7 @@ from identity.core.audit import Action
 from identity.core.limits import Policy, parse_budget
 from identity.errors import CONFLICT, NOT_FOUND, VALIDATION, Refused
 from identity.runtime import Runtime
-from identity.storage import Base, Instant, Names, Prepared, Unit
+from identity.storage import Base, Instant, Lines, Names, Prepared, Unit
 
 LIMITED_TIERS = (Policy.STANDARD, Policy.AI_ASSISTED, Policy.BULK_UPLOAD)
 
@@ -60,32 +75,49 @@ class TenantInfo:
     version: int
 
 
-_MEMBERSHIPS = Prepared(
-    select(Membership.tenant_id, Membership.roles).where(Membership.user_id == bindparam("user_id"))
-)
-_MEMBERSHIP = Prepared(
-    select(Membership.roles, Tenant.limits)
-    .join(Tenant, Tenant.id == Membership.tenant_id)
-    .where(Membership.user_id == bindparam("user_id"), Membership.tenant_id == bindparam("tenant_id"))
-)
-_LIMITS = Prepared(select(Tenant.limits).where(Tenant.id == bindparam("tenant_id")))
+@dataclass(frozen=True, slots=True)
+class Memberships:
+    """Where a subject belongs, as a read of its row has brought it along: a line for each tenant, taken apart only when asked."""
+
+    _lines: str = ""
+
+    @classmethod
+    def alone(cls, tenant_id: str, roles: Sequence[str], limits: str) -> Memberships:
+        """Those of a subject that belongs to one tenant."""
+        return cls(f"{tenant_id}\t{' '.join(roles)}\t{limits}")
+
+    def find(self, tenant_id: str) -> tuple[tuple[str, ...], Mapping[str, str]] | None:
+        """The roles in a tenant and the tenant's own limits, or None where the subject does not belong."""
+        for line in self._lines.split("\n"):
+            tenant, _, rest = line.partition("\t")
+            if tenant and tenant == tenant_id:
+                roles, _, limits = rest.partition("\t")
+                return tuple(roles.split()), _limits(limits)
+        return None
+
+    def roles(self) -> dict[str, tuple[str, ...]]:
+        """The roles in each tenant."""
+        parts = [line.split("\t") for line in self._lines.split("\n") if line]
+        return {tenant: tuple(roles.split()) for tenant, roles, _ in sorted(parts)}
 
 
-def memberships_of(rt: Runtime, user_id: str) -> dict[str, tuple[str, ...]]:
-    """The tenants of a user and the roles in each, as they are now."""
-    return dict(rt.database.rows(_MEMBERSHIPS, user_id=user_id))
+def memberships(user_id: ColumnElement[str] | InstrumentedAttribute[str]) -> ScalarSelect[str]:
+    """What a select of users reads to bring their `Memberships` along: names and JSON hold no tab and no line break."""
+    tab = literal_column("'\t'", Text)
+    line = (
+        Membership.tenant_id.concat(tab).concat(type_coerce(Membership.roles, Text)).concat(tab).concat(Tenant.limits)
+    )
+    joined = select(Lines(line)).join(Tenant, Tenant.id == Membership.tenant_id)
+    return joined.where(Membership.user_id == user_id).scalar_subquery()
 
 
-def find_membership(rt: Runtime, user_id: str, tenant_id: str) -> tuple[tuple[str, ...], Mapping[str, str]] | None:
-    """The roles of a user in a tenant and the tenant's own limits, or None where the user does not belong."""
-    found = rt.database.row(_MEMBERSHIP, user_id=user_id, tenant_id=tenant_id)
-    return None if found is None else (found[0], _limits(found[1]))
+_OF_USER = Prepared(select(memberships(bindparam("user_id", type_=String))))
 
 
-def find_limits(rt: Runtime, tenant_id: str) -> Mapping[str, str] | None:
-    """The limits that a tenant has of its own, or None where there is no such tenant."""
-    found = rt.database.row(_LIMITS, tenant_id=tenant_id)
-    return None if found is None else _limits(found[0])
+def memberships_of(rt: Runtime, user_id: str) -> Memberships:
+    """Where a user belongs now."""
+    row = rt.database.row(_OF_USER, user_id=user_id)
+    return Memberships((row and row[0]) or "")
 
 
 def create(rt: Runtime, unit: Unit, *, tenant_id: str, name: str, actor: str) -> TenantInfo:

@@ -56,7 +56,12 @@ class FastLane:
         self._pool = ThreadPoolExecutor(rt.settings.threads, "identity")
         self._capacity = rt.settings.threads * _WAITING_FOR_EACH_THREAD
         self._under_way = 0
-        self._inline = rt.settings.is_embedded
+        #: The hot endpoints that need not wait for another host, by method and path as a request line spells them.
+        self.immediate: dict[bytes, Endpoint] = {
+            f"{method} {path}".encode(): endpoint
+            for (method, path), endpoint in self._hot.items()
+            if rt.settings.is_embedded or _is_answered_from_memory(endpoint)
+        }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -87,15 +92,28 @@ class FastLane:
             self._rt, nothing, Refused(problem, detail="not an HTTP request"), ENVELOPE, self._networks
         )
 
-    async def _answer(self, scope: Scope, endpoint: Endpoint, body: bytes | None) -> Answer:
-        exchange = Exchange(self._rt, endpoint, _request(scope, body), {}, self._networks)
-        if not self._inline and not _is_answered_from_memory(endpoint):
-            return await self._on_thread(exchange.run)
+    def begin(self, endpoint: Endpoint, request: Request) -> Exchange:
+        """The exchange of a request with one of `immediate`."""
+        return Exchange(self._rt, endpoint, request, {}, self._networks)
+
+    def answer_at_once(self, exchange: Exchange) -> Answer | None:
+        """The answer of an endpoint of `immediate`, or None where it has to wait after all, because it must write."""
         try:
             with self._rt.database.without_writes(WritesElsewhere):
                 return exchange.run()
         except WritesElsewhere:
-            return await self._on_thread(exchange.run)
+            return None
+
+    async def _answer(self, scope: Scope, endpoint: Endpoint, body: bytes | None) -> Answer:
+        # A connection may have begun already what turned out to write: it must not be counted again.
+        exchange: Exchange | None = scope.get("identity.begun")
+        if exchange is None:
+            exchange = self.begin(endpoint, _request(scope, body))
+            is_immediate = f"{scope['method']} {scope['path']}".encode() in self.immediate
+            answer = self.answer_at_once(exchange) if is_immediate else None
+            if answer is not None:
+                return answer
+        return await self._on_thread(exchange.run)
 
     async def _pass_on(self, scope: Scope, body: bytes | None, send: Send) -> None:
         status, headers, content = await self._on_thread(lambda: _run_wsgi(self._flask, scope, body))
@@ -146,16 +164,21 @@ class FastLane:
                     return body
 
 
+def headers_of(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    """The header fields of a request as text, repeated ones joined by commas (RFC 9110 section 5.3). Names come in lower case."""
+    headers: dict[str, str] = {}
+    for raw_name, raw_value in raw:
+        name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
+        headers[name] = f"{headers[name]},{value}" if name in headers else value
+    return headers
+
+
 def _is_answered_from_memory(endpoint: Endpoint) -> bool:
     """Whether nothing that an endpoint does can wait: public keys and liveness must not queue behind a database that hangs."""
     return endpoint.reads is Reads.NOTHING and endpoint.limit is None and not endpoint.limits_itself
 
 
 def _request(scope: Scope, body: bytes | None) -> Request:
-    headers: dict[str, str] = {}
-    for raw_name, raw_value in scope["headers"]:
-        name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
-        headers[name] = f"{headers[name]},{value}" if name in headers else value
     client = scope.get("client")
     raw_path = scope.get("raw_path") or scope["path"].encode()
     return Request(
@@ -163,7 +186,7 @@ def _request(scope: Scope, body: bytes | None) -> Request:
         target=raw_path.decode("latin-1"),
         path=scope["path"],
         query=scope["query_string"].decode("latin-1"),
-        headers=headers,
+        headers=headers_of(scope["headers"]),
         body=body,
         peer=client[0] if client else "",
     )

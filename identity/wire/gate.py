@@ -12,7 +12,6 @@ from typing import Final, TypeVar
 from marshmallow import Schema
 
 from identity.core import callers
-from identity.core.addresses import is_name
 from identity.core.limits import Policy
 from identity.core.tenancy import LIMITED_TIERS
 from identity.errors import (
@@ -75,7 +74,7 @@ def verify(call: Call) -> Reply:
     caller = call.identified = callers.identify(call.rt, call.origin, call.presented, own_routes=False)
     # 2. For which tenant. Requests count against a tenant only once they are known to come from one of its own.
     tenant = call.header("x-tenant-id") or ""
-    membership = callers.find_membership(call.rt, caller, tenant) if is_name(tenant) else None
+    membership = caller.memberships.find(tenant)
     roles = frozenset(caller.roles)
     if membership is None:
         call.limit(tier, f"subject {caller.subject}")

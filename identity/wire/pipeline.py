@@ -309,7 +309,7 @@ class Exchange:
     def _limit_caller(self, call: Call, policy: Policy) -> None:
         tenant = call.header("x-tenant-id")
         if tenant is not None:
-            membership = callers.find_membership(call.rt, call.caller, tenant)
+            membership = call.caller.memberships.find(tenant)
             if membership is not None:
                 call.limit(policy, f"tenant {tenant}", budget=membership[1].get(policy))
                 return

@@ -6,7 +6,7 @@ from typing import Any
 
 from marshmallow import Schema, fields
 
-from identity.core import accounts, callers, logins, mfa, passwords, sessions
+from identity.core import accounts, logins, mfa, passwords, sessions
 from identity.core.accounts import UserInfo
 from identity.core.credentials import Secret
 from identity.core.limits import Policy
@@ -243,7 +243,7 @@ def me(call: Call) -> Reply:
             "email": user.email,
             "roles": sorted(live.roles),
             "groups": sorted(live.groups),
-            "tenants": {tenant: sorted(roles) for tenant, roles in callers.tenants_of(call.rt, call.caller).items()},
+            "tenants": {tenant: sorted(roles) for tenant, roles in call.caller.memberships.roles().items()},
             "amr": sorted(live.session.amr),
             "authTime": int(live.session.auth_time.timestamp()),
             "sessionID": live.session.id,

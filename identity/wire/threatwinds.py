@@ -7,7 +7,7 @@ from typing import Any
 
 from marshmallow import Schema, fields
 
-from identity.core import accounts, callers, emails, keypairs, logins, registration, sessions, signins
+from identity.core import accounts, emails, keypairs, logins, registration, sessions, signins
 from identity.core.addresses import get_address
 from identity.core.callers import Caller
 from identity.core.keypairs import KeyInfo
@@ -680,7 +680,7 @@ def _rights(call: Call) -> dict[str, Any]:
     return {
         "roles": list(caller.roles),
         "groups": list(caller.groups),
-        "tenants": {tenant: list(roles) for tenant, roles in callers.tenants_of(call.rt, caller).items()},
+        "tenants": {tenant: list(roles) for tenant, roles in caller.memberships.roles().items()},
     }
 
 

@@ -1,0 +1,220 @@
+"""What a worker speaks on its sockets: HTTP/1.1 by gunicorn's asgi protocol, with three guards of ours and one short cut.
+
+The guards: a connection is bounded in time from its first byte on, only plain requests reach the parser in C, and clients are told before
+a worker stops. The short cut: a whole request for a hot endpoint that need not wait is answered where its bytes arrive, without a task,
+a future or a message. See docs/decisions/0003-asgi-worker.md.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final
+
+from gunicorn.asgi import protocol
+from gunicorn.asgi.parser import PythonProtocol
+from gunicorn.asgi.protocol import ASGIProtocol
+from gunicorn.workers import gasgi
+from gunicorn_h1c import H1CProtocol
+
+from identity.wire.fastlane import FastLane, headers_of
+from identity.wire.pipeline import MAX_BODY, Answer, Endpoint, Exchange, Request
+
+_DRAIN_SECONDS: Final = 1.0
+_LENGTH: Final = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,15})[ \t]*(?=\r\n|$)")
+_VISIBLE: Final = re.compile(rb"[\x21-\x7e]*")
+
+
+class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
+    """gunicorn's asgi worker, speaking `Connection`."""
+
+    is_draining = False
+
+    def init_process(self) -> None:
+        # Asked of the base class, which then knows gunicorn_h1c: asked of a subclass, it would settle for the parser in Python.
+        ASGIProtocol._check_h1c_protocol_available()  # noqa: SLF001 -- it has no public way
+        gasgi.ASGIProtocol = Connection  # The worker offers no other way to name its protocol.
+        super().init_process()
+
+    async def _shutdown(self) -> None:
+        # Set by a signal, but not when the master has died: its orphans would go on promising keep-alive.
+        self.alive = False
+        await super()._shutdown()
+
+    def handle_exit_signal(self) -> None:
+        """Stop, but tell clients first.
+
+        For a second every answer says `Connection: close`, so that no client sends its next request on a connection that is being closed
+        between the two: gunicorn alone can close one just after promising to keep it.
+        """
+        self.is_draining = True
+        self.loop.call_later(_DRAIN_SECONDS, super().handle_exit_signal)
+
+
+class Connection(ASGIProtocol):  # type: ignore[misc]  # see above
+    """One client's connection: bounded in time from its first byte on, and refused in our envelope where it speaks no HTTP."""
+
+    app: FastLane
+    _callback_parser: Any
+    _is_lenient: bool
+    _body_left: int
+    _peer = ""
+    _answered_at = 0.0
+    _begun: Exchange | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        peer = transport.get_extra_info("peername")
+        self._peer = peer[0] if isinstance(peer, tuple) else ""
+        # gunicorn times every request head of a connection but the first: a slow client could hold that one for ever.
+        self._arm_keepalive_timer()
+
+    def data_received(self, data: bytes) -> None:
+        """Answer at once what can be; read other plain requests with the parser in C, and everything else with the strict one in Python.
+
+        The C parser takes bare line feeds, folded headers and odd chunk extensions for what they might mean, where a proxy in front may
+        read another request than we do. So it gets to see only what has no two readings: a whole head with clean line ends, no
+        transfer coding, and a body of the announced length. The first other thing puts the connection in strict hands for good.
+        """
+        if self._is_lenient:
+            if not self._is_plain(data):
+                if self._current_request is not None:
+                    self._close_transport()  # Behind a request under way no other parser can take over, nor any answer be told apart.
+                    return
+                self._read_strictly()
+            elif not self._body_left and self._is_idle() and self._answer_at_once(data):
+                return
+        super().data_received(data)
+
+    def _is_plain(self, data: bytes) -> bool:
+        if self._body_left:
+            self._body_left -= len(data)
+            return self._body_left >= 0
+        body_left = _body_left_of(data)
+        self._body_left = body_left or 0
+        return body_left is not None
+
+    def _is_idle(self) -> bool:
+        """Whether no request is under way, nobody is told to go, and the client takes what it is sent."""
+        return (
+            self._current_request is None
+            and not self._closed
+            and not self.worker.is_draining
+            and not self._flow_control.write_paused
+        )
+
+    def _answer_at_once(self, data: bytes) -> bool:
+        """Answer a whole plain request if it is for a hot endpoint that need not wait; tell whether that was done."""
+        line = data[: data.find(b" ", data.find(b" ") + 1)].partition(b"?")[0]
+        endpoint = self.app.immediate.get(line)
+        request = _plain_request(data, endpoint, self._peer) if endpoint is not None else None
+        if endpoint is None or request is None:
+            return False
+        exchange = self.app.begin(endpoint, request)
+        answer = self.app.answer_at_once(exchange)
+        if answer is None:
+            self._begun = exchange
+            return False
+        self._safe_write(_as_http(answer))
+        self._answered_at = self.worker.loop.time()
+        return True
+
+    def _build_http_scope(self, *request: Any) -> dict[str, Any]:
+        scope: dict[str, Any] = super()._build_http_scope(*request)
+        scope["identity.begun"], self._begun = self._begun, None
+        return scope
+
+    def _keepalive_timeout(self) -> None:
+        # Answers at once do not wind the clock, they leave a note for when it rings.
+        left = self._answered_at + self._keepalive - self.worker.loop.time()
+        if left > 0:
+            self._keepalive_handle = self.worker.loop.call_later(left, self._keepalive_timeout)
+        else:
+            super()._keepalive_timeout()
+
+    def _setup_callback_parser(self) -> None:
+        super()._setup_callback_parser()
+        self._is_lenient = not isinstance(self._callback_parser, PythonProtocol)
+        self._body_left = 0
+
+    def _read_strictly(self) -> None:
+        """Between two requests: let the parser in Python read from here on."""
+        self._is_lenient = False
+        cfg = self.cfg
+        self._callback_parser = PythonProtocol(
+            on_headers_complete=self._on_headers_complete,
+            on_body=self._on_body,
+            on_message_complete=self._on_message_complete,
+            limit_request_line=cfg.limit_request_line,
+            limit_request_fields=cfg.limit_request_fields,
+            limit_request_field_size=cfg.limit_request_field_size,
+        )
+
+    def _will_close(self, request: Any, response_requires_close: bool) -> bool:
+        return bool(self.worker.is_draining or super()._will_close(request, response_requires_close))
+
+    def _is_websocket_upgrade(self, _request: Any) -> bool:
+        return False  # We speak none: such a request is an ordinary one (RFC 9110 section 7.8).
+
+    def _send_error_response(self, status: int, message: str, extra_headers: Any = ()) -> None:
+        # `message` may quote the request: it goes nowhere.
+        if self._closed:
+            return
+        answer = self.app.refuse_unread(status, self._peer)
+        self._safe_write(_as_http(answer, (*extra_headers, ("Connection", "close"))))
+
+
+def _body_left_of(data: bytes) -> int | None:
+    """How much body is still to come after `data`, if that is one plain request head and no more than its body; else None."""
+    head, end, body = data.partition(b"\r\n\r\n")
+    lines = head.count(b"\r\n")
+    folded = b"\r\n " in head or b"\r\n\t" in head
+    if not end or folded or head.count(b"\n") != lines or head.count(b"\r") != lines:
+        return None
+    lowered = head.lower()
+    if b"transfer-encoding" in lowered:
+        return None
+    announced = _LENGTH.findall(lowered)
+    if len(announced) > 1 or (not announced and b"content-length" in lowered):
+        return None
+    left = (int(announced[0]) if announced else 0) - len(body)
+    return left if left >= 0 else None
+
+
+def _plain_request(data: bytes, endpoint: Endpoint, peer: str) -> Request | None:
+    """The request that `data` is, whole, or None for one that gunicorn must look at: refuse, close after, or answer with a 100 first."""
+    chunks: list[bytes] = []
+    parser = H1CProtocol(on_body=chunks.append)
+    try:
+        parser.feed(data)
+    except Exception:  # noqa: BLE001 -- it raises several unrelated classes; gunicorn will see the same and tell them apart
+        return None
+    if not parser.is_complete or not parser.should_keep_alive or parser.http_version != (1, 1):
+        return None
+    raw = parser.asgi_headers
+    if not _VISIBLE.fullmatch(parser.path) or any(b"_" in name or name == b"expect" for name, _ in raw):
+        return None
+    path, _, query = parser.path.decode("ascii").partition("?")
+    body = b"".join(chunks)
+    limit = 0 if endpoint.ignores_body else MAX_BODY
+    return Request(
+        method=parser.method.decode("ascii"),
+        target=path,
+        path=path,
+        query=query,
+        headers=headers_of(raw),
+        body=body if len(body) <= limit else None,
+        peer=peer,
+    )
+
+
+def _as_http(answer: Answer, extra_headers: tuple[tuple[str, str], ...] = ()) -> bytes:
+    """`answer` as it goes over the wire. Raises ValueError for a header that would end early and let its value write the response."""
+    lines = [f"{name}: {value}\r\n" for name, value in answer.headers + extra_headers]
+    head = "".join(lines)
+    if head.count("\r") != len(lines) or head.count("\n") != len(lines):
+        raise ValueError("a line break inside a response header")
+    # A 304 has no body, and says nothing of the one that it would have had.
+    length = f"Content-Length: {len(answer.body)}\r\n" if answer.status != 304 else ""
+    start = protocol._get_cached_status_line((1, 1), answer.status)  # noqa: SLF001 -- as gunicorn writes the others
+    fixed = protocol._CACHED_SERVER_HEADER + protocol._get_cached_date_header()  # noqa: SLF001 -- see above
+    return b"%b%b%b\r\n%b" % (start, f"{head}{length}".encode("latin-1"), fixed, answer.body)
