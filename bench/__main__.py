@@ -45,6 +45,9 @@ def _options() -> argparse.Namespace:
         "--scale", action="store_true", help="instead: two processes against one, PostgreSQL and Valkey"
     )
     parser.add_argument("--plain-rsa", action="store_true", help="hide the newer vector units from every OpenSSL")
+    parser.add_argument(
+        "--only", nargs="+", default=[""], metavar="TEXT", help="only the paths with one of these in their name"
+    )
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="default 5")
     parser.add_argument("--seconds", type=int, default=4, metavar="N", help="of load per path and round; default 4")
     parser.add_argument("--connections", type=int, default=16, metavar="N", help="default 16")
@@ -70,6 +73,7 @@ def _compare(options: argparse.Namespace) -> tuple[str, str]:
         if not options.peers:
             cases += prepare("identity", service.ROUTES, lambda: Credentials(ours.start(cores.server)))
         cases += peers.start(stack, cores.server)
+        cases = [case for case in cases if any(text in case.name for text in options.only)]
         argon2 = ours.argon2(options.hash_threads) or Argon2(*USUAL_ARGON2, options.hash_threads)
         measured = measure(
             cases, load, rounds=options.rounds, core=cores.server, argon2=argon2, megabytes=ours.worker_megabytes

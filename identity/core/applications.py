@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NamedTuple, NoReturn
 
 from sqlalchemy import (
     BigInteger,
@@ -112,8 +112,7 @@ class SpentAssertion(Base):
     expires_at: Mapped[datetime] = mapped_column(Instant, index=True)
 
 
-@dataclass(frozen=True, slots=True)
-class ApplicationInfo:
+class ApplicationInfo(NamedTuple):
     """An application as callers outside the core see one."""
 
     id: str
@@ -141,16 +140,14 @@ class SecretInfo:
     last_used_address: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Authenticated:
+class Authenticated(NamedTuple):
     """An application that has proven itself, and by which secret (`key` for a signed assertion)."""
 
     application: ApplicationInfo
     secret_id: str
 
 
-@dataclass(frozen=True, slots=True)
-class LiveApplication:
+class LiveApplication(NamedTuple):
     """The rights of an application as of now, whatever its token says."""
 
     roles: tuple[str, ...]

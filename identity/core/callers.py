@@ -6,10 +6,9 @@ token says about rights is not believed: roles and memberships are those of now.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 from identity.core import applications, keypairs, sessions, tokens
 from identity.core.accounts import ADMIN_ROLE
@@ -32,8 +31,7 @@ class CallerKind(StrEnum):
     KEY = "key"
 
 
-@dataclass(frozen=True, slots=True)
-class Presented:
+class Presented(NamedTuple):
     """The credentials that a request carries, unread."""
 
     bearer: str | None = None
@@ -45,8 +43,7 @@ class Presented:
         return self.api_key is not None or self.api_secret is not None
 
 
-@dataclass(frozen=True, slots=True)
-class Caller:
+class Caller(NamedTuple):
     """An authenticated subject with its rights as of now."""
 
     kind: CallerKind

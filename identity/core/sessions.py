@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NamedTuple, NoReturn
 
 from sqlalchemy import (
     BigInteger,
@@ -87,8 +87,7 @@ class UserSession(Base):
     user_agent: Mapped[str] = mapped_column(String(400))
 
 
-@dataclass(frozen=True, slots=True)
-class SessionInfo:
+class SessionInfo(NamedTuple):
     """A session as its owner and administrators see it."""
 
     id: str
@@ -116,8 +115,7 @@ class SessionInfo:
         return self.revoked_at is not None or self.expires_at <= now
 
 
-@dataclass(frozen=True, slots=True)
-class Live:
+class Live(NamedTuple):
     """A session that is good now, and its user as of now."""
 
     session: SessionInfo

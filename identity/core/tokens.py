@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from identity.core.keyring import SKEW_SECONDS
 from identity.errors import FORBIDDEN, INVALID_TOKEN, TOKEN_EXPIRED, VALIDATION, Refused
@@ -22,8 +22,7 @@ _ORIGIN: Final = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class AccessToken:
+class AccessToken(NamedTuple):
     """A signed token and the seconds it has to live."""
 
     text: str
@@ -48,8 +47,7 @@ class Subject:
     full_name: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Claims:
+class Claims(NamedTuple):
     """A token of ours whose signature and times hold."""
 
     subject: str

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from marshmallow import Schema
 
@@ -62,8 +62,7 @@ class Reads(Enum):
     CLIENT = "client authentication"
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """A request as any server can give it. Header names are lower case; repeated headers are joined by commas."""
 
     method: str
@@ -75,8 +74,7 @@ class Request:
     peer: str
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(NamedTuple):
     """What a handler answers: JSON by default."""
 
     payload: Any = None
@@ -86,8 +84,7 @@ class Reply:
     content_type: str = "application/json"
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """A finished response."""
 
     status: int
@@ -422,8 +419,8 @@ def refuse_outside(
 
     nowhere = replace(_NOWHERE, handler=handler, shape=shape)
     # Without its query: that is no fault where there is no route that reads one.
-    answer = Exchange(rt, nowhere, replace(request, query=""), {}, networks).run()
-    return replace(answer, headers=answer.headers + tuple(headers))
+    answer = Exchange(rt, nowhere, request._replace(query=""), {}, networks).run()
+    return answer._replace(headers=answer.headers + tuple(headers))
 
 
 def _check_head(request: Request) -> None:
