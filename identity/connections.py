@@ -68,6 +68,11 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # see above
         # gunicorn times every request head of a connection but the first: a slow client could hold that one for ever.
         self._arm_keepalive_timer()
 
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        # It holds our callbacks, and the garbage collector cannot look inside it: each connection would leave ten kilobytes for ever.
+        self._callback_parser = None
+
     def data_received(self, data: bytes) -> None:
         """Answer at once what can be; read other plain requests with the parser in C, and everything else with the strict one in Python.
 

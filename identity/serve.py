@@ -56,6 +56,7 @@ class Service(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
             "limit_request_field_size": _MAX_HEADER_BYTES,
             "forwarded_allow_ips": "",
             "header_map": "drop",
+            "asgi_disconnect_grace_period": 0,  # Work that has begun ends on its thread anyway; a gone connection is not kept for it.
             "control_socket_disable": True,
             "asgi_lifespan": "off",
             "http_parser": "fast",
@@ -116,14 +117,19 @@ def run(settings: Settings, *, announce: Callable[[Runtime], None]) -> None:
     rt.database.close()
     if settings.metrics_bind:
         _serve_metrics(settings)
+    _keep_for_good()
     Service(settings).run()
 
 
-def _start_upkeep(worker: Any) -> None:
-    # What was made so far stays for good: no collection needs to walk it again, and few requests need any collection.
-    gc.collect()
+def _keep_for_good() -> None:
+    """What was made so far stays: no collection needs to walk it again, and few requests need any collection."""
     gc.freeze()
     gc.set_threshold(_ALLOCATIONS_BEFORE_COLLECTING)
+    gc.enable()
+
+
+def _start_upkeep(worker: Any) -> None:
+    _keep_for_good()
     worker.identity_upkeep = Upkeep(worker.asgi.runtime)
 
 

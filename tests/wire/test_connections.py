@@ -1,0 +1,171 @@
+"""The short cut of a connection: what is answered where its bytes arrive is answered as gunicorn answers the rest, and nothing is kept."""
+
+from __future__ import annotations
+
+import base64
+import json
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from urllib.parse import urlencode
+
+import pytest
+
+from tests.builders import a_session, a_token, a_user, an_application
+from tests.wire.sockets import Heard, Wire, get, post
+from tests.world import Live
+
+PATIENCE_SECONDS = 2
+LIVE_ENVIRONMENT = {
+    "limit_standard": "100000/minute",
+    "limit_application": "100000/minute",
+    "request_timeout_seconds": str(PATIENCE_SECONDS),
+}
+# gunicorn alone judges header names with an underscore; it drops them, so this changes the way of a request and nothing else.
+THE_LONG_WAY = "X_Long: way"
+FORM = "application/x-www-form-urlencoded"
+
+
+def the_requests(live: Live) -> Iterator[tuple[int, bytes, bytes]]:
+    """A status, and a request that has it, by the short way and by the long one."""
+    feed = an_application(live.rt, scopes=("read", "introspect"))
+    ada = a_user(live.rt, tenants={"acme-bank": ("analyst",)})
+    opened = a_session(live.rt, ada)
+    assert opened.bearer is not None
+    token = a_token(live.rt, ada)
+    basic = "Authorization: Basic " + base64.b64encode(f"{feed.client_id}:{feed.secret}".encode()).decode()
+    right = json.dumps({"clientId": feed.client_id, "secret": feed.secret}).encode()
+    wrong = json.dumps({"clientId": feed.client_id, "secret": "idc_wrong"}).encode()
+
+    def both(status: int, path: str, *headers: str) -> tuple[int, bytes, bytes]:
+        return status, get(path, *headers), get(path, *headers, THE_LONG_WAY)
+
+    def sent(
+        status: int, path: str, body: bytes, *headers: str, kind: str = "application/json"
+    ) -> tuple[int, bytes, bytes]:
+        return (
+            status,
+            post(path, body, *headers, content_type=kind),
+            post(path, body, *headers, THE_LONG_WAY, content_type=kind),
+        )
+
+    yield both(200, "/health/live")
+    yield both(200, "/.well-known/jwks.json")
+    yield both(304, "/.well-known/jwks.json", "If-None-Match: *")
+    yield both(422, "/health/live?unknown=1")
+    yield both(200, "/verify?role=analyst", f"Authorization: Bearer {token}", "X-Tenant-Id: acme-bank")
+    yield both(403, "/verify?role=other", f"Authorization: Bearer {token}", "X-Tenant-Id: acme-bank")
+    yield both(401, "/verify", "Authorization: Bearer x")
+    yield sent(200, "/verify", b"ignored", f"Authorization: Bearer {token}", "X-Tenant-Id: acme-bank")
+    yield both(200, "/session", f"Authorization: Bearer {opened.bearer.reveal()}")
+    yield both(401, "/session")
+    yield sent(200, "/application/token", right)
+    yield sent(401, "/application/token", wrong)
+    yield sent(413, "/application/token", b" " * 65_537)
+    yield sent(400, "/application/token", b"{")
+    yield sent(200, "/oauth/token", b"grant_type=client_credentials", basic, kind=FORM)
+    yield sent(200, "/oauth/introspect", urlencode({"token": token}).encode(), basic, kind=FORM)
+
+
+def test_the_short_way_answers_as_the_long_one_does(live: Live) -> None:
+    for status, short, long in the_requests(live):
+        by_short, by_long = heard(live, short), heard(live, long)
+        assert by_short.status == status, (short, by_short)
+        assert comparable(by_short) == comparable(by_long), short
+
+
+def heard(live: Live, request: bytes) -> Heard:
+    with Wire(live) as wire:
+        answer = wire.ask(request)
+    assert answer is not None
+    return answer
+
+
+def comparable(heard: Heard) -> tuple[int, Mapping[str, str], object]:
+    """An answer without what differs between any two: ids, counts, moments and signed tokens."""
+    kept = {name: value for name, value in heard.headers.items() if name not in ("date", "x-request-id", "x-error-id")}
+    for name in ("x-ratelimit-remaining", "x-ratelimit-reset"):
+        if name in kept:
+            kept[name] = "..."
+    body = heard.body
+    if b"oken" in body and heard.status == 200 and b"active" not in body:
+        body = b"a token"
+        kept.pop("content-length")
+    return heard.status, kept, body
+
+
+def test_a_refusal_that_is_written_down_counts_once(live: Live) -> None:
+    feed = an_application(live.rt)
+    wrong = post("/application/token", json.dumps({"clientId": feed.client_id, "secret": "idc_wrong"}).encode())
+    with Wire(live) as wire:
+        answers = [wire.ask(wrong) for _ in range(5)]
+    remaining = [int(answer.headers["x-ratelimit-remaining"]) for answer in answers if answer is not None]
+    assert remaining == [99_999, 99_998, 99_997, 99_996, 99_995]
+
+
+def test_requests_in_pieces_and_in_one_piece_are_answered_in_order(live: Live) -> None:
+    first, second = get("/health/live", "X-Request-Id: first"), get("/.well-known/jwks.json", "X-Request-Id: second")
+    with Wire(live) as wire:
+        wire.say(first + second)
+        assert [wire.hear().headers["x-request-id"] for _ in range(2)] == ["first", "second"]  # type: ignore[union-attr]
+    with Wire(live) as wire:
+        for piece in (first, second[:20], second[20:]):
+            wire.say(piece)
+            time.sleep(0.05)
+        assert [wire.hear().headers["x-request-id"] for _ in range(2)] == ["first", "second"]  # type: ignore[union-attr]
+        assert wire.is_sound()
+    body = json.dumps({"clientId": "nobody", "secret": "nothing"}).encode()
+    whole = post("/application/token", body)
+    with Wire(live) as wire:
+        for piece in (whole[: -len(body)], body[:5], body[5:]):
+            wire.say(piece)
+            time.sleep(0.05)
+        answer = wire.hear()
+        assert answer is not None
+        assert answer.status == 401
+        assert wire.is_sound()
+
+
+def test_a_connection_lives_from_its_last_answer_on(live: Live) -> None:
+    with Wire(live) as wire:
+        for _ in range(3):
+            time.sleep(PATIENCE_SECONDS * 0.6)
+            assert wire.ask(get("/health/live")) is not None, "used often enough, it stays"
+        answered = time.monotonic()
+        assert wire.hear() is None, "unused, it is closed"
+        assert PATIENCE_SECONDS - 0.5 < time.monotonic() - answered < PATIENCE_SECONDS + 2
+
+
+def test_half_a_request_after_an_answer_has_its_deadline_too(live: Live) -> None:
+    with Wire(live) as wire:
+        assert wire.ask(get("/health/live")) is not None
+        wire.say(b"GET /health/live HTTP/1.1\r\nHo")
+        began = time.monotonic()
+        assert wire.hear() is None
+        assert time.monotonic() - began < PATIENCE_SECONDS + 2
+
+
+@pytest.mark.parametrize("path", ["/health/live", "/nowhere"], ids=["the short way", "through Flask"])
+def test_a_closed_connection_leaves_nothing_behind(live: Live, path: str) -> None:
+    visit(live, path, 300)
+    before = worker_kilobytes(live)
+    visit(live, path, 1500)
+    grown = worker_kilobytes(live) - before
+    assert grown < 3_000, f"{grown / 1500:.1f} kB for each connection that was closed"
+
+
+def visit(live: Live, path: str, times: int) -> None:
+    host, _, port = live.url.removeprefix("http://").partition(":")
+    for _ in range(times):
+        with socket.create_connection((host, int(port)), timeout=10) as connection:
+            connection.sendall(get(path))
+            assert connection.recv(20).startswith(b"HTTP/1.1 ")
+
+
+def worker_kilobytes(live: Live) -> int:
+    """What the worker holds for itself alone; read a moment after the last of its clients has gone."""
+    time.sleep(1)
+    children = Path(f"/proc/{live.process.pid}/task/{live.process.pid}/children").read_text().split()
+    rollup = Path(f"/proc/{children[0]}/smaps_rollup").read_text()
+    return sum(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Private_"))
