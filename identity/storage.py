@@ -18,6 +18,7 @@ from typing import Any, Self
 from sqlalchemy import (
     BigInteger,
     ColumnElement,
+    Connection,
     Dialect,
     Executable,
     Insert,
@@ -141,41 +142,54 @@ class Unit:
     commit raises: nothing that was not committed may be answered with success.
     """
 
-    __slots__ = ("_after", "_database", "now", "origin", "session")
+    __slots__ = ("_after", "_connection", "_database", "_driver", "_session", "now", "origin")
 
     def __init__(self, database: Database, now: datetime, origin: Origin) -> None:
         self._database = database
         self._after: list[Callable[[], None]] = []
+        self._session: Session | None = None
+        self._connection: Connection
+        self._driver: Any
         self.now = now
         self.origin = origin
-        self.session: Session
 
     def __enter__(self) -> Self:
         self._database.refuse_writes_here()
-        self.session = Session(self._database.engine, expire_on_commit=False)
-        try:
-            with translated():
-                self.session.connection()
-        except BaseException:
-            self.session.close()
-            raise
+        with translated():
+            self._connection = connection = self._database.engine.connect()
+            try:
+                connection.begin()
+                self._driver = connection.connection.driver_connection
+            except BaseException:
+                connection.close()
+                raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
         keep = exc is None or (isinstance(exc, Refused) and exc.problem.keeps_writes)
+        transaction = self._connection if self._session is None else self._session
         try:
             with translated():
                 if keep:
-                    self.session.commit()
+                    transaction.commit()
                 else:
-                    self.session.rollback()
+                    transaction.rollback()
                     _translate(exc)
         finally:
-            self.session.close()
+            if self._session is not None:
+                self._session.close()
+            self._connection.close()
         for deed in self._after if keep else ():
             deed()
+
+    @property
+    def session(self) -> Session:
+        """The ORM's view of this transaction, made when first asked for: a unit of prepared statements needs none."""
+        if self._session is None:
+            self._session = Session(self._connection, expire_on_commit=False, join_transaction_mode="control_fully")
+        return self._session
 
     def after_commit(self, deed: Callable[[], None]) -> None:
         """Run `deed` once the transaction is durable, for in-process hints only (waking the mail loop)."""
@@ -196,11 +210,24 @@ class Unit:
 
     def run(self, prepared: Prepared, **values: Any) -> list[tuple[Any, ...]]:
         """The rows that a prepared statement returns, at the driver's cost, inside this transaction."""
-        connection = self.session.connection()
-        statement, arrange, convert = prepared.compiled_for(connection.dialect)
+        dialect = self._database.engine.dialect
+        statement, arrange, convert = prepared.compiled_for(dialect)
         with translated():
-            result = connection.exec_driver_sql(statement, arrange(values))
-            return [convert(row) for row in result] if result.returns_rows else []
+            try:
+                cursor = self._driver.execute(statement, arrange(values))
+                return [convert(row) for row in cursor.fetchall()] if cursor.description else []
+            except dialect.loaded_dbapi.Error as exc:
+                raise self._as_sqlalchemy_has_it(exc) from exc
+
+    def _as_sqlalchemy_has_it(self, exc: Any) -> Exception:
+        """A driver's error in the class that `translated` and the callers know."""
+        dialect = self._database.engine.dialect
+        is_lost = dialect.is_disconnect(exc, self._driver, None)
+        if is_lost:
+            self._connection.invalidate(exc)
+        base = dialect.loaded_dbapi.Error
+        error: Exception = DBAPIError.instance(None, None, exc, base, connection_invalidated=is_lost, dialect=dialect)
+        return error
 
     def changed(self, statement: Executable) -> int:
         """Run a conditional update or delete and tell how many rows it took: how races are decided."""

@@ -13,7 +13,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from functools import cache
+from typing import Any, Final
 
 from sqlalchemy import LargeBinary, Text, bindparam, delete, select, text
 from sqlalchemy.orm import Mapped, mapped_column
@@ -69,20 +70,36 @@ FAILURES = select(Meter.failed).where(Meter.key == bindparam("meter")).scalar_su
 """For a hot read of something else to bring along the failures of one charge, for `judge`."""
 
 
-# Both databases read these alike; built anew by SQLAlchemy they would cost a login more than anything but its hash.
-_LOCK = Prepared(
-    text(
-        "INSERT INTO meter (key, failed, pending, expires_at) VALUES (:key, '[]', '{}', :expires_at) "
-        "ON CONFLICT (key) DO UPDATE SET expires_at = excluded.expires_at RETURNING failed, pending"
+@cache
+def _lock(count: int) -> Prepared:
+    """The statement that makes sure of `count` meters, locks them in the order given, and reads them.
+
+    Both databases read it alike; built anew by SQLAlchemy for each login it would cost more than anything but the hash.
+    """
+    rows = ", ".join(f"(:key_{at}, '[]', '{{}}', :expires_at_{at})" for at in range(count))
+    return Prepared(
+        text(
+            f"INSERT INTO meter (key, failed, pending, expires_at) VALUES {rows} "  # noqa: S608 -- numbers of ours alone
+            "ON CONFLICT (key) DO UPDATE SET expires_at = excluded.expires_at RETURNING key, failed, pending"
+        )
+        .bindparams(*(bindparam(f"key_{at}", type_=LargeBinary) for at in range(count)))
+        .bindparams(*(bindparam(f"expires_at_{at}", type_=Instant) for at in range(count)))
+        .columns(key=LargeBinary, failed=Text, pending=Text)
     )
-    .bindparams(bindparam("key", type_=LargeBinary), bindparam("expires_at", type_=Instant))
-    .columns(failed=Text, pending=Text)
-)
-_STORE = Prepared(
-    text("UPDATE meter SET failed = :failed, pending = :pending WHERE key = :key").bindparams(
-        bindparam("key", type_=LargeBinary), bindparam("failed", type_=Text), bindparam("pending", type_=Text)
+
+
+@cache
+def _store_of(count: int) -> Prepared:
+    """The statement that writes `count` locked meters back."""
+    rows = ", ".join(f"(:key_{at}, :failed_{at}, :pending_{at}, 0)" for at in range(count))
+    return Prepared(
+        text(
+            f"INSERT INTO meter (key, failed, pending, expires_at) VALUES {rows} "  # noqa: S608 -- see above
+            "ON CONFLICT (key) DO UPDATE SET failed = excluded.failed, pending = excluded.pending"
+        )
+        .bindparams(*(bindparam(f"key_{at}", type_=LargeBinary) for at in range(count)))
+        .bindparams(*(bindparam(f"{name}_{at}", type_=Text) for at in range(count) for name in ("failed", "pending")))
     )
-)
 
 
 @dataclass(slots=True)
@@ -90,6 +107,7 @@ class _Count:
     """A locked meter while its unit works on it."""
 
     charge: Charge
+    key: bytes
     failed: list[int]
     pending: dict[str, int]
 
@@ -211,16 +229,29 @@ def _locked(unit: Unit, charges: Sequence[Charge]) -> list[_Count]:
 
     By budget first: a unit that settles two reservations takes the second factor's last, as one with both kinds of charge does.
     """
+    if not charges:
+        return []
+    ordered = sorted(((each.budget.name, each.key, each) for each in charges), key=lambda one: one[:2])
+    values: dict[str, Any] = {}
+    for at, (_, key, each) in enumerate(ordered):
+        values |= {f"key_{at}": key, f"expires_at_{at}": later(unit.now, each.budget.seconds)}
+    found = {bytes(key): (failed, pending) for key, failed, pending in unit.run(_lock(len(ordered)), **values)}
     counts = []
-    for each in sorted(charges, key=lambda one: (one.budget.name, one.key)):
-        ((failed, pending),) = unit.run(_LOCK, key=each.key, expires_at=later(unit.now, each.budget.seconds))
-        counts.append(_Count(each, json.loads(failed), json.loads(pending)))
+    for _, key, each in ordered:
+        failed, pending = found[key]
+        counts.append(_Count(each, key, json.loads(failed), json.loads(pending)))
     return counts
 
 
 def _store(unit: Unit, counts: Sequence[_Count]) -> None:
-    for count in counts:
-        unit.run(_STORE, key=count.charge.key, failed=json.dumps(count.failed), pending=json.dumps(count.pending))
+    values: dict[str, Any] = {}
+    for at, count in enumerate(counts):
+        values |= {
+            f"key_{at}": count.key,
+            f"failed_{at}": json.dumps(count.failed),
+            f"pending_{at}": json.dumps(count.pending),
+        }
+    unit.run(_store_of(len(counts)), **values)
 
 
 def _locked_out(each: Charge, failed: Sequence[int], now: int) -> Refused:
