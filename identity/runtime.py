@@ -113,9 +113,9 @@ class Runtime:
     usage: Usage
     explanations: Explanations
 
-    def unit(self, origin: Origin) -> Unit:
-        """One write transaction. See `storage.Unit`."""
-        return self.database.unit(self.clock.now(), origin)
+    def unit(self, origin: Origin, *, lasting: bool = True) -> Unit:
+        """One write transaction; `lasting` False: one that a power cut may undo, though no kill of ours. See `storage.Unit`."""
+        return self.database.unit(self.clock.now(), origin, lasting=lasting)
 
     def close(self) -> None:
         """Give every connection and file back."""

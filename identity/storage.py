@@ -142,10 +142,11 @@ class Unit:
     commit raises: nothing that was not committed may be answered with success.
     """
 
-    __slots__ = ("_after", "_connection", "_database", "_driver", "_session", "now", "origin")
+    __slots__ = ("_after", "_connection", "_database", "_driver", "_lasting", "_session", "now", "origin")
 
-    def __init__(self, database: Database, now: datetime, origin: Origin) -> None:
+    def __init__(self, database: Database, now: datetime, origin: Origin, *, lasting: bool) -> None:
         self._database = database
+        self._lasting = lasting
         self._after: list[Callable[[], None]] = []
         self._session: Session | None = None
         self._connection: Connection
@@ -158,8 +159,8 @@ class Unit:
         with translated():
             self._connection = connection = self._database.engine.connect()
             try:
-                connection.begin()
                 self._driver = connection.connection.driver_connection
+                self._begin()
             except BaseException:
                 connection.close()
                 raise
@@ -183,6 +184,14 @@ class Unit:
             self._connection.close()
         for deed in self._after if keep else ():
             deed()
+
+    def _begin(self) -> None:
+        if self._database.is_sqlite:
+            # It holds for the connection, and whoever had that last may have wanted the other.
+            self._driver.execute(_LASTING if self._lasting else "PRAGMA synchronous=NORMAL")
+        self._connection.begin()
+        if not self._lasting and not self._database.is_sqlite:
+            self._driver.execute("SET LOCAL synchronous_commit = off")
 
     @property
     def session(self) -> Session:
@@ -333,9 +342,9 @@ class Database:
         self._kept = threading.local()
         self._opened: set[Any] = set()
 
-    def unit(self, now: datetime, origin: Origin) -> Unit:
-        """One write transaction as of `now`."""
-        return Unit(self, now, origin)
+    def unit(self, now: datetime, origin: Origin, *, lasting: bool = True) -> Unit:
+        """One write transaction as of `now`; a power cut may undo one that is not `lasting`, until a later one is."""
+        return Unit(self, now, origin, lasting=lasting)
 
     @contextmanager
     def reading(self) -> Iterator[Session]:
@@ -454,6 +463,8 @@ def _reason(exc: BaseException) -> str:
     return f"{type(origin).__name__} {getattr(origin, 'sqlstate', None) or getattr(origin, 'sqlite_errorname', '')}".strip()
 
 
+# FULL, not NORMAL: an acknowledged write must survive a power cut, and NORMAL may roll the last ones back.
+_LASTING = "PRAGMA synchronous=FULL"
 _SQLITE_OPTIONS: dict[str, Any] = {"timeout": BUSY_SECONDS, "isolation_level": None, "check_same_thread": False}
 _POSTGRESQL_OPTIONS: dict[str, Any] = {
     "connect_timeout": 3,
@@ -487,9 +498,9 @@ def _sqlite_engine(url: URL) -> Engine:
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
-    # FULL, not NORMAL: an acknowledged write must survive a power cut, and NORMAL may roll the last ones back.
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", f"busy_timeout={BUSY_SECONDS * 1000}"):
+    for pragma in ("journal_mode=WAL", "foreign_keys=ON", f"busy_timeout={BUSY_SECONDS * 1000}"):
         connection.execute(f"PRAGMA {pragma}").close()
+    connection.execute(_LASTING).close()
 
 
 def _postgresql_engine(url: URL, pool_size: int) -> Engine:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -469,3 +470,17 @@ def test_every_table_of_the_schema_has_a_key(rt: Runtime) -> None:
     assert Code.__tablename__ in schema().tables
     for table in schema().tables.values():
         assert table.primary_key.columns, table.name
+
+
+def test_a_unit_that_need_not_last_takes_nothing_from_the_next(rt: Runtime) -> None:
+    asked = "PRAGMA synchronous" if rt.database.is_sqlite else "SHOW synchronous_commit"
+    usual = 2 if rt.database.is_sqlite else "on"
+    seen = []
+    for lasting in (True, False, True):
+        with rt.unit(ORIGIN, lasting=lasting) as unit:
+            seen.append(unit.execute(text(asked)).scalar())
+    assert seen == [usual, 1 if rt.database.is_sqlite else "off", usual]
+    with contextlib.suppress(ZeroDivisionError), rt.unit(ORIGIN, lasting=False):
+        raise ZeroDivisionError
+    with rt.unit(ORIGIN) as unit:
+        assert unit.execute(text(asked)).scalar() == usual

@@ -133,7 +133,8 @@ def reserve(rt: Runtime, origin: Origin, charges: Sequence[Charge]) -> Reservati
     deadline = rt.deadline(rt.settings.hash_wait_seconds)
     while True:
         try:
-            with rt.unit(origin) as unit:
+            # Not lasting: a power cut could forget guesses that nobody was answered yet; every login would wait for the disk once more.
+            with rt.unit(origin, lasting=False) as unit:
                 return _reserve(rt, unit, charges)
         except Busy:
             if rt.deadline(0) > deadline:

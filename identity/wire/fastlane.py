@@ -56,11 +56,11 @@ class FastLane:
         self._pool = ThreadPoolExecutor(rt.settings.threads, "identity")
         self._capacity = rt.settings.threads * _WAITING_FOR_EACH_THREAD
         self._under_way = 0
-        #: The hot endpoints that need not wait for another host, by method and path as a request line spells them.
+        #: The hot endpoints that need wait neither for another host nor for a lock, by method and path as a request line spells them.
         self.immediate: dict[bytes, Endpoint] = {
             f"{method} {path}".encode(): endpoint
             for (method, path), endpoint in self._hot.items()
-            if rt.settings.is_embedded or _is_answered_from_memory(endpoint)
+            if (rt.settings.is_embedded and not endpoint.writes) or _is_answered_from_memory(endpoint)
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

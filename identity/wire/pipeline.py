@@ -161,7 +161,7 @@ class Endpoint:
 
     `limit` is counted where its key is known: by client address first of all, by caller once known, by the handler itself where the key
     is in the body (`limits_itself`). `is_page`: a public page that costs more than its bytes; Flask-Limiter counts those.
-    `hot` endpoints are mounted on the fast lane too and must not write on success.
+    `hot` endpoints are mounted on the fast lane too; one that `writes` even when all is well is never run on the event loop.
     """
 
     method: str
@@ -178,6 +178,7 @@ class Endpoint:
     status: int = 200
     shape: Shape = ENVELOPE
     hot: bool = False
+    writes: bool = False
     admin: bool = False
     any_method: bool = False
     ignores_body: bool = False

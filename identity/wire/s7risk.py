@@ -63,6 +63,8 @@ class TokenAnswer(Schema):
     limit=Policy.AUTH,
     body=UserTokenBody,
     answer=TokenAnswer,
+    hot=True,
+    writes=True,
     refusals=(
         INVALID_CREDENTIALS,
         ACCESS_WINDOW_EXPIRED,

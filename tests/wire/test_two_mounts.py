@@ -45,6 +45,7 @@ class Sent:
     headers: dict[str, str]
     body: bytes = b""
     query: str = ""
+    writes: bool = False
 
 
 @pytest.fixture
@@ -75,6 +76,10 @@ def the_requests(rt: Runtime) -> Iterator[Sent]:
     yield Sent("POST", "/application/token", 400, as_json, b"[" * 5000)
     yield Sent("POST", "/application/token", 413, as_json, b" " * 65_537)
     yield Sent("POST", "/application/token", 415, {"Content-Type": "text/plain"}, right)
+    login = {"email": ada.email, "password": ada.password}
+    yield Sent("POST", "/user/token", 200, as_json, json.dumps(login).encode(), writes=True)
+    yield Sent("POST", "/user/token", 401, as_json, json.dumps(login | {"password": "wrong"}).encode())
+    yield Sent("POST", "/user/token", 422, as_json, b"{}")
     yield Sent("POST", "/oauth/token", 200, as_form | basic, grant)
     yield Sent("POST", "/oauth/token", 401, as_form | {"Authorization": "Basic eDp5"}, grant)
     yield Sent("POST", "/oauth/token", 400, as_form | basic, b"grant_type=password")
@@ -103,7 +108,7 @@ def test_both_mounts_answer_the_same(web: Web) -> None:
     for sent in list(the_requests(rt)):
         sent_to.add((sent.method, sent.path))
         # A refusal writes rows, whose ids must differ; what is let through gets the same chance, so that even the tokens are equal.
-        repeats = sent.status < 400
+        repeats = sent.status < 400 and not sent.writes
         forget_hits(rt)
         rt.entropy = Repeated() if repeats else chance
         by_flask = through_flask(web, sent)
@@ -111,7 +116,9 @@ def test_both_mounts_answer_the_same(web: Web) -> None:
         rt.entropy = Repeated() if repeats else chance
         by_lane = asyncio.run(through_lane(lane, sent))
         assert by_flask[0] == sent.status, (sent, by_flask)
-        assert by_lane == by_flask, sent
+        assert (without_token(by_lane) if sent.writes else by_lane) == (
+            without_token(by_flask) if sent.writes else by_flask
+        ), sent
     assert sent_to == HOT, "every hot route is compared"
 
 
@@ -126,6 +133,18 @@ def test_a_hot_route_that_must_write_is_counted_once(web: Web) -> None:
         assert status == 401
         remaining.append(int(dict(headers)["x-ratelimit-remaining"]))
     assert remaining == [999, 998, 997]
+
+
+def without_token(heard: Heard) -> Heard:
+    """An answer whose session is new: what it says but for the token and the ids."""
+    status, headers, body = heard
+    said = json.loads(body)
+    assert said["data"].pop("accessToken").count(".") == 2
+    return (
+        status,
+        [field for field in headers if field[0] not in ("x-request-id", "content-length")],
+        json.dumps(said).encode(),
+    )
 
 
 Heard = tuple[int, list[tuple[str, str]], bytes]
