@@ -126,10 +126,46 @@ class Server:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
 
+    @property
+    def workers(self) -> list[int]:
+        """Its worker processes."""
+        return children(self._process.pid)
+
     def worker_megabytes(self) -> float:
         """The proportional share (PSS) of memory of the largest worker, or of the server itself if it has none."""
-        workers = children(self._process.pid) or [self._process.pid]
+        workers = self.workers or [self._process.pid]
         return max(proportional_megabytes(pid) for pid in workers)
+
+
+class Quota:
+    """A control group (version 1 or 2) whose processes together get `share` of a core; refused where we may make none."""
+
+    _PERIOD_US = 10_000
+
+    def __init__(self, share: float) -> None:
+        quota = int(share * self._PERIOD_US)
+        name = f"bench-{os.getpid()}-{id(self):x}"
+        old = Path("/sys/fs/cgroup/cpu")
+        files = (
+            {"cpu.cfs_period_us": str(self._PERIOD_US), "cpu.cfs_quota_us": str(quota)}
+            if old.is_dir()
+            else {"cpu.max": f"{quota} {self._PERIOD_US}"}
+        )
+        self._group = (old if old.is_dir() else old.parent) / name
+        try:
+            self._group.mkdir()
+            for file, text in files.items():
+                (self._group / file).write_text(text)
+        except OSError as exc:
+            raise Refused("no control group can be made here (root is needed)") from exc
+
+    def hold(self, pid: int) -> None:
+        """Put a process and all its threads under the quota."""
+        (self._group / "cgroup.procs").write_text(str(pid))
+
+    def release(self) -> None:
+        """Remove the group; its processes must have ended."""
+        self._group.rmdir()
 
 
 def children(pid: int) -> list[int]:

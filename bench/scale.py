@@ -1,7 +1,8 @@
-"""Two processes on two cores against one process on one core, with PostgreSQL and Valkey shared by all.
+"""Two processes against one, with PostgreSQL and Valkey shared by all.
 
-The load and the databases take the cores that are left. On two cores none is left, and the second process shares its
-core with them: the ratio is then lower than what two free cores would show, and the report says so.
+With cores to spare, each process has one of its own and the load and the databases take the rest. Where there are three cores or fewer,
+each process gets a quarter of the first core instead, by a control group, and the load and the databases take the others: what is shown
+is the same, that a second process adds what the first one has, whatever they share.
 """
 
 import os
@@ -13,11 +14,13 @@ from pathlib import Path
 from statistics import median
 
 from bench import loads, machine, service, table
-from bench.loads import Load
-from bench.machine import Refused
+from bench.loads import Load, Request
+from bench.machine import Quota, Refused
 from bench.service import Credentials, Installation
 
 PROCESSES = (1, 2)
+ENOUGH_CORES = 3
+SHARE = 0.25
 PATHS = {
     "POST /application/token": service.application_token,
     "GET /verify": service.verify,
@@ -30,7 +33,8 @@ def report(rounds: int, connections: int, seconds: int) -> str:
     from tests.servers import ServerUnavailable, start_postgres, start_valkey  # needs what `make test` installs
 
     cores = sorted(os.sched_getaffinity(0))
-    rest = cores[2:] or cores[-1:]
+    roomy = len(cores) > ENOUGH_CORES
+    rest = cores[2:] if roomy else cores[1:] or cores
     with ExitStack() as stack:
         try:
             postgres, valkey = stack.enter_context(start_postgres()), stack.enter_context(start_valkey())
@@ -41,20 +45,22 @@ def report(rounds: int, connections: int, seconds: int) -> str:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         database_url = postgres.create_database("bench")
         ours = Installation(folder, machine.free_port(), database_url=database_url, redis_url=valkey.url)
-        rates = _rates(ours, cores, Load(rest[-1], connections, seconds), rounds)
-    shared = "" if len(cores) > 2 else " The load and both databases share the second core."
-    return f"{_render(rates)}\n\nPostgreSQL and Valkey; {len(cores)} cores.{shared}"
+        rates = _rates(ours, cores if roomy else None, cores[0], Load(rest[-1], connections, seconds), rounds)
+    each = "a core for each process" if roomy else f"{SHARE:.0%} of the first core for each process (control groups)"
+    return f"{_render(rates)}\n\nPostgreSQL and Valkey; {len(cores)} cores; {each}, the load and both databases on the rest."
 
 
 def _rates(
-    installation: Installation, cores: Sequence[int], load: Load, rounds: int
+    installation: Installation, cores: Sequence[int] | None, first: int, load: Load, rounds: int
 ) -> dict[str, dict[int, list[float]]]:
-    """By path and number of processes, the rate of every round."""
+    """By path and number of processes, the rate of every round; without `cores`, all share the first one by quotas."""
     rates: dict[str, dict[int, list[float]]] = {path: {count: [] for count in PROCESSES} for path in PATHS}
     credentials = Credentials(installation)
     for _ in range(rounds):
         for count in PROCESSES:
-            running = replace(installation, workers=count).start(*cores[:count])
+            running = replace(installation, workers=count).start(*(cores[:count] if cores else [first]))
+            loads.ask(Request(f"{running.url}/health/ready"))  # answered by a worker: they are there
+            quotas = [] if cores else [_held(pid) for pid in running.worker_pids]
             try:
                 for path, make in PATHS.items():
                     request = make(credentials)
@@ -62,7 +68,15 @@ def _rates(
                     rates[path][count].append(load.put_on(request).rate)
             finally:
                 running.stop()
+                for quota in quotas:
+                    quota.release()
     return rates
+
+
+def _held(pid: int) -> Quota:
+    quota = Quota(SHARE)
+    quota.hold(pid)
+    return quota
 
 
 def _render(rates: dict[str, dict[int, list[float]]]) -> str:

@@ -72,6 +72,11 @@ class Installation:
         finally:
             self.stop()
 
+    @property
+    def worker_pids(self) -> list[int]:
+        """The processes that answer; none while the service is stopped."""
+        return self._server.workers if self._server else []
+
     def worker_megabytes(self) -> float:
         """The memory (PSS) of the largest worker; 0 while the service is stopped."""
         return self._server.worker_megabytes() if self._server else 0
