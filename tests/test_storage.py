@@ -475,6 +475,11 @@ def test_every_table_of_the_schema_has_a_key(rt: Runtime) -> None:
 def test_a_unit_that_need_not_last_takes_nothing_from_the_next(rt: Runtime) -> None:
     asked = "PRAGMA synchronous" if rt.database.is_sqlite else "SHOW synchronous_commit"
     usual = 2 if rt.database.is_sqlite else "on"
+    if not rt.database.is_sqlite:
+        # The suite's server waits for no disk at all; this database is to be as a server comes.
+        with rt.unit(ORIGIN) as unit:
+            unit.execute(text(f'ALTER DATABASE "{rt.database.url.database}" SET synchronous_commit = on'))
+        rt.database.engine.dispose()
     seen = []
     for lasting in (True, False, True):
         with rt.unit(ORIGIN, lasting=lasting) as unit:

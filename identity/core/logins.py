@@ -136,6 +136,7 @@ def refresh(rt: Runtime, origin: Origin, token: str) -> tuple[AccessToken, Secre
 def _grant(rt: Runtime, origin: Origin, proof: PasswordProof, *, handout: Handout, resource: str) -> Grant:
     with attempts.given_back(rt, origin, proof.reservation), rt.unit(origin) as unit:
         user = accounts.admit(unit, proof)
+        mfa.refuse_enrolled(unit, user.id)
         opened = _open(rt, unit, user, handout, amr=("pwd",), resource=resource)
     return _hand_out(rt, user, opened, handout)
 

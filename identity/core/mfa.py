@@ -30,7 +30,7 @@ from identity.core.audit import Action
 from identity.core.codes import Consumed, Purpose, WrongCode
 from identity.core.credentials import Secret
 from identity.core.mailing import Template
-from identity.errors import CONFLICT, FORBIDDEN, INVALID_CODE, NOT_FOUND, VALIDATION, Refused
+from identity.errors import CONFLICT, FORBIDDEN, INVALID_CODE, MFA_REQUIRED, NOT_FOUND, VALIDATION, Refused
 from identity.runtime import Origin, Runtime, later
 from identity.storage import Base, Instant, Prepared, Unit
 
@@ -104,6 +104,12 @@ _FIXED = Prepared(select(FixedOtp.created_at).where(FixedOtp.user_id == bindpara
 def is_enrolled(rt: Runtime, user_id: str) -> bool:
     """Whether the user has a confirmed authenticator, which no login may skip."""
     return rt.database.row(_CONFIRMED, user_id=user_id) is not None
+
+
+def refuse_enrolled(unit: Unit, user_id: str) -> None:
+    """Raise Refused(MFA_REQUIRED) if the user has one by now: the last step of a login by password alone, in its unit."""
+    if unit.run(_CONFIRMED, user_id=user_id):
+        raise Refused(MFA_REQUIRED, detail="enrolled in TOTP while the password was checked")
 
 
 def has_fixed_otp(rt: Runtime, user_id: str) -> bool:

@@ -107,7 +107,7 @@ class FastLane:
     async def _answer(self, scope: Scope, endpoint: Endpoint, body: bytes | None) -> Answer:
         # A connection may have begun already what turned out to write: it must not be counted again.
         exchange: Exchange | None = scope.get("identity.begun")
-        if exchange is None:
+        if exchange is None or exchange.endpoint is not endpoint:
             exchange = self.begin(endpoint, _request(scope, body))
             is_immediate = f"{scope['method']} {scope['path']}".encode() in self.immediate
             answer = self.answer_at_once(exchange) if is_immediate else None
