@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from sqlalchemy import (
     BigInteger,
@@ -37,6 +37,7 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase, InstrumentedAttribute, Session
+from sqlalchemy.pool import PoolProxiedConnection
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeDecorator, TypeEngine
@@ -44,6 +45,7 @@ from sqlalchemy.types import TypeDecorator, TypeEngine
 from identity.errors import UNAVAILABLE, Refused
 from identity.runtime import Origin
 
+T = TypeVar("T")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 BUSY_SECONDS = 5
@@ -142,27 +144,25 @@ class Unit:
     commit raises: nothing that was not committed may be answered with success.
     """
 
-    __slots__ = ("_after", "_connection", "_database", "_driver", "_lasting", "_session", "now", "origin")
+    __slots__ = ("_after", "_database", "_lasting", "_pooled", "_session", "now", "origin")
 
     def __init__(self, database: Database, now: datetime, origin: Origin, *, lasting: bool) -> None:
         self._database = database
         self._lasting = lasting
         self._after: list[Callable[[], None]] = []
         self._session: Session | None = None
-        self._connection: Connection
-        self._driver: Any
+        self._pooled: PoolProxiedConnection | None = None
         self.now = now
         self.origin = origin
 
     def __enter__(self) -> Self:
         self._database.refuse_writes_here()
         with translated():
-            self._connection = connection = self._database.engine.connect()
+            self._pooled = pooled = self._call(self._database.engine.raw_connection)
             try:
-                self._driver = connection.connection.driver_connection
-                self._begin()
+                self._begin(pooled)
             except BaseException:
-                connection.close()
+                pooled.close()
                 raise
         return self
 
@@ -170,34 +170,56 @@ class Unit:
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
         keep = exc is None or (isinstance(exc, Refused) and exc.problem.keeps_writes)
-        transaction = self._connection if self._session is None else self._session
+        pooled = self._get_pooled()
+        transaction = pooled if self._session is None else self._session
         try:
             with translated():
                 if keep:
-                    transaction.commit()
+                    self._call(transaction.commit)
                 else:
-                    transaction.rollback()
+                    if pooled.is_valid:
+                        self._call(transaction.rollback)
                     _translate(exc)
         finally:
             if self._session is not None:
                 self._session.close()
-            self._connection.close()
+            pooled.close()
         for deed in self._after if keep else ():
             deed()
 
-    def _begin(self) -> None:
+    def _get_pooled(self) -> PoolProxiedConnection:
+        assert self._pooled is not None, "a unit is used inside its block"
+        return self._pooled
+
+    def _begin(self, pooled: PoolProxiedConnection) -> None:
+        execute = pooled.driver_connection.execute  # type: ignore[union-attr]  # just taken from the pool
         if self._database.is_sqlite:
             # It holds for the connection, and whoever had that last may have wanted the other.
-            self._driver.execute(_LASTING if self._lasting else "PRAGMA synchronous=NORMAL")
-        self._connection.begin()
-        if not self._lasting and not self._database.is_sqlite:
-            self._driver.execute("SET LOCAL synchronous_commit = off")
+            self._call(execute, _LASTING if self._lasting else "PRAGMA synchronous=NORMAL")
+            # The write lock at once: a read that becomes a write could only fail when it meets another.
+            self._call(execute, "BEGIN IMMEDIATE")
+        elif not self._lasting:
+            self._call(execute, "SET LOCAL synchronous_commit = off")
+
+    def _call(self, deed: Callable[..., T], *arguments: Any) -> T:
+        """Do it, and raise a driver's error as the one of SQLAlchemy's that `translated` and the callers know."""
+        dialect = self._database.engine.dialect
+        base = dialect.loaded_dbapi.Error
+        try:
+            return deed(*arguments)
+        except base as exc:
+            is_lost = dialect.is_disconnect(exc, None, None)
+            if is_lost and self._pooled is not None:
+                self._pooled.invalidate(exc)  # so that the pool hands it to nobody else
+            raise DBAPIError.instance(None, None, exc, base, connection_invalidated=is_lost, dialect=dialect) from exc
 
     @property
     def session(self) -> Session:
         """The ORM's view of this transaction, made when first asked for: a unit of prepared statements needs none."""
         if self._session is None:
-            self._session = Session(self._connection, expire_on_commit=False, join_transaction_mode="control_fully")
+            connection = Connection(self._database.engine, self._get_pooled()).execution_options(identity_begun=True)
+            connection.begin()
+            self._session = Session(connection, expire_on_commit=False, join_transaction_mode="control_fully")
         return self._session
 
     def after_commit(self, deed: Callable[[], None]) -> None:
@@ -209,34 +231,24 @@ class Unit:
         with translated():
             return self.session.execute(statement)
 
-    def insert(self, row: Base) -> None:
-        """`add` at the driver's cost, for rows that every request writes: each column must be set, and the session does not learn of it."""
-        table = Base.metadata.tables[row.__tablename__]
-        prepared = _inserts.get(table.name)
+    def insert(self, row: type[Base], **values: Any) -> None:
+        """A new row at the driver's cost, for what every login writes: each column must be given, and the ORM does not learn of it."""
+        prepared = _inserts.get(row.__tablename__)
         if prepared is None:
-            prepared = _inserts[table.name] = Prepared(table.insert())
-        self.run(prepared, **{column.key: getattr(row, column.key) for column in table.columns})
+            prepared = _inserts[row.__tablename__] = Prepared(Base.metadata.tables[row.__tablename__].insert())
+        self.run(prepared, **values)
 
     def run(self, prepared: Prepared, **values: Any) -> list[tuple[Any, ...]]:
         """The rows that a prepared statement returns, at the driver's cost, inside this transaction."""
-        dialect = self._database.engine.dialect
-        statement, arrange, convert = prepared.compiled_for(dialect)
+        statement, arrange, convert = prepared.compiled_for(self._database.engine.dialect)
         with translated():
-            try:
-                cursor = self._driver.execute(statement, arrange(values))
-                return [convert(row) for row in cursor.fetchall()] if cursor.description else []
-            except dialect.loaded_dbapi.Error as exc:
-                raise self._as_sqlalchemy_has_it(exc) from exc
+            found = self._call(self._fetch, statement, arrange(values))
+        return [convert(row) for row in found]
 
-    def _as_sqlalchemy_has_it(self, exc: Any) -> Exception:
-        """A driver's error in the class that `translated` and the callers know."""
-        dialect = self._database.engine.dialect
-        is_lost = dialect.is_disconnect(exc, self._driver, None)
-        if is_lost:
-            self._connection.invalidate(exc)
-        base = dialect.loaded_dbapi.Error
-        error: Exception = DBAPIError.instance(None, None, exc, base, connection_invalidated=is_lost, dialect=dialect)
-        return error
+    def _fetch(self, statement: str, parameters: Any) -> list[Any]:
+        driver: Any = self._get_pooled().driver_connection
+        cursor = driver.execute(statement, parameters)
+        return list(cursor.fetchall()) if cursor.description else []
 
     def changed(self, statement: Executable) -> int:
         """Run a conditional update or delete and tell how many rows it took: how races are decided."""
@@ -490,9 +502,9 @@ def _sqlite_engine(url: URL) -> Engine:
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Any) -> None:
-        # A unit takes the write lock at once: a read that becomes a write could only fail when it meets another.
-        reading = connection.get_execution_options().get("identity_reading", False)
-        connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
+        options = connection.get_execution_options()
+        if not options.get("identity_begun", False):  # a unit's ORM joins what the unit began
+            connection.exec_driver_sql("BEGIN" if options.get("identity_reading", False) else "BEGIN IMMEDIATE")
 
     return engine
 

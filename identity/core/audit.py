@@ -105,19 +105,18 @@ class Event:
 
 def record(rt: Runtime, unit: Unit, action: Action, *, actor: str, target: str = "", **data: Any) -> None:
     """Write an event into `unit`. `actor` and `target` are ids; `data` is JSON without secrets or addresses."""
-    row = AuditEvent(
-        id=rt.new_id(),
-        at=unit.now,
-        action=action,
-        actor=actor,
-        target=target or actor,
-        address=unit.origin.address[:64],
-        request_id=unit.origin.request_id[:128],
-        error_id=unit.origin.error_id,
-        data=json.dumps(data, sort_keys=True, default=str),
-    )
-    row.mac = _mac(rt, row)
-    unit.insert(row)
+    values = {
+        "id": rt.new_id(),
+        "at": unit.now,
+        "action": action,
+        "actor": actor,
+        "target": target or actor,
+        "address": unit.origin.address[:64],
+        "request_id": unit.origin.request_id[:128],
+        "error_id": unit.origin.error_id,
+        "data": json.dumps(data, sort_keys=True, default=str),
+    }
+    unit.insert(AuditEvent, **values, mac=_mac(rt, values))
 
 
 def search(
@@ -166,7 +165,7 @@ def _conditions(
 
 
 def _event(rt: Runtime, row: AuditEvent) -> Event:
-    genuine = hmac.compare_digest(row.mac, _mac(rt, row))
+    genuine = hmac.compare_digest(row.mac, _mac(rt, vars(row)))
     return Event(
         row.id,
         row.at,
@@ -181,16 +180,7 @@ def _event(rt: Runtime, row: AuditEvent) -> Event:
     )
 
 
-def _mac(rt: Runtime, row: AuditEvent) -> bytes:
-    parts = (
-        row.id,
-        str(to_micros(row.at)),
-        row.action,
-        row.actor,
-        row.target,
-        row.address,
-        row.request_id,
-        row.error_id,
-        row.data,
-    )
-    return hmac.digest(rt.ring.vault.derive("audit"), "\0".join(map(str, parts)).encode(), "sha256")
+def _mac(rt: Runtime, values: Mapping[str, Any]) -> bytes:
+    names = ("id", "at", "action", "actor", "target", "address", "request_id", "error_id", "data")
+    parts = [str(to_micros(values[name]) if name == "at" else values[name]) for name in names]
+    return hmac.digest(rt.ring.vault.derive("audit"), "\0".join(parts).encode(), "sha256")

@@ -193,31 +193,34 @@ def open_session(
     """
     bearer = credentials.mint(Kind.SESSION, rt.entropy) if with_bearer else None
     end = later(unit.now, absolute_seconds)
-    row = UserSession(
-        id=rt.new_id(),
-        user_id=user.id if user else None,
-        keypair_id=keypair_id,
-        client_id=client_id,
-        kind=kind,
-        amr=tuple(sorted(amr)),
-        verified=verified,
-        bearer=bearer and _fingerprint(rt, bearer.reveal()),
-        seed=rt.entropy.bytes(16) if with_refresh else None,
-        generation=0,
-        resource=resource,
-        created_at=unit.now,
-        auth_time=unit.now,
-        idle_expires_at=min(later(unit.now, idle_seconds), end),
-        expires_at=end,
-        ip=unit.origin.address[:64],
-        user_agent=unit.origin.user_agent[:400],
-    )
-    unit.insert(row)
+    values: dict[str, Any] = {
+        "id": rt.new_id(),
+        "user_id": user.id if user else None,
+        "keypair_id": keypair_id,
+        "client_id": client_id,
+        "kind": kind,
+        "amr": tuple(sorted(amr)),
+        "verified": verified,
+        "bearer": bearer and _fingerprint(rt, bearer.reveal()),
+        "seed": rt.entropy.bytes(16) if with_refresh else None,
+        "generation": 0,
+        "turned_at": None,
+        "resource": resource,
+        "created_at": unit.now,
+        "auth_time": unit.now,
+        "idle_expires_at": min(later(unit.now, idle_seconds), end),
+        "expires_at": end,
+        "revoked_at": None,
+        "ip": unit.origin.address[:64],
+        "user_agent": unit.origin.user_agent[:400],
+    }
+    unit.insert(UserSession, **values)
     actor = user.id if user else ""
     audit.record(
-        rt, unit, Action.SESSION_CREATED, actor=actor, target=row.id, kind=kind, amr=list(amr), verified=verified
+        rt, unit, Action.SESSION_CREATED, actor=actor, target=values["id"], kind=kind, amr=list(amr), verified=verified
     )
-    return Opened(_from_row(row), bearer, _refresh_token(rt, row, 0) if with_refresh else None)
+    refresh = _refresh_token(rt, values["id"], values["seed"], 0) if with_refresh else None
+    return Opened(SessionInfo(*(values[column.key] for column in _INFO)), bearer, refresh)
 
 
 def verify(rt: Runtime, unit: Unit, session_id: str, *, amr: Sequence[str], actor: str = "") -> None:
@@ -310,7 +313,7 @@ def refresh(rt: Runtime, unit: Unit, token: str) -> tuple[Live, Secret]:
     row = unit.execute(select(UserSession).where(UserSession.id == session_id).with_for_update()).scalar_one_or_none()
     if row is None or row.user_id is None or row.seed is None:
         raise Refused(INVALID_TOKEN, detail="no session made that refresh token")
-    if not hmac.compare_digest(_refresh_token(rt, row, generation).reveal(), token):
+    if not hmac.compare_digest(_refresh_token(rt, row.id, row.seed, generation).reveal(), token):
         raise Refused(INVALID_TOKEN, detail="no session made that refresh token")
     # 2. Is the session good? What is over stays over, whichever generation asks.
     if row.revoked_at is not None or not row.verified:
@@ -326,7 +329,7 @@ def refresh(rt: Runtime, unit: Unit, token: str) -> tuple[Live, Secret]:
         unit.session.flush()
     elif generation != row.generation - 1 or not _is_recent(row.turned_at, unit.now, rt.settings.refresh_grace_seconds):
         _end_reused(rt, unit, row, user, seen=generation)
-    return live_of(rt, user, _from_row(row)), _refresh_token(rt, row, row.generation)
+    return live_of(rt, user, _from_row(row)), _refresh_token(rt, row.id, row.seed, row.generation)
 
 
 def find_by_refresh(rt: Runtime, token: str) -> SessionInfo | None:
@@ -336,7 +339,7 @@ def find_by_refresh(rt: Runtime, token: str) -> SessionInfo | None:
         return None
     with rt.database.reading() as session:
         row = session.get(UserSession, parsed[0])
-    genuine = row is not None and row.seed is not None and _refresh_token(rt, row, parsed[1]).reveal()
+    genuine = row is not None and row.seed is not None and _refresh_token(rt, row.id, row.seed, parsed[1]).reveal()
     return _from_row(row) if row is not None and genuine and hmac.compare_digest(genuine, token) else None
 
 
@@ -457,9 +460,9 @@ def _end_reused(rt: Runtime, unit: Unit, row: UserSession, user: UserInfo, *, se
     raise Refused(INVALID_TOKEN, detail="a spent refresh token was used again", evidence=evidence)
 
 
-def _refresh_token(rt: Runtime, row: UserSession, generation: int) -> Secret:
-    head = uuid.UUID(row.id).bytes + generation.to_bytes(4)
-    mac = hmac.digest(rt.ring.vault.derive("refresh tokens"), head + (row.seed or b""), "sha256")[:_MAC_BYTES]
+def _refresh_token(rt: Runtime, session_id: str, seed: bytes | None, generation: int) -> Secret:
+    head = uuid.UUID(session_id).bytes + generation.to_bytes(4)
+    mac = hmac.digest(rt.ring.vault.derive("refresh tokens"), head + (seed or b""), "sha256")[:_MAC_BYTES]
     return credentials.encode(Kind.REFRESH, head + mac)
 
 
