@@ -202,7 +202,7 @@ class Unit:
             self._call(execute, "SET LOCAL synchronous_commit = off")
 
     def _call(self, deed: Callable[..., T], *arguments: Any) -> T:
-        """Do it, and raise a driver's error as the one of SQLAlchemy's that `translated` and the callers know."""
+        """Do it. A driver's error is translated as `translated` does; any other is raised as the one of SQLAlchemy's that callers know."""
         dialect = self._database.engine.dialect
         base = dialect.loaded_dbapi.Error
         try:
@@ -211,7 +211,9 @@ class Unit:
             is_lost = dialect.is_disconnect(exc, None, None)
             if is_lost and self._pooled is not None:
                 self._pooled.invalidate(exc)  # so that the pool hands it to nobody else
-            raise DBAPIError.instance(None, None, exc, base, connection_invalidated=is_lost, dialect=dialect) from exc
+            error = DBAPIError.instance(None, None, exc, base, connection_invalidated=is_lost, dialect=dialect)
+            _translate(error)
+            raise error from exc
 
     @property
     def session(self) -> Session:
@@ -241,9 +243,7 @@ class Unit:
     def run(self, prepared: Prepared, **values: Any) -> list[tuple[Any, ...]]:
         """The rows that a prepared statement returns, at the driver's cost, inside this transaction."""
         statement, arrange, convert = prepared.compiled_for(self._database.engine.dialect)
-        with translated():
-            found = self._call(self._fetch, statement, arrange(values))
-        return [convert(row) for row in found]
+        return [convert(row) for row in self._call(self._fetch, statement, arrange(values))]
 
     def _fetch(self, statement: str, parameters: Any) -> list[Any]:
         driver: Any = self._get_pooled().driver_connection
@@ -288,8 +288,7 @@ class Prepared:
     def _compile(self, dialect: Dialect) -> Compiled:
         compiled = self._statement.compile(dialect=dialect)
         binds = {
-            name: bind.type.dialect_impl(dialect).bind_processor(dialect) or _unchanged
-            for bind, name in compiled.bind_names.items()
+            name: bind.type.dialect_impl(dialect).bind_processor(dialect) for bind, name in compiled.bind_names.items()
         }
         fixed = {name: bind.effective_value for bind, name in compiled.bind_names.items() if not bind.required}
         order = compiled.positiontup
@@ -298,8 +297,8 @@ class Prepared:
         def arrange(values: dict[str, Any]) -> Any:
             given = fixed | values if fixed else values
             if order is not None:
-                return tuple([process(given[name]) for name, process in ordered])
-            return {name: process(given[name]) for name, process in binds.items()}
+                return tuple([process(given[name]) if process else given[name] for name, process in ordered])
+            return {name: process(given[name]) if process else given[name] for name, process in binds.items()}
 
         columns = self._statement.selected_columns if isinstance(self._statement, Select | TextualSelect) else ()
         processors = [_reader(column.type, dialect) for column in columns]
@@ -312,10 +311,6 @@ class Prepared:
             return tuple(values)
 
         return compiled.string, arrange, convert
-
-
-def _unchanged(value: Any) -> Any:
-    return value
 
 
 def _reader(of: TypeEngine[Any], dialect: Dialect) -> Callable[[Any], Any] | None:
