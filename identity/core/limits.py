@@ -14,7 +14,6 @@ from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 
 from limits import RateLimitItem, parse
-from redis import RedisError
 
 from identity.core.windows import EmbeddedStorage, SharedStorage
 from identity.errors import RATE_LIMITED, UNAVAILABLE, Refused
@@ -48,6 +47,8 @@ class Limiter:
     def __init__(self, settings: Settings) -> None:
         self.storage_uri = _storage_uri(settings)
         self.storage = _open_storage(settings)
+        lost = self.storage.base_exceptions
+        self._failures: tuple[type[Exception], ...] = (OSError, *(lost if isinstance(lost, tuple) else (lost,)))
         self._items = {policy: _item(getattr(settings, f"limit_{policy.name.lower()}")) for policy in Policy}
 
     def hit(self, policy: Policy, key: str, *, budget: str | None = None) -> Window | None:
@@ -62,7 +63,7 @@ class Limiter:
         seconds = item.get_expiry()
         try:
             accepted, oldest, count, now = self.storage.take(f"{policy}:{key}", item.amount, seconds)
-        except (RedisError, OSError) as exc:
+        except self._failures as exc:
             raise Refused(
                 UNAVAILABLE, detail=f"rate limits: {type(exc).__name__}", retry_after_seconds=1, cause=exc
             ) from exc
@@ -83,7 +84,7 @@ class Limiter:
         """Raise Refused(UNAVAILABLE) when hits cannot be counted."""
         try:
             healthy = self.storage.check()
-        except (RedisError, OSError) as exc:
+        except self._failures as exc:
             raise Refused(
                 UNAVAILABLE, detail=f"rate limits: {type(exc).__name__}", retry_after_seconds=1, cause=exc
             ) from exc

@@ -17,7 +17,6 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any, Final
 
-import redis
 from limits.storage import MovingWindowSupport, RedisStorage, Storage
 
 Taken = tuple[bool, float, int, float]
@@ -147,6 +146,8 @@ class SharedStorage(RedisStorage):
     """
 
     def __init__(self, uri: str) -> None:
+        import redis  # noqa: PLC0415 -- four megabytes that a host without Redis does not pay
+
         # Fail soon: a limiter that hangs would hold every request; one that is down answers 503 until it is back.
         pool = redis.ConnectionPool.from_url(uri, socket_timeout=1, socket_connect_timeout=1, health_check_interval=10)
         super().__init__("redis://", connection_pool=pool)

@@ -16,7 +16,6 @@ from html import escape
 from http import HTTPStatus
 from typing import Any, Final
 
-import segno
 from apispec import APISpec
 from apispec.ext.marshmallow import MarshmallowPlugin
 from marshmallow import Schema
@@ -303,6 +302,8 @@ _POLICY: Final = (
 
 @functools.lru_cache(maxsize=1)
 def _seed_picture() -> str:
+    import segno  # noqa: PLC0415 -- only who reads the documentation needs a picture
+
     picture: str = segno.make(_ADDRESS_OF_A_SEED, micro=False).svg_inline(scale=3, title="A TOTP seed as a QR code")
     return picture
 
