@@ -44,9 +44,8 @@ class JsonLines(logging.Formatter):
 
     def request(self, moment: float, fields: dict[str, Any]) -> str:
         """The line of an answered request."""
-        return _encode(
-            {"at": self._time(moment), "level": "info", "logger": "identity.request", "event": "request", **fields}
-        )
+        at = self._time(moment)
+        return f'{{"at":"{at}","level":"info","logger":"identity.request","event":"request",{_encode(fields)[1:]}'
 
     def _time(self, moment: float) -> str:
         second = int(moment)

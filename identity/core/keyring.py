@@ -136,7 +136,7 @@ class Keyring:
     def sign(self, claims: Mapping[str, Any], *, now: datetime) -> str:
         """A compact JWS over `claims`, with header `{"alg":"RS256","typ":"at+jwt","kid":...}` (RFC 9068 section 2.1)."""
         key = self._active(now)
-        signed = f"{key.header}.{_b64(json.dumps(claims, separators=(',', ':')).encode())}"
+        signed = f"{key.header}.{_b64(_encode(claims).encode())}"
         return f"{signed}.{_b64(key.private.sign(signed.encode(), _PADDING, _SHA256))}"
 
     def verify(self, token: str) -> Mapping[str, Any]:

@@ -314,7 +314,8 @@ def _by_basic(_query_client: Any, request: _Request) -> _Client | None:
     try:
         client_id, _, secret = base64.b64decode(encoded.strip(" "), validate=True).decode().partition(":")
         # RFC 6749 section 2.3.1: both are form-encoded first. Ours read the same with and without.
-        client_id, secret = unquote_plus(client_id, errors="strict"), unquote_plus(secret, errors="strict")
+        if "%" in client_id or "+" in client_id or "%" in secret or "+" in secret:
+            client_id, secret = unquote_plus(client_id, errors="strict"), unquote_plus(secret, errors="strict")
     except ValueError as exc:
         raise Refused(NO_CLIENT, detail="malformed Basic credentials", cause=exc) from exc
     return _by_secret(request, client_id, secret)
