@@ -54,11 +54,11 @@ def _over(rates: Sequence[float], rsa: Sequence[float]) -> float:
 
 def write(page: Path, heading: str, text: str) -> None:
     """Put the text under this heading of the page: in place of what stood there, else at the end."""
-    sections = page.read_text().rstrip().split("\n## ") if page.exists() else ["# Benchmarks\n"]
-    section = f"{heading}\n\n{text}\n"
+    sections = page.read_text().rstrip().split("\n## ") if page.exists() else ["# Benchmarks"]
+    section = f"{heading}\n\n{text}"
     places = [place for place, old in enumerate(sections) if old.startswith(f"{heading}\n")]
     if places:
         sections[places[0]] = section
     else:
         sections.append(section)
-    page.write_text("\n## ".join(sections).rstrip() + "\n")
+    page.write_text("\n\n## ".join(each.rstrip() for each in sections) + "\n")
