@@ -15,16 +15,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, RSAPublicKey, generate_private_key
 from cryptography.hazmat.primitives.hashes import SHA256
-from joserfc import jws
-from joserfc.errors import JoseError
-from joserfc.jwk import ECKey, KeySet, RSAKey
 from sqlalchemy import BigInteger, Index, LargeBinary, String, delete, select, text, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, mapped_column
@@ -34,6 +31,10 @@ from identity.errors import CONFLICT, INVALID_TOKEN, NOT_FOUND, UNAVAILABLE, VAL
 from identity.runtime import Clock, Origin, later
 from identity.settings import BadSettings, Settings
 from identity.storage import Base, Database, Instant, Prepared, Unit
+
+# Three megabytes and a thirtieth of a second, for machines that hold keys of their own; a process that meets none does not pay them.
+if TYPE_CHECKING:
+    from joserfc.jwk import ECKey, KeySet, RSAKey
 
 SKEW_SECONDS: Final = 60
 TOKEN_MAX_CHARACTERS: Final = 8192
@@ -441,6 +442,9 @@ def verify_jws(token: str, jwks: Mapping[str, Any], *, algorithms: tuple[str, ..
 
     Raises Refused(INVALID_TOKEN) for other algorithms, other serialisations, and keys that `load_jwks` refuses.
     """
+    from joserfc import jws  # noqa: PLC0415 -- see above
+    from joserfc.errors import JoseError  # noqa: PLC0415 -- see above
+
     parts = token.split(".")
     if len(token) > TOKEN_MAX_CHARACTERS or len(parts) != 3 or any(part and _unb64(part) is None for part in parts):
         raise Refused(INVALID_TOKEN, detail="not a compact JWS")
@@ -459,6 +463,8 @@ def load_jwks(jwks: Mapping[str, Any]) -> KeySet:
 
     Raises Refused(VALIDATION) for symmetric, private or weak keys, a wrong `use` or `key_ops`, and repeated `kid`s.
     """
+    from joserfc.jwk import KeySet  # noqa: PLC0415 -- see above
+
     entries = jwks.get("keys")
     if not isinstance(entries, list) or not 1 <= len(entries) <= 10:
         raise Refused(VALIDATION.saying("A key set holds from 1 to 10 keys"), field="jwks")
@@ -480,6 +486,9 @@ def check_rsa(public: RSAPublicKey) -> None:
 
 
 def _load_public(entry: Any) -> RSAKey | ECKey:
+    from joserfc.errors import JoseError  # noqa: PLC0415 -- see above
+    from joserfc.jwk import ECKey, RSAKey  # noqa: PLC0415 -- see above
+
     unfit = Refused(VALIDATION.saying("A key of the set is not a public RSA or P-256 signature key"), field="jwks")
     if not isinstance(entry, dict) or {"d", "k", "p", "q"} & entry.keys() or entry.get("use", "sig") != "sig":
         raise unfit

@@ -190,16 +190,14 @@ class Endpoint:
     tags: tuple[str, ...] = ()
     load: Callable[[Mapping[str, Any]], dict[str, Any]] = field(init=False, repr=False)
     requires_body: bool = field(init=False)
+    #: What logs and metrics call it: never what a client sent.
+    name: str = field(init=False)
 
     def __post_init__(self) -> None:
         schema = self.body or Body
+        object.__setattr__(self, "name", f"{self.method} {self.path}")
         object.__setattr__(self, "load", reader(schema))
         object.__setattr__(self, "requires_body", any(one.required for one in schema().fields.values()))
-
-    @property
-    def name(self) -> str:
-        """What logs and metrics call it: never what a client sent."""
-        return f"{self.method} {self.path}"
 
     @property
     def summary(self) -> str:
