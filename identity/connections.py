@@ -57,6 +57,7 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # see above
     _callback_parser: Any
     _is_lenient: bool
     _body_left: int
+    _limits: dict[str, int]
     _peer = ""
     _answered_at = 0.0
     _begun: Exchange | None = None
@@ -80,6 +81,8 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # see above
         read another request than we do. So it gets to see only what has no two readings: a whole head with clean line ends, no
         transfer coding, and a body of the announced length. The first other thing puts the connection in strict hands for good.
         """
+        if self._current_request is None:
+            self._begun = None  # An exchange is finished by the request that began it, or by none.
         if self._is_lenient:
             if not self._is_plain(data):
                 if self._current_request is not None:
@@ -103,6 +106,7 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # see above
         return (
             self._current_request is None
             and not self._closed
+            and self.worker.alive
             and not self.worker.is_draining
             and not self._flow_control.write_paused
         )
@@ -111,7 +115,7 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # see above
         """Answer a whole plain request if it is for a hot endpoint that need not wait; tell whether that was done."""
         line = data[: data.find(b" ", data.find(b" ") + 1)].partition(b"?")[0]
         endpoint = self.app.immediate.get(line)
-        request = _plain_request(data, endpoint, self._peer) if endpoint is not None else None
+        request = self._plain_request(data, endpoint) if endpoint is not None else None
         if endpoint is None or request is None:
             return False
         exchange = self.app.begin(endpoint, request)
@@ -122,6 +126,32 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # see above
         self._safe_write(_as_http(answer))
         self._answered_at = self.worker.loop.time()
         return True
+
+    def _plain_request(self, data: bytes, endpoint: Endpoint) -> Request | None:
+        """The whole request in `data`, or None for one that gunicorn must look at: refuse, close after, or answer with a 100 first."""
+        chunks: list[bytes] = []
+        parser = H1CProtocol(on_body=chunks.append, **self._limits)
+        try:
+            parser.feed(data)
+        except Exception:  # noqa: BLE001 -- it raises several unrelated classes; gunicorn will see the same and tell them apart
+            return None
+        if not parser.is_complete or not parser.should_keep_alive or parser.http_version != (1, 1):
+            return None
+        raw = parser.asgi_headers
+        if not _VISIBLE.fullmatch(parser.path) or any(b"_" in name or name == b"expect" for name, _ in raw):
+            return None
+        path, _, query = parser.path.decode("ascii").partition("?")
+        body = b"".join(chunks)
+        limit = 0 if endpoint.ignores_body else MAX_BODY
+        return Request(
+            method=parser.method.decode("ascii"),
+            target=path,
+            path=path,
+            query=query,
+            headers=headers_of(raw),
+            body=body if len(body) <= limit else None,
+            peer=self._peer,
+        )
 
     def _build_http_scope(self, *request: Any) -> dict[str, Any]:
         scope: dict[str, Any] = super()._build_http_scope(*request)
@@ -140,18 +170,17 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # see above
         super()._setup_callback_parser()
         self._is_lenient = not isinstance(self._callback_parser, PythonProtocol)
         self._body_left = 0
+        names = ("limit_request_line", "limit_request_fields", "limit_request_field_size")
+        self._limits = {name: getattr(self.cfg, name) for name in names}
 
     def _read_strictly(self) -> None:
         """Between two requests: let the parser in Python read from here on."""
         self._is_lenient = False
-        cfg = self.cfg
         self._callback_parser = PythonProtocol(
             on_headers_complete=self._on_headers_complete,
             on_body=self._on_body,
             on_message_complete=self._on_message_complete,
-            limit_request_line=cfg.limit_request_line,
-            limit_request_fields=cfg.limit_request_fields,
-            limit_request_field_size=cfg.limit_request_field_size,
+            **self._limits,
         )
 
     def _will_close(self, request: Any, response_requires_close: bool) -> bool:
@@ -183,33 +212,6 @@ def _body_left_of(data: bytes) -> int | None:
         return None
     left = (int(announced[0]) if announced else 0) - len(body)
     return left if left >= 0 else None
-
-
-def _plain_request(data: bytes, endpoint: Endpoint, peer: str) -> Request | None:
-    """The request that `data` is, whole, or None for one that gunicorn must look at: refuse, close after, or answer with a 100 first."""
-    chunks: list[bytes] = []
-    parser = H1CProtocol(on_body=chunks.append)
-    try:
-        parser.feed(data)
-    except Exception:  # noqa: BLE001 -- it raises several unrelated classes; gunicorn will see the same and tell them apart
-        return None
-    if not parser.is_complete or not parser.should_keep_alive or parser.http_version != (1, 1):
-        return None
-    raw = parser.asgi_headers
-    if not _VISIBLE.fullmatch(parser.path) or any(b"_" in name or name == b"expect" for name, _ in raw):
-        return None
-    path, _, query = parser.path.decode("ascii").partition("?")
-    body = b"".join(chunks)
-    limit = 0 if endpoint.ignores_body else MAX_BODY
-    return Request(
-        method=parser.method.decode("ascii"),
-        target=path,
-        path=path,
-        query=query,
-        headers=headers_of(raw),
-        body=body if len(body) <= limit else None,
-        peer=peer,
-    )
 
 
 def _as_http(answer: Answer, extra_headers: tuple[tuple[str, str], ...] = ()) -> bytes:

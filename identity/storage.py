@@ -208,9 +208,10 @@ class Unit:
         try:
             return deed(*arguments)
         except base as exc:
-            is_lost = dialect.is_disconnect(exc, None, None)
-            if is_lost and self._pooled is not None:
-                self._pooled.invalidate(exc)  # so that the pool hands it to nobody else
+            pooled = self._pooled
+            is_lost = pooled is not None and dialect.is_disconnect(exc, pooled.driver_connection, None)
+            if pooled is not None and is_lost:
+                pooled.invalidate(exc)  # so that the pool hands it to nobody else
             error = DBAPIError.instance(None, None, exc, base, connection_invalidated=is_lost, dialect=dialect)
             _translate(error)
             raise error from exc

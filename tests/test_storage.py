@@ -13,7 +13,7 @@ import psycopg
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy import bindparam, delete, select, text, update
+from sqlalchemy import BigInteger, Boolean, bindparam, delete, select, text, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from identity.core.accounts import User
@@ -489,3 +489,19 @@ def test_a_unit_that_need_not_last_takes_nothing_from_the_next(rt: Runtime) -> N
         raise ZeroDivisionError
     with rt.unit(ORIGIN) as unit:
         assert unit.execute(text(asked)).scalar() == usual
+
+
+def test_a_connection_that_dies_in_a_unit_is_given_to_nobody_else(
+    rt: Runtime, caplog: pytest.LogCaptureFixture
+) -> None:
+    if rt.database.is_sqlite:
+        return  # Its connections are to a file.
+    own = Prepared(text("SELECT pg_terminate_backend(pg_backend_pid())").columns(ended=Boolean))
+    with pytest.raises(Refused) as refused, rt.unit(ORIGIN) as unit:
+        unit.run(own)
+    assert refused.value.problem.code == "UNAVAILABLE"
+    assert not [record for record in caplog.records if record.name.startswith("sqlalchemy")], (
+        "the pool had nothing to complain of"
+    )
+    with rt.unit(ORIGIN) as unit:
+        assert unit.run(Prepared(text("SELECT 1").columns(one=BigInteger))) == [(1,)]

@@ -129,8 +129,10 @@ def complete(
 def refresh(rt: Runtime, origin: Origin, token: str) -> tuple[AccessToken, Secret]:
     """A new hour's token and the successor of a refresh token; see `sessions.refresh`."""
     with rt.unit(origin) as unit:
-        live, successor = sessions.refresh(rt, unit, token)
-    return sessions.token_for(rt, live, seconds=rt.settings.access_token_seconds), successor
+        user, session, successor = sessions.refresh(rt, unit, token)
+    return sessions.token_for(
+        rt, sessions.live_of(rt, user, session), seconds=rt.settings.access_token_seconds
+    ), successor
 
 
 def _grant(rt: Runtime, origin: Origin, proof: PasswordProof, *, handout: Handout, resource: str) -> Grant:

@@ -298,7 +298,7 @@ def extend(rt: Runtime, unit: Unit, session_id: str, *, idle_seconds: int, actor
     audit.record(rt, unit, Action.SESSION_EXTENDED, actor=actor, target=session_id)
 
 
-def refresh(rt: Runtime, unit: Unit, token: str) -> tuple[Live, Secret]:
+def refresh(rt: Runtime, unit: Unit, token: str) -> tuple[UserInfo, SessionInfo, Secret]:
     """Exchange a refresh token for its successor.
 
     Within the grace the previous token gets the same successor: a lost answer and two tabs are no attack. Seen later than that, it
@@ -329,7 +329,7 @@ def refresh(rt: Runtime, unit: Unit, token: str) -> tuple[Live, Secret]:
         unit.session.flush()
     elif generation != row.generation - 1 or not _is_recent(row.turned_at, unit.now, rt.settings.refresh_grace_seconds):
         _end_reused(rt, unit, row, user, seen=generation)
-    return live_of(rt, user, _from_row(row)), _refresh_token(rt, row.id, row.seed, row.generation)
+    return user, _from_row(row), _refresh_token(rt, row.id, row.seed, row.generation)
 
 
 def find_by_refresh(rt: Runtime, token: str) -> SessionInfo | None:

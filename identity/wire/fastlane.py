@@ -60,7 +60,7 @@ class FastLane:
         self.immediate: dict[bytes, Endpoint] = {
             f"{method} {path}".encode(): endpoint
             for (method, path), endpoint in self._hot.items()
-            if (rt.settings.is_embedded and not endpoint.writes) or _is_answered_from_memory(endpoint)
+            if self._is_immediate(endpoint)
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -104,13 +104,15 @@ class FastLane:
         except WritesElsewhere:
             return None
 
+    def _is_immediate(self, endpoint: Endpoint) -> bool:
+        return (self._rt.settings.is_embedded and not endpoint.writes) or _is_answered_from_memory(endpoint)
+
     async def _answer(self, scope: Scope, endpoint: Endpoint, body: bytes | None) -> Answer:
         # A connection may have begun already what turned out to write: it must not be counted again.
         exchange: Exchange | None = scope.get("identity.begun")
         if exchange is None or exchange.endpoint is not endpoint:
             exchange = self.begin(endpoint, _request(scope, body))
-            is_immediate = f"{scope['method']} {scope['path']}".encode() in self.immediate
-            answer = self.answer_at_once(exchange) if is_immediate else None
+            answer = self.answer_at_once(exchange) if self._is_immediate(endpoint) else None
             if answer is not None:
                 return answer
         return await self._on_thread(exchange.run)

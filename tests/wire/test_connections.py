@@ -127,6 +127,16 @@ def test_requests_in_pieces_and_in_one_piece_are_answered_in_order(live: Live) -
         assert wire.is_sound()
 
 
+@pytest.mark.parametrize("path", ["/health/live", "/nowhere"], ids=["the short way", "the long one"])
+def test_both_ways_bound_a_head_alike(live: Live, path: str) -> None:
+    host_and = [f"X-{number}: 1" for number in range(63)]
+    assert heard(live, get(path, *host_and)).status in (200, 404)
+    assert heard(live, get(path, *host_and, "X-More: 1")).status == 431
+    assert heard(live, get(path, f"X-Long: {'x' * 16_000}")).status in (200, 404)
+    assert heard(live, get(path, f"X-Long: {'x' * 17_000}")).status == 431
+    assert heard(live, get(f"{path}?{'x' * 8_200}")).status == 414
+
+
 def test_a_connection_lives_from_its_last_answer_on(live: Live) -> None:
     with Wire(live) as wire:
         for _ in range(3):
