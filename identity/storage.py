@@ -351,7 +351,7 @@ class Database:
         self._opened: set[Any] = set()
 
     def unit(self, now: datetime, origin: Origin, *, lasting: bool = True) -> Unit:
-        """One write transaction as of `now`; a power cut may undo one that is not `lasting`, until a later one is."""
+        """One write transaction as of `now`; a crash of the host or the database server may undo one that is not `lasting`."""
         return Unit(self, now, origin, lasting=lasting)
 
     @contextmanager
