@@ -114,7 +114,7 @@ class Runtime:
     explanations: Explanations
 
     def unit(self, origin: Origin, *, lasting: bool = True) -> Unit:
-        """One write transaction; `lasting` False: one that a crash of host or database server may undo, but no death of ours. See `storage.Unit`."""
+        """One write transaction; `lasting` False: a crash of host or database server may undo it, no death of ours. See `storage.Unit`."""
         return self.database.unit(self.clock.now(), origin, lasting=lasting)
 
     def close(self) -> None:
