@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
+import logging
 import socket
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 from urllib.parse import urlencode
 
 import pytest
+from gunicorn.asgi.protocol import ASGIProtocol
 
+from identity.app import endpoints
+from identity.connections import Connection
+from identity.serve import Service
+from identity.wire.fastlane import FastLane
 from tests.builders import a_session, a_token, a_user, an_application
 from tests.wire.sockets import Heard, Wire, get, post
-from tests.world import Live
+from tests.world import Live, Web
 
 PATIENCE_SECONDS = 2
 LIVE_ENVIRONMENT = {
@@ -179,3 +188,42 @@ def worker_kilobytes(live: Live) -> int:
     children = Path(f"/proc/{live.process.pid}/task/{live.process.pid}/children").read_text().split()
     rollup = Path(f"/proc/{children[0]}/smaps_rollup").read_text()
     return sum(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Private_"))
+
+
+class Heap:
+    """A transport that keeps what is written to it."""
+
+    def __init__(self) -> None:
+        self.written = b""
+
+    def get_extra_info(self, name: str) -> Any:
+        return ("127.0.0.1", 40_000) if name == "peername" else None
+
+    def set_write_buffer_limits(self, high: int) -> None: ...
+
+    def write(self, data: bytes) -> None:
+        self.written += data
+
+
+def test_a_hot_request_is_answered_before_the_loop_turns(web: Web) -> None:
+    """Over a socket both ways look alike: here only the short one can have answered, since nothing else ever ran."""
+
+    async def answered(request: bytes) -> bytes:
+        lane, loop = FastLane(web.rt, endpoints(), web.app), asyncio.get_running_loop()
+        ASGIProtocol._check_h1c_protocol_available()  # as `Worker.init_process` does
+        worker = SimpleNamespace(
+            cfg=Service(web.rt.settings).cfg, log=logging.getLogger("test"), asgi=lane, loop=loop, alive=True,
+            is_draining=False, nr_conns=0,
+        )  # fmt: skip
+        connection, transport = Connection(worker), Heap()
+        connection.connection_made(transport)
+        connection.data_received(request)
+        return transport.written
+
+    token = a_token(web.rt, a_user(web.rt))
+    verify = get("/verify?tenant=optional", f"Authorization: Bearer {token}")
+    assert asyncio.run(answered(get("/health/live"))).startswith(b"HTTP/1.1 200 OK\r\n")
+    # With databases elsewhere it has to wait for them, which the loop must not.
+    assert asyncio.run(answered(verify))[:15] == (b"HTTP/1.1 200 OK" if web.rt.settings.is_embedded else b"")
+    for later in (get("/health/live", "Connection: close"), get("/health/live", THE_LONG_WAY), get("/health/ready")):
+        assert asyncio.run(answered(later)) == b""
