@@ -4,7 +4,7 @@ RUN python -m venv /opt/identity
 ENV PATH=/opt/identity/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 # The lock comes first and alone: while it stays the same, this layer is not built again.
 COPY requirements.txt ./
-RUN pip install --require-hashes --only-binary :all: -r requirements.txt
+RUN pip install --no-deps --require-hashes --only-binary :all: -r requirements.txt && pip check
 COPY setup.cfg pyproject.toml README.md ./
 COPY identity ./identity
 RUN pip install --no-build-isolation --no-deps . && pip uninstall --yes setuptools pip

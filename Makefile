@@ -4,7 +4,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check --no-input
-# Which Python makes the environment; empty means the newest one found below.
+# Which Python makes the environment; empty means the quickest of the newest minor version found below.
 PYTHON ?=
 PYTEST_ARGS ?=
 SERVE_ARGS ?=
@@ -73,6 +73,10 @@ lock:
 install: $(VENV)/.project
 install-dev: $(VENV)/.dev $(VENV)/.project
 
+# The lock is the whole answer, so nothing is resolved here: with dependencies, pip would ask the index what is newest
+# for every extra that a locked package names, and refuse it for want of a hash. `pip check` then shows a lock with a hole.
+LOCKED = $(PIP) install --no-deps --require-hashes
+
 # A Python is searched by running it: a name on the PATH may be a shim that leads nowhere.
 $(VENV)/.made:
 	@python="$(PYTHON)"; \
@@ -95,12 +99,14 @@ $(VENV)/.made:
 
 $(VENV)/.runtime: requirements.txt $(VENV)/.made
 	@echo "Installing what the service needs (once per requirements.txt)" >&2
-	@$(PIP) install --require-hashes -r requirements.txt
+	@$(LOCKED) -r requirements.txt
+	@$(PIP) check
 	@touch $@
 
 $(VENV)/.dev: requirements-dev.txt $(VENV)/.runtime
 	@echo "Installing what the tests need (once per requirements-dev.txt)" >&2
-	@$(PIP) install --require-hashes -r requirements-dev.txt
+	@$(LOCKED) -r requirements-dev.txt
+	@$(PIP) check
 	@touch $@
 
 # Without build isolation: isolated, pip would fetch its build tools with no hash to check them by.
