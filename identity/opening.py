@@ -5,17 +5,18 @@ from __future__ import annotations
 import contextlib
 
 from identity import migrations
+from identity.ambient import Clock, Entropy, Mailer, Origin, SystemClock, SystemEntropy
 from identity.core import applications
-from identity.core.credentials import Passwords
-from identity.core.explain import Explanations
-from identity.core.keyring import Keyring
-from identity.core.limits import Limiter
-from identity.core.usage import Usage
-from identity.core.vault import open_vault
-from identity.runtime import Clock, Entropy, Mailer, Origin, Runtime, SystemClock, SystemEntropy
+from identity.instruments.hashing import Passwords
+from identity.instruments.keyring import Keyring
+from identity.instruments.limits import Limiter
+from identity.instruments.refusals import Explanations
+from identity.instruments.transports import mailer_for
+from identity.instruments.usage import Usage
+from identity.instruments.vault import open_vault
+from identity.runtime import Runtime
 from identity.settings import Settings
 from identity.storage import Database
-from identity.transports import mailer_for
 
 
 def create_runtime(

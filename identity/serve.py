@@ -105,7 +105,7 @@ class Upkeep:
         self._stop.set()
         for flush in (self._rt.usage.flush, self._rt.explanations.flush):
             with contextlib.suppress(Refused, Contention):
-                flush(self._rt)
+                flush(self._rt.database, self._rt.clock.now())
         logs.flush()
 
 

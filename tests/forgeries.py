@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 
-from identity.core.keyring import LoadedKey
+from identity.instruments.keyring import LoadedKey
 from identity.runtime import Runtime
 
 FOREIGN = rsa.generate_private_key(65537, 2048)

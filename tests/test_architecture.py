@@ -15,7 +15,7 @@ from typing import Any
 from sqlalchemy import inspect, text
 
 from identity.app import endpoints
-from identity.core.limits import Policy
+from identity.instruments.limits import Policy
 from identity.wire.pipeline import Endpoint, Reads
 from tests.builders import PASSWORD, a_user, an_application
 from tests.world import CODE, MASTER_KEY, Live, Web
@@ -137,9 +137,9 @@ def test_time_and_chance_are_injected_everywhere() -> None:
                 found |= {(path.relative_to(PACKAGE).as_posix(), name) for name in names & {"random", "secrets"}}
     # Windows are shared by processes and lines of the log by everybody: both read the host's clock.
     assert found == {
-        ("runtime.py", "datetime.now"),
-        ("runtime.py", "secrets"),
-        ("core/windows.py", "time.time"),
+        ("ambient.py", "datetime.now"),
+        ("ambient.py", "secrets"),
+        ("instruments/windows.py", "time.time"),
         ("logs.py", "time.time"),
     }
 

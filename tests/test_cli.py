@@ -299,7 +299,7 @@ def test_mail_that_waits_is_listed_and_tried_again(run: Run, web: Web) -> None:
 
 def test_an_error_id_is_explained(run: Run, web: Web) -> None:
     refused = web.post("/user/token", {"email": "nobody@acme.example", "password": "x"})
-    web.rt.explanations.flush(web.rt)
+    web.rt.explanations.flush(web.rt.database, web.rt.clock.now())
     shown = run("explain", refused.headers["x-error-id"], "--json").json
     assert (shown["error"], shown["status"], shown["route"]) == ("INVALID_CREDENTIALS", 401, "POST /user/token")
     assert run("explain", "01a20000-0000-7000-8000-000000000000").err.startswith("identity: no such refusal")

@@ -16,12 +16,13 @@ from hypothesis import strategies as st
 from sqlalchemy import BigInteger, Boolean, bindparam, delete, select, text, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
+from identity.ambient import later
 from identity.core.accounts import User
 from identity.core.applications import RevokedToken
 from identity.core.codes import Code
 from identity.core.upkeep import Lease, take_lease
 from identity.errors import CONFLICT, INVALID_CODE, NOT_FOUND, Refused
-from identity.runtime import Runtime, later
+from identity.runtime import Runtime
 from identity.storage import Contention, Database, Prepared, from_micros, to_micros, translated
 from tests.builders import a_user
 from tests.world import ORIGIN, FakeClock, Web

@@ -12,8 +12,8 @@ from statistics import fmean, variance
 import pytest
 
 from identity.core import accounts
-from identity.core.credentials import Passwords
 from identity.errors import Refused
+from identity.instruments.hashing import Passwords
 from identity.runtime import Runtime
 from identity.settings import Settings
 from tests.builders import a_user

@@ -25,9 +25,10 @@ import requests
 from flask import Flask
 from werkzeug.test import TestResponse
 
+from identity.ambient import Origin
 from identity.app import create_runtime
 from identity.core import outbox
-from identity.runtime import Origin, Runtime
+from identity.runtime import Runtime
 from identity.settings import Settings
 
 MASTER_KEY = "aWRlbnRpdHkgdGVzdCBtYXN0ZXIga2V5ISAzMmJ5dGU="  # 32 bytes; opens the template databases of every test

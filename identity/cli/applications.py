@@ -35,7 +35,8 @@ def _key_set(_context: click.Context, _parameter: click.Parameter, file: TextIO 
 @click.option("--jwks", type=click.File(encoding="utf-8"), callback=_key_set, help="Public keys for private_key_jwt.")
 def create(opened: Opened, **options: Any) -> Any:
     """Make an application, and its first secret, which is shown once."""
-    from identity.core import documents, provisioning
+    from identity import documents
+    from identity.core import provisioning
 
     return documents.created_application(*provisioning.create_application(opened.rt, opened.by, **options))
 
@@ -45,7 +46,8 @@ def create(opened: Opened, **options: Any) -> Any:
 @click.option("--page", type=click.IntRange(1), default=1, show_default=True)
 def list_applications(opened: Opened, limit: int, page: int) -> Any:
     """List applications by their number."""
-    from identity.core import applications, documents
+    from identity import documents
+    from identity.core import applications
 
     total, found = applications.listing(opened.rt, limit=limit, offset=(page - 1) * limit)
     return documents.page("applications", total, [documents.application(one) for one in found], limit=limit)
@@ -55,7 +57,8 @@ def list_applications(opened: Opened, limit: int, page: int) -> Any:
 @click.argument("client_id", metavar="CLIENT_ID")
 def show(opened: Opened, client_id: str) -> Any:
     """Show an application, and when and from where each of its secrets was last used."""
-    from identity.core import applications, documents
+    from identity import documents
+    from identity.core import applications
 
     found = applications.get(opened.rt, client_id)
     secrets = [documents.secret(one) for one in applications.secrets_of(opened.rt, found.id)]
@@ -99,7 +102,8 @@ def delete(opened: Opened, client_id: str) -> Any:
 )
 def rotate_secret(opened: Opened, client_id: str, expires_in: int) -> Any:
     """Make a new secret, which is shown once, and let the one before it run out."""
-    from identity.core import applications, documents, provisioning
+    from identity import documents
+    from identity.core import applications, provisioning
 
     found = applications.get(opened.rt, client_id)
     made = provisioning.rotate_secret(opened.rt, opened.by, found.id, expires_in=expires_in)
@@ -107,6 +111,7 @@ def rotate_secret(opened: Opened, client_id: str, expires_in: int) -> Any:
 
 
 def _set_enabled(opened: Opened, client_id: str, *, enabled: bool) -> Any:
-    from identity.core import documents, provisioning
+    from identity import documents
+    from identity.core import provisioning
 
     return documents.application(provisioning.change_application(opened.rt, opened.by, client_id, enabled=enabled))

@@ -17,7 +17,7 @@ def keys() -> None:
 @command(keys, "list")
 def list_keys(opened: Opened) -> Any:
     """List signing keys, oldest first: next, active or retired."""
-    from identity.core import documents
+    from identity import documents
 
     found = [documents.signing_key(one) for one in opened.rt.ring.list()]
     return documents.page("keys", len(found), found, limit=max(1, len(found)))
@@ -26,7 +26,8 @@ def list_keys(opened: Opened) -> Any:
 @command(keys, "rotate")
 def rotate(opened: Opened) -> Any:
     """Have the next key sign as soon as verifiers can have seen it; the one before stays published until its last token is dead."""
-    from identity.core import documents, provisioning
+    from identity import documents
+    from identity.core import provisioning
 
     return documents.signing_key(provisioning.rotate_key(opened.rt, opened.by))
 
@@ -45,7 +46,8 @@ def revoke(opened: Opened, kid: str) -> Any:
 @click.argument("file", type=click.File("rb"))
 def import_key(opened: Opened, file: BinaryIO) -> Any:
     """Take the RSA key in FILE (PEM, unencrypted; `-` is standard input) as the one that signs next; `keys rotate` starts it."""
-    from identity.core import documents, provisioning
+    from identity import documents
+    from identity.core import provisioning
 
     return documents.signing_key(provisioning.import_key(opened.rt, opened.by, file.read(65_536)))
 

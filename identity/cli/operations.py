@@ -136,8 +136,8 @@ def worker(opened: Opened) -> Any:
 @click.option("--limit", type=click.IntRange(1, 10_000), default=200, show_default=True)
 def audit(opened: Opened, since: str | None, until: str | None, limit: int, **filters: Any) -> Any:
     """List what happened, newest first."""
+    from identity import documents
     from identity.core import audit as record
-    from identity.core import documents
 
     filters["since"] = documents.moment(since, field="since") if since else None
     filters["until"] = documents.moment(until, field="until") if until else None
@@ -150,7 +150,7 @@ def audit(opened: Opened, since: str | None, until: str | None, limit: int, **fi
 @click.argument("error_id", metavar="X-ERROR-ID")
 def explain(opened: Opened, error_id: str) -> Any:
     """Say why the request that was answered with this x-error-id was refused."""
-    from identity.core import documents
+    from identity import documents
     from identity.core import explain as explanations
 
     return documents.explanation(explanations.get(opened.rt, error_id))
@@ -166,7 +166,8 @@ def mail() -> None:
 @click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True)
 def list_mails(opened: Opened, state: str | None, limit: int) -> Any:
     """List the newest mails; never what they say."""
-    from identity.core import documents, outbox
+    from identity import documents
+    from identity.core import outbox
 
     found = outbox.list_mails(opened.rt, outbox.State(state) if state else None, limit=limit)
     return documents.page("mails", len(found), [documents.mail(one) for one in found], limit=limit)

@@ -19,7 +19,8 @@ def tenant() -> None:
 @click.option("--name", required=True, metavar="N")
 def create(opened: Opened, tenant_id: str, name: str) -> Any:
     """Make a tenant."""
-    from identity.core import documents, provisioning
+    from identity import documents
+    from identity.core import provisioning
 
     return documents.tenant(provisioning.create_tenant(opened.rt, opened.by, tenant_id=tenant_id, name=name))
 
@@ -29,7 +30,8 @@ def create(opened: Opened, tenant_id: str, name: str) -> Any:
 @click.option("--page", type=click.IntRange(1), default=1, show_default=True)
 def list_tenants(opened: Opened, limit: int, page: int) -> Any:
     """List tenants by id."""
-    from identity.core import documents, tenancy
+    from identity import documents
+    from identity.core import tenancy
 
     total, found = tenancy.listing(opened.rt, limit=limit, offset=(page - 1) * limit)
     return documents.page("tenants", total, [documents.tenant(one) for one in found], limit=limit)
@@ -39,7 +41,8 @@ def list_tenants(opened: Opened, limit: int, page: int) -> Any:
 @click.argument("tenant_id", metavar="ID")
 def show(opened: Opened, tenant_id: str) -> Any:
     """Show a tenant and its first 200 members."""
-    from identity.core import documents, provisioning, tenancy
+    from identity import documents
+    from identity.core import provisioning, tenancy
 
     found = documents.tenant(tenancy.describe(opened.rt, tenant_id))
     _, members = provisioning.list_members(opened.rt, tenant_id, limit=200, offset=0)
@@ -62,7 +65,8 @@ def delete(opened: Opened, tenant_id: str) -> Any:
 @click.option("--role", "roles", multiple=True, metavar="R", help="Role in this tenant.")
 def add_member(opened: Opened, tenant_id: str, identifier: str, roles: tuple[str, ...]) -> Any:
     """Make a user a member with exactly these roles."""
-    from identity.core import documents, provisioning
+    from identity import documents
+    from identity.core import provisioning
 
     user = provisioning.find_user(opened.rt, identifier)
     return documents.member(provisioning.set_member(opened.rt, opened.by, tenant_id, user.id, roles=roles))

@@ -48,7 +48,8 @@ def _find(opened: Opened, identifier: str) -> UserInfo:
 
 
 def _shown(opened: Opened, user_id: str) -> Any:
-    from identity.core import documents, provisioning
+    from identity import documents
+    from identity.core import provisioning
 
     return documents.user(provisioning.describe_user(opened.rt, user_id))
 
@@ -74,7 +75,8 @@ def _shown(opened: Opened, user_id: str) -> Any:
 @click.option("--portal-url", metavar="URL", help="Link in the invitation; see IDENTITY_PORTAL_URLS.")
 def create(opened: Opened, **options: Any) -> Any:
     """Make a user with a verified address, and a key pair whose secret is shown once."""
-    from identity.core import documents, provisioning
+    from identity import documents
+    from identity.core import provisioning
 
     return documents.created_user(provisioning.create_user(opened.rt, opened.by, **options))
 
@@ -88,7 +90,8 @@ def create(opened: Opened, **options: Any) -> Any:
 @click.option("--page", type=click.IntRange(1), default=1, show_default=True)
 def list_users(opened: Opened, limit: int, page: int, **filters: Any) -> Any:
     """List users in the order in which they were made."""
-    from identity.core import documents, provisioning
+    from identity import documents
+    from identity.core import provisioning
 
     total, found = provisioning.list_users(opened.rt, limit=limit, offset=(page - 1) * limit, **filters)
     return documents.page("users", total, [documents.user(one) for one in found], limit=limit)
@@ -132,7 +135,8 @@ def delete(opened: Opened, identifier: str) -> Any:
 @click.option("--ends", metavar="T", help="RFC 3339, or `none`.")
 def access_window(opened: Opened, identifier: str, starts: str | None, ends: str | None) -> Any:
     """Set when a user may come in; without options, show it."""
-    from identity.core import documents, provisioning
+    from identity import documents
+    from identity.core import provisioning
 
     given = {"starts_at": starts, "ends_at": ends}
     bounds = {

@@ -31,8 +31,8 @@ from sqlalchemy import (
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, Session, aliased, mapped_column
 
-from identity.core import attempts, audit, codes
-from identity.core.addresses import (
+from identity.ambient import Origin
+from identity.canonical import (
     canonical_address,
     canonical_alias,
     canonical_id,
@@ -41,9 +41,9 @@ from identity.core.addresses import (
     get_alias,
     get_names,
 )
+from identity.core import attempts, audit, codes
 from identity.core.attempts import ACCOUNT, ACCOUNT_AND_ADDRESS, ADDRESS, Charge, Reservation
 from identity.core.audit import Action
-from identity.core.limits import address_key
 from identity.errors import (
     ACCESS_WINDOW_EXPIRED,
     CONFLICT,
@@ -53,7 +53,8 @@ from identity.errors import (
     Problem,
     Refused,
 )
-from identity.runtime import Origin, Runtime
+from identity.instruments.limits import address_key
+from identity.runtime import Runtime
 from identity.storage import Base, Instant, Names, Prepared, Unit, holds, is_violation
 
 ADMIN_ROLE: Final = "users_admin"

@@ -32,17 +32,20 @@ from sqlalchemy import (
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
-from identity.core import attempts, audit, credentials, tenancy, tokens
-from identity.core.addresses import canonical_id, get_names
+from identity.ambient import Origin, later
+from identity.canonical import canonical_id, get_names
+from identity.core import attempts, audit, tenancy, tokens
 from identity.core.attempts import MACHINE_AND_ADDRESS, Charge
 from identity.core.audit import Action
-from identity.core.credentials import Kind, Secret
-from identity.core.keyring import CURRENT_VERSION, SKEW_SECONDS, load_jwks, unverified_claims, verify_assertion
-from identity.core.limits import address_key
 from identity.core.tenancy import Memberships, Tenant
 from identity.core.tokens import AccessToken
 from identity.errors import CLIENT_MISMATCH, CONFLICT, NOT_FOUND, VALIDATION, Problem, Refused
-from identity.runtime import Origin, Runtime, later
+from identity.instruments import opaque
+from identity.instruments.jws import load_jwks, unverified_claims, verify_assertion
+from identity.instruments.keyring import CURRENT_VERSION, SKEW_SECONDS
+from identity.instruments.limits import address_key
+from identity.instruments.opaque import Kind, Secret
+from identity.runtime import Runtime
 from identity.storage import Base, Contention, Instant, Names, Prepared, Unit, from_micros
 
 STANDARD_APP_ID: Final = 10
@@ -221,12 +224,12 @@ def authenticate(rt: Runtime, origin: Origin, client_id: str, secret: str) -> Au
         attempts.judge(rt, charge, rows[0][13])
     else:
         attempts.check(rt, (charge,))
-    presented = credentials.fingerprint(rt.ring.vault.derive("client secrets"), secret)
+    presented = opaque.fingerprint(rt.ring.vault.derive("client secrets"), secret)
     now = rt.clock.now()
     proven = ""
     for row in rows:
         secret_id, stored, expires_at = row[14:]
-        if stored is not None and credentials.matches(stored, presented) and (expires_at is None or now < expires_at):
+        if stored is not None and opaque.matches(stored, presented) and (expires_at is None or now < expires_at):
             proven = secret_id
     if not proven or not rows[0][9]:
         detail, evidence = _flaw(rows, presented, secret, now)
@@ -239,11 +242,11 @@ def authenticate(rt: Runtime, origin: Origin, client_id: str, secret: str) -> Au
 def _flaw(rows: Sequence[tuple[Any, ...]], presented: bytes, secret: str, now: datetime) -> tuple[str, dict[str, Any]]:
     """Why a client does not pass, and what would have: for operators only, clients see one refusal."""
     # Before anything that depends on who is asked for, so that an unknown client costs the same.
-    well_formed = credentials.is_well_formed(Kind.CLIENT_SECRET, secret)
+    well_formed = opaque.is_well_formed(Kind.CLIENT_SECRET, secret)
     if not rows:
         return "unknown client", {}
     for secret_id, stored, expires_at in (row[14:] for row in rows):
-        if stored is None or not credentials.matches(stored, presented):
+        if stored is None or not opaque.matches(stored, presented):
             continue
         evidence: dict[str, Any] = {"seen": {"secret": secret_id}, "near_miss": "the secret was right"}
         if expires_at is None or now < expires_at:
@@ -440,11 +443,11 @@ def add_secret(
     ).scalar_one()
     if living >= MAX_LIVE_SECRETS:
         raise Refused(CONFLICT.saying("An application has at most two live secrets; delete one first"))
-    secret = credentials.mint(Kind.CLIENT_SECRET, rt.entropy)
+    secret = opaque.mint(Kind.CLIENT_SECRET, rt.entropy)
     row = ClientSecret(
         id=rt.entropy.bytes(6).hex(),
         client_id=client_id,
-        fingerprint=credentials.fingerprint(rt.ring.vault.derive("client secrets"), secret.reveal()),
+        fingerprint=opaque.fingerprint(rt.ring.vault.derive("client secrets"), secret.reveal()),
         created_at=unit.now,
         expires_at=None if expires_in is None else later(unit.now, expires_in),
     )

@@ -19,8 +19,9 @@ from typing import Any, Final
 from sqlalchemy import LargeBinary, Text, bindparam, delete, select, text
 from sqlalchemy.orm import Mapped, mapped_column
 
+from identity.ambient import Origin, later
 from identity.errors import LOCKED_OUT, UNAVAILABLE, Refused
-from identity.runtime import Origin, Runtime, later
+from identity.runtime import Runtime
 from identity.storage import Base, Contention, Instant, Prepared, Unit, from_micros, to_micros
 
 _ABANDONED_SECONDS: Final = 30

@@ -17,7 +17,8 @@ from typing import Any
 from sqlalchemy import ColumnElement, LargeBinary, String, Text, delete, func, select
 from sqlalchemy.orm import Mapped, mapped_column
 
-from identity.runtime import Runtime, later
+from identity.ambient import later
+from identity.runtime import Runtime
 from identity.storage import Base, Instant, Unit, to_micros
 
 

@@ -10,15 +10,16 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Final, NamedTuple
 
+from identity.ambient import Origin
 from identity.core import applications, keypairs, sessions, tokens
 from identity.core.accounts import ADMIN_ROLE
 from identity.core.applications import ADMIN_SCOPE
-from identity.core.credentials import Kind
 from identity.core.sessions import Live
 from identity.core.tenancy import Memberships
 from identity.core.tokens import Claims
 from identity.errors import FORBIDDEN, INVALID_TOKEN, STALE_LOGIN, TWO_CREDENTIALS, UNAUTHENTICATED, Refused
-from identity.runtime import Origin, Runtime
+from identity.instruments.opaque import Kind
+from identity.runtime import Runtime
 
 _NOWHERE: Final = Memberships()
 

@@ -18,15 +18,16 @@ from typing import Any, Final, assert_never
 from sqlalchemy import BigInteger, ForeignKey, String, bindparam, delete, select, update
 from sqlalchemy.orm import Mapped, mapped_column
 
+from identity.ambient import later
 from identity.core import accounts, attempts, audit, codes, mfa
 from identity.core.accounts import UserInfo
 from identity.core.attempts import Reservation
 from identity.core.audit import Action
 from identity.core.codes import Purpose
-from identity.core.credentials import Secret
 from identity.core.mfa import Factor
 from identity.errors import INVALID_CODE, Refused
-from identity.runtime import Runtime, later
+from identity.instruments.opaque import Secret
+from identity.runtime import Runtime
 from identity.storage import Base, Instant, Prepared, Unit
 
 MAX_ATTEMPTS: Final = 5

@@ -19,11 +19,12 @@ from typing import Final
 from sqlalchemy import BigInteger, Index, LargeBinary, String, Update, bindparam, delete, func, select, text, update
 from sqlalchemy.orm import Mapped, mapped_column
 
+from identity.ambient import Entropy, later
 from identity.core import audit, outbox
 from identity.core.audit import Action
 from identity.core.mailing import Template
 from identity.errors import INVALID_CODE, RATE_LIMITED, Refused
-from identity.runtime import Entropy, Runtime, later
+from identity.runtime import Runtime
 from identity.storage import Base, Instant, Prepared, Unit
 
 LIFE_SECONDS: Final = 600

@@ -12,14 +12,15 @@ from typing import Final
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.exc import IntegrityError
 
+from identity.ambient import Origin
+from identity.canonical import canonical_id, get_address
 from identity.core import audit, codes, mfa, outbox
 from identity.core.accounts import Email, User
-from identity.core.addresses import canonical_id, get_address
 from identity.core.audit import Action
 from identity.core.codes import Purpose
 from identity.core.mailing import Template
 from identity.errors import CONFLICT, INVALID_CODE, NOT_FOUND, Refused
-from identity.runtime import Origin, Runtime
+from identity.runtime import Runtime
 from identity.storage import Unit
 
 MAX_ADDRESSES: Final = 10

@@ -14,13 +14,14 @@ from typing import Final
 from sqlalchemy import ColumnElement, or_, select, update
 from sqlalchemy.orm import Session
 
+from identity.ambient import Origin, later
 from identity.core import accounts, emails, outbox
 from identity.core.accounts import ADMIN_ROLE, User
 from identity.core.applications import Application, ClientSecret
 from identity.core.keypairs import KeyPair
 from identity.core.mailing import Template
 from identity.core.tenancy import Membership
-from identity.runtime import Origin, Runtime, later
+from identity.runtime import Runtime
 from identity.storage import Database, Unit, holds
 
 OWNER_ROLE: Final = "owner"

@@ -9,15 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from identity.ambient import Origin, later
 from identity.core import applications, callers, sessions, tokens
 from identity.core.applications import INTROSPECT_SCOPE, ApplicationInfo
 from identity.core.callers import Caller, Presented
-from identity.core.credentials import Kind
-from identity.core.keyring import SKEW_SECONDS
 from identity.core.sessions import SessionInfo
 from identity.core.tokens import Claims
 from identity.errors import INVALID_TOKEN, TOKEN_EXPIRED, Refused
-from identity.runtime import Origin, Runtime, later
+from identity.instruments.keyring import SKEW_SECONDS
+from identity.instruments.opaque import Kind
+from identity.runtime import Runtime
 from identity.storage import from_micros
 
 

@@ -28,19 +28,21 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Mapped, mapped_column
 
-from identity.core import applications, attempts, audit, codes, credentials, emails, mfa, outbox, sessions, tenancy
+from identity.ambient import Origin, later
+from identity.canonical import canonical_id
+from identity.core import applications, attempts, audit, codes, emails, mfa, outbox, sessions, tenancy
 from identity.core.accounts import User, UserInfo, recheck
-from identity.core.addresses import canonical_id
 from identity.core.attempts import FAILURES, MACHINE_AND_ADDRESS, Charge
 from identity.core.audit import Action
 from identity.core.codes import Purpose
-from identity.core.credentials import Kind, Secret
-from identity.core.limits import address_key
 from identity.core.mailing import Template
 from identity.core.tenancy import Memberships
 from identity.core.tokens import AccessToken
 from identity.errors import CONFLICT, INVALID_CODE, KEY_MISMATCH, NOT_FOUND, VALIDATION, Refused
-from identity.runtime import Origin, Runtime, later
+from identity.instruments import opaque
+from identity.instruments.limits import address_key
+from identity.instruments.opaque import Kind, Secret
+from identity.runtime import Runtime
 from identity.storage import Base, Instant, Prepared, Unit
 
 MAX_DAYS: Final = 3650
@@ -131,9 +133,7 @@ def authenticate(rt: Runtime, origin: Origin, api_key: str, api_secret: str) -> 
     Raises Refused(LOCKED_OUT) after 20 failures in 5 minutes for one key from one address.
     """
     charge = Charge(MACHINE_AND_ADDRESS, f"{api_key[:64]} {address_key(origin.address)}")
-    well_formed = credentials.is_well_formed(Kind.API_KEY, api_key) and credentials.is_well_formed(
-        Kind.API_SECRET, api_secret
-    )
+    well_formed = opaque.is_well_formed(Kind.API_KEY, api_key) and opaque.is_well_formed(Kind.API_SECRET, api_secret)
     row = rt.database.row(_PROVEN, api_key=api_key, meter=charge.key) if well_formed else None
     if row is None:
         attempts.check(rt, (charge,))
@@ -165,11 +165,11 @@ def create(
     """A new pair of `user_id`, good for `days`, and its secret, which is shown once. Raises Refused(VALIDATION)."""
     if not 1 <= days <= MAX_DAYS:
         raise Refused(VALIDATION.saying("A key lives from 1 to 3650 days"), field="days")
-    secret = credentials.mint(Kind.API_SECRET, rt.entropy)
+    secret = opaque.mint(Kind.API_SECRET, rt.entropy)
     row = KeyPair(
         id=rt.new_id(),
         user_id=user_id,
-        api_key=credentials.mint(Kind.API_KEY, rt.entropy).reveal(),
+        api_key=opaque.mint(Kind.API_KEY, rt.entropy).reveal(),
         fingerprint=_fingerprint(rt, secret.reveal()),
         name=_clean_name(name),
         cidrs=" ".join(_checked_networks(cidrs)),
@@ -304,7 +304,7 @@ def _flaw(  # noqa: PLR0911 -- one return for each reason
     presented = _fingerprint(rt, api_secret)
     if row is None:
         return "unknown key, or not the shape of a pair", {}
-    if not credentials.matches(row[10], presented):
+    if not opaque.matches(row[10], presented):
         return "wrong secret", {"key": row[0]}
     now = rt.clock.now()
     enabled, starts_at, ends_at = row[12:15]
@@ -350,7 +350,7 @@ def _clean_name(text: str) -> str:
 
 
 def _fingerprint(rt: Runtime, secret: str) -> bytes:
-    return credentials.fingerprint(rt.ring.vault.derive("api secrets"), secret)
+    return opaque.fingerprint(rt.ring.vault.derive("api secrets"), secret)
 
 
 def _info(row: KeyPair) -> KeyPairInfo:

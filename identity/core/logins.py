@@ -10,16 +10,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from identity.ambient import Origin
 from identity.core import accounts, attempts, challenges, mfa, sessions
 from identity.core.accounts import PasswordProof, UserInfo
 from identity.core.applications import standard_client
 from identity.core.challenges import Issued
-from identity.core.credentials import Secret
 from identity.core.mfa import Factor
 from identity.core.sessions import Opened
 from identity.core.tokens import AccessToken, resource_of
 from identity.errors import MFA_REQUIRED, Refused
-from identity.runtime import Origin, Runtime
+from identity.instruments.opaque import Secret
+from identity.runtime import Runtime
 from identity.storage import Unit
 
 

@@ -23,15 +23,16 @@ from sqlalchemy import BigInteger, ForeignKey, LargeBinary, bindparam, delete, s
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, mapped_column
 
+from identity.ambient import Origin, later
 from identity.core import attempts, audit, codes, outbox
 from identity.core.accounts import UserInfo, guess_charges
 from identity.core.attempts import SECOND_FACTOR, Charge, Reservation
 from identity.core.audit import Action
 from identity.core.codes import Consumed, Purpose, WrongCode
-from identity.core.credentials import Secret
 from identity.core.mailing import Template
 from identity.errors import CONFLICT, FORBIDDEN, INVALID_CODE, MFA_REQUIRED, NOT_FOUND, VALIDATION, Refused
-from identity.runtime import Origin, Runtime, later
+from identity.instruments.opaque import Secret
+from identity.runtime import Runtime
 from identity.storage import Base, Instant, Prepared, Unit
 
 ENROL_SECONDS: Final = 600

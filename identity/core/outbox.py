@@ -38,11 +38,12 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Mapped, mapped_column
 
+from identity.ambient import Origin, later
 from identity.core import mailing
 from identity.core.mailing import Template
-from identity.core.vault import Unsealable
 from identity.errors import NOT_FOUND, Refused
-from identity.runtime import Origin, Runtime, later
+from identity.instruments.vault import Unsealable
+from identity.runtime import Runtime
 from identity.storage import Base, Instant, Prepared, Unit
 
 POLL_SECONDS: Final = 0.5

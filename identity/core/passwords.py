@@ -6,14 +6,15 @@ whoever has TOTP is asked for it at the next login as ever.
 
 from __future__ import annotations
 
+from identity.ambient import Origin
+from identity.canonical import get_address
 from identity.core import accounts, attempts, audit, codes, mfa, outbox, sessions
 from identity.core.accounts import UserInfo
-from identity.core.addresses import get_address
 from identity.core.audit import Action
 from identity.core.codes import Purpose
 from identity.core.mailing import Template
 from identity.errors import INVALID_CODE, Refused
-from identity.runtime import Origin, Runtime
+from identity.runtime import Runtime
 from identity.storage import Unit
 
 

@@ -15,19 +15,21 @@ from urllib.parse import urlsplit
 from sqlalchemy import ColumnElement, func, select, update
 from sqlalchemy.exc import IntegrityError
 
+from identity.ambient import Origin
+from identity.canonical import canonical_address, canonical_id, get_address, get_alias, get_names, is_name
 from identity.core import accounts, applications, audit, emails, keypairs, mfa, outbox, registration, sessions, tenancy
 from identity.core.accounts import ADMIN_ROLE, Email, User, UserInfo, clean_name
-from identity.core.addresses import canonical_address, canonical_id, get_address, get_alias, get_names, is_name
 from identity.core.applications import ADMIN_SCOPE, ApplicationInfo, SecretInfo
 from identity.core.audit import Action
-from identity.core.credentials import Secret, is_password_hash
 from identity.core.emails import EmailInfo
 from identity.core.keypairs import KeyPairInfo
-from identity.core.keyring import KeyInfo
 from identity.core.mailing import Template
 from identity.core.tenancy import Membership, TenantInfo
 from identity.errors import CONFLICT, NOT_FOUND, VALIDATION, Refused
-from identity.runtime import Origin, Runtime
+from identity.instruments.hashing import is_password_hash
+from identity.instruments.keyring import KeyInfo
+from identity.instruments.opaque import Secret
+from identity.runtime import Runtime
 from identity.storage import Unit, is_violation
 
 FIRST_KEY_NAME: Final = "first"

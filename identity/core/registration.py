@@ -7,14 +7,15 @@ from typing import Final
 from sqlalchemy import delete, select
 from sqlalchemy.orm import aliased
 
+from identity.ambient import Origin, later
+from identity.canonical import get_address
 from identity.core import accounts, audit, codes, keypairs, outbox, sessions, signins, tenancy
 from identity.core.accounts import ADMIN_ROLE, Email, User
-from identity.core.addresses import get_address
 from identity.core.audit import Action
 from identity.core.mailing import Template
 from identity.core.signins import Waiting
 from identity.errors import REGISTRATION_DISABLED, Refused
-from identity.runtime import Origin, Runtime, later
+from identity.runtime import Runtime
 from identity.storage import Unit
 
 CONFIRM_SECONDS: Final = 86_400

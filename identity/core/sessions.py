@@ -34,17 +34,19 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Mapped, mapped_column
 
-from identity.core import audit, credentials, outbox, tenancy, tokens
+from identity.ambient import later
+from identity.canonical import canonical_id
+from identity.core import audit, outbox, tenancy, tokens
 from identity.core.accounts import Email, User, UserInfo, recheck
-from identity.core.addresses import canonical_id
 from identity.core.audit import Action
-from identity.core.credentials import Kind, Secret
-from identity.core.keyring import CURRENT_VERSION
 from identity.core.mailing import Template
 from identity.core.tenancy import Memberships
 from identity.core.tokens import AccessToken, Subject
 from identity.errors import INVALID_TOKEN, NOT_FOUND, TOKEN_EXPIRED, Refused
-from identity.runtime import Runtime, later
+from identity.instruments import opaque
+from identity.instruments.keyring import CURRENT_VERSION
+from identity.instruments.opaque import Kind, Secret
+from identity.runtime import Runtime
 from identity.storage import Base, Instant, Names, Prepared, Unit
 
 _REFRESH_BYTES: Final = 40
@@ -191,7 +193,7 @@ def open_session(
     `user` None: a session of nobody, which costs the same and never works. `keypair_id`: the key pair that stands for the login;
     the session ends with it.
     """
-    bearer = credentials.mint(Kind.SESSION, rt.entropy) if with_bearer else None
+    bearer = opaque.mint(Kind.SESSION, rt.entropy) if with_bearer else None
     end = later(unit.now, absolute_seconds)
     values: dict[str, Any] = {
         "id": rt.new_id(),
@@ -247,7 +249,7 @@ def find_live(rt: Runtime, session_id: str) -> Live:
 
 def find_live_bearer(rt: Runtime, bearer: str) -> Live:
     """The verified session behind an opaque bearer. Raises Refused(INVALID_TOKEN) or Refused(TOKEN_EXPIRED)."""
-    if not credentials.is_well_formed(Kind.SESSION, bearer):
+    if not opaque.is_well_formed(Kind.SESSION, bearer):
         raise Refused(INVALID_TOKEN, detail="not a session bearer")
     return _live(rt, rt.database.row(_LIVE_BY_BEARER, bearer=_fingerprint(rt, bearer)))
 
@@ -463,11 +465,11 @@ def _end_reused(rt: Runtime, unit: Unit, row: UserSession, user: UserInfo, *, se
 def _refresh_token(rt: Runtime, session_id: str, seed: bytes | None, generation: int) -> Secret:
     head = uuid.UUID(session_id).bytes + generation.to_bytes(4)
     mac = hmac.digest(rt.ring.vault.derive("refresh tokens"), head + (seed or b""), "sha256")[:_MAC_BYTES]
-    return credentials.encode(Kind.REFRESH, head + mac)
+    return opaque.encode(Kind.REFRESH, head + mac)
 
 
 def _parse_refresh(token: str) -> tuple[str, int] | None:
-    payload = credentials.decode(Kind.REFRESH, token, _REFRESH_BYTES)
+    payload = opaque.decode(Kind.REFRESH, token, _REFRESH_BYTES)
     return None if payload is None else (str(uuid.UUID(bytes=payload[:16])), int.from_bytes(payload[16:20]))
 
 
@@ -476,7 +478,7 @@ def _is_recent(turned_at: datetime | None, now: datetime, grace_seconds: int) ->
 
 
 def _fingerprint(rt: Runtime, bearer: str) -> bytes:
-    return credentials.fingerprint(rt.ring.vault.derive("session bearers"), bearer)
+    return opaque.fingerprint(rt.ring.vault.derive("session bearers"), bearer)
 
 
 def _from_row(row: UserSession) -> SessionInfo:

@@ -11,9 +11,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
+from identity.ambient import Origin
+from identity.canonical import get_address
 from identity.core import accounts, applications, attempts, codes, emails, mfa, sessions
 from identity.core.accounts import UserInfo
-from identity.core.addresses import get_address
 from identity.core.attempts import Reservation
 from identity.core.codes import Purpose, WrongCode
 from identity.core.mailing import Template
@@ -28,7 +29,7 @@ from identity.errors import (
     VALIDATION,
     Refused,
 )
-from identity.runtime import Origin, Runtime
+from identity.runtime import Runtime
 from identity.storage import Unit
 
 KIND: Final = "session"

@@ -30,11 +30,11 @@ from sqlalchemy import (
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import InstrumentedAttribute, Mapped, Session, mapped_column
 
+from identity.canonical import get_names, is_name
 from identity.core import audit
-from identity.core.addresses import get_names, is_name
 from identity.core.audit import Action
-from identity.core.limits import Policy, parse_budget
 from identity.errors import CONFLICT, NOT_FOUND, VALIDATION, Refused
+from identity.instruments.limits import Policy, parse_budget
 from identity.runtime import Runtime
 from identity.storage import Base, Instant, Lines, Names, Prepared, Unit
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
-from identity.core.keyring import SKEW_SECONDS
 from identity.errors import FORBIDDEN, INVALID_TOKEN, TOKEN_EXPIRED, VALIDATION, Refused
+from identity.instruments.keyring import SKEW_SECONDS
 from identity.runtime import Runtime
 
 _ORIGIN: Final = re.compile(

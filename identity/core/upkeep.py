@@ -18,6 +18,7 @@ from sqlalchemy import String, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, mapped_column
 
+from identity.ambient import Origin, later
 from identity.core import (
     applications,
     attempts,
@@ -32,7 +33,7 @@ from identity.core import (
     sessions,
 )
 from identity.core.audit import Action
-from identity.runtime import Origin, Runtime, later
+from identity.runtime import Runtime
 from identity.storage import Base, Instant
 
 _log = logging.getLogger("identity.upkeep")
@@ -132,8 +133,14 @@ def tend_keys(rt: Runtime) -> None:
             audit.record(rt, unit, Action.KEY_ROTATED, actor="background", target=rotated.kid)
 
 
+def write_notes(rt: Runtime) -> None:
+    """Write down what this process only noted: uses of credentials, and why it refused."""
+    rt.usage.flush(rt.database, rt.clock.now())
+    rt.explanations.flush(rt.database, rt.clock.now())
+
+
 JOBS: Final = (
-    Job("notes", 1.0, lambda rt: (rt.usage.flush(rt), rt.explanations.flush(rt)), shared=False),
+    Job("notes", 1.0, write_notes, shared=False),
     Job("ring", 2.0, lambda rt: rt.ring.reload_if_changed(), shared=False),
     Job("windows", 60.0, lambda rt: rt.limiter.sweep(), shared=False),
     Job("keys", 10.0, tend_keys, shared=True),

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Final
 
+from identity.canonical import canonical_id
 from identity.core import accounts, codes, emails, keypairs, mfa, passwords, sessions, signins
 from identity.core.accounts import Email
-from identity.core.addresses import canonical_id
 from identity.core.codes import Purpose
 from identity.core.emails import EmailInfo
 from identity.core.keypairs import Requested

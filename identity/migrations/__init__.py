@@ -28,9 +28,9 @@ _POSTGRESQL_PATIENCE: Final = (
 
 def schema() -> MetaData:
     """The tables as the code declares them."""
-    core = importlib.import_module("identity.core")
-    for module in pkgutil.iter_modules(core.__path__):
-        importlib.import_module(f"identity.core.{module.name}")
+    for house in ("identity.instruments", "identity.core"):
+        for module in pkgutil.walk_packages(importlib.import_module(house).__path__, f"{house}."):
+            importlib.import_module(module.name)
     return Base.metadata
 
 

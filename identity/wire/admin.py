@@ -14,10 +14,10 @@ from typing import Any, Final, TypeVar
 
 from marshmallow import Schema
 
-from identity.core import applications, audit, documents, explain, keypairs, provisioning, sessions, tenancy, vouching
-from identity.core.documents import Document
-from identity.core.limits import Policy
+from identity import documents
+from identity.core import applications, audit, explain, keypairs, provisioning, sessions, tenancy, vouching
 from identity.core.provisioning import By
+from identity.documents import Document
 from identity.errors import (
     CONFLICT,
     FORBIDDEN,
@@ -33,6 +33,7 @@ from identity.errors import (
     Problem,
     Refused,
 )
+from identity.instruments.limits import Policy
 from identity.wire import admin_schemas as schemas
 from identity.wire.pipeline import ENVELOPE_400, Call, Dialect, Reads, Reply
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from marshmallow import Schema, ValidationError, fields
 
-from identity.core.documents import moment
+from identity.documents import moment
 from identity.errors import Refused
 from identity.wire.fields import Body, Flag, Id, Message, Names, Text, Whole
 

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from marshmallow import RAISE, Schema, ValidationError, fields
 
-from identity.core.addresses import canonical_id
+from identity.canonical import canonical_id
 from identity.errors import VALIDATION, Refused
 
 _FIELD_NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)

@@ -15,8 +15,8 @@ from flask_limiter import RateLimitExceeded
 from limits.errors import StorageError
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
-from identity.core.limits import address_key
 from identity.errors import INTERNAL, METHOD_NOT_ALLOWED, NOT_FOUND, RATE_LIMITED, UNAVAILABLE, Refused
+from identity.instruments.limits import address_key
 from identity.runtime import Runtime
 from identity.wire.pipeline import (
     ENVELOPE,

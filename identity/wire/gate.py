@@ -12,7 +12,6 @@ from typing import Final, TypeVar
 from marshmallow import Schema
 
 from identity.core import callers
-from identity.core.limits import Policy
 from identity.core.tenancy import LIMITED_TIERS
 from identity.errors import (
     FORBIDDEN,
@@ -27,6 +26,7 @@ from identity.errors import (
     VALIDATION,
     Refused,
 )
+from identity.instruments.limits import Policy
 from identity.wire.pipeline import ENVELOPE, Call, Dialect, Reads, Reply
 
 # nginx keeps the headers of a refused subrequest and drops its body: the code must stand in a header to reach the client.

@@ -16,8 +16,8 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from identity.errors import NOT_FOUND, Refused
+from identity.instruments.transports import mail_directory
 from identity.settings import Settings
-from identity.transports import mail_directory
 from identity.wire.pipeline import Call, Dialect, Reply, Request
 
 inbox = Dialect("I: the development inbox")

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
+from identity.ambient import SystemClock
 from identity.core import expiry
-from identity.runtime import SystemClock
 from identity.settings import Settings
 from identity.storage import Database
 

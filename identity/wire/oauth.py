@@ -23,12 +23,13 @@ from authlib.oauth2.rfc7009 import RevocationEndpoint
 from authlib.oauth2.rfc7662 import IntrospectionEndpoint
 from marshmallow import Schema, fields
 
-from identity.core import applications, introspection, limits
-from identity.core.addresses import canonical_id
+from identity.canonical import canonical_id
+from identity.core import applications, introspection
 from identity.core.applications import SCOPE_REFUSED, TARGET_REFUSED, Authenticated
-from identity.core.keyring import unverified_claims
-from identity.core.limits import Policy
 from identity.errors import CLIENT_MISMATCH, LOCKED_OUT, MALFORMED, UNAUTHENTICATED, Problem, Refused
+from identity.instruments import limits
+from identity.instruments.jws import unverified_claims
+from identity.instruments.limits import Policy
 from identity.wire.fields import Text
 from identity.wire.pipeline import Call, Dialect, Reads, Reply, Shape
 

@@ -19,9 +19,9 @@ from typing import Any, Final, NamedTuple
 from marshmallow import Schema
 
 from identity import logs
-from identity.core import callers, explain, limits
+from identity.ambient import Origin
+from identity.core import callers, explain
 from identity.core.callers import Caller, Presented
-from identity.core.limits import Policy, Window
 from identity.errors import (
     INTERNAL,
     MALFORMED_REQUEST_HEAD,
@@ -34,7 +34,9 @@ from identity.errors import (
     Problem,
     Refused,
 )
-from identity.runtime import Origin, Runtime
+from identity.instruments import limits
+from identity.instruments.limits import Policy, Window
+from identity.runtime import Runtime
 from identity.storage import Contention
 from identity.wire import metrics
 from identity.wire.fields import Body, reader

@@ -8,8 +8,6 @@ from marshmallow import Schema, fields
 
 from identity.core import accounts, logins, mfa, passwords, sessions
 from identity.core.accounts import UserInfo
-from identity.core.credentials import Secret
-from identity.core.limits import Policy
 from identity.core.logins import Grant, Handout
 from identity.core.mfa import Factor
 from identity.core.sessions import Live
@@ -29,6 +27,8 @@ from identity.errors import (
     VALIDATION,
     Refused,
 )
+from identity.instruments.limits import Policy
+from identity.instruments.opaque import Secret
 from identity.wire.fields import Body, Id, Message, Text
 from identity.wire.pipeline import ENVELOPE, Call, Dialect, Reads, Reply
 

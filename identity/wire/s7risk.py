@@ -6,9 +6,8 @@ from typing import Any
 
 from marshmallow import Schema, fields
 
-from identity.core import applications, limits, logins
-from identity.core.addresses import canonical_id
-from identity.core.limits import Policy
+from identity.canonical import canonical_id
+from identity.core import applications, logins
 from identity.core.tokens import AccessToken
 from identity.errors import (
     ACCESS_WINDOW_EXPIRED,
@@ -20,6 +19,8 @@ from identity.errors import (
     MFA_REQUIRED,
     VALIDATION,
 )
+from identity.instruments import limits
+from identity.instruments.limits import Policy
 from identity.wire.fields import Body, Text
 from identity.wire.pipeline import Call, Dialect, Reply
 

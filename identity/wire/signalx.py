@@ -16,9 +16,9 @@ from marshmallow import Schema, fields
 
 from identity.core import accounts, applications, challenges, logins
 from identity.core.applications import STANDARD_APP_ID, ApplicationInfo
-from identity.core.limits import Policy
 from identity.core.logins import Handout
 from identity.errors import INTERNAL, INVALID_CODE, MALFORMED, RATE_LIMITED, Refused
+from identity.instruments.limits import Policy
 from identity.wire.fields import Body, Text
 from identity.wire.pipeline import Call, Dialect, Reply, Shape
 

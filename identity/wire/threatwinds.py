@@ -7,11 +7,10 @@ from typing import Any
 
 from marshmallow import Schema, fields
 
+from identity.canonical import get_address
 from identity.core import accounts, emails, keypairs, logins, registration, sessions, signins
-from identity.core.addresses import get_address
 from identity.core.callers import Caller
 from identity.core.keypairs import KeyInfo
-from identity.core.limits import Policy
 from identity.core.sessions import Live
 from identity.core.signins import Waiting
 from identity.core.tokens import AccessToken
@@ -34,6 +33,7 @@ from identity.errors import (
     VALIDATION,
     Refused,
 )
+from identity.instruments.limits import Policy
 from identity.wire.fields import Body, Id, Message, Text, Whole
 from identity.wire.pipeline import ENVELOPE_400, Call, Dialect, Reads, Reply
 

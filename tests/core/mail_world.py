@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from email.message import EmailMessage
 
+from identity.ambient import Mailer, Origin, SystemEntropy
 from identity.core import codes, outbox
-from identity.core.keyring import Keyring
-from identity.core.vault import Vault
-from identity.runtime import Mailer, Origin, Runtime, SystemEntropy
+from identity.instruments.keyring import Keyring
+from identity.instruments.vault import Vault
+from identity.runtime import Runtime
 from identity.settings import Settings
 from identity.storage import Base, Database
 

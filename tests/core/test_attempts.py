@@ -10,10 +10,11 @@ from dataclasses import replace
 
 import pytest
 
+from identity.ambient import Origin
 from identity.core import accounts, applications, attempts
 from identity.core.attempts import ACCOUNT, ACCOUNT_AND_ADDRESS, ADDRESS, MACHINE_AND_ADDRESS, Budget, Charge, Meter
 from identity.errors import Refused
-from identity.runtime import Origin, Runtime
+from identity.runtime import Runtime
 from identity.settings import Settings
 from tests.builders import PASSWORD, Person, a_user, an_application
 from tests.world import ORIGIN, FakeClock, Web

@@ -7,9 +7,10 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import delete, select, update
 
+from identity.ambient import Origin
 from identity.core import audit
 from identity.core.audit import Action, AuditEvent
-from identity.runtime import Origin, Runtime
+from identity.runtime import Runtime
 from tests.world import ORIGIN, FakeClock
 
 

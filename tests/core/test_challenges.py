@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 from sqlalchemy import select, update
 
+from identity.ambient import Origin
 from identity.core import (
     accounts,
     applications,
@@ -39,7 +40,7 @@ from identity.errors import (
     Problem,
     Refused,
 )
-from identity.runtime import Origin, Runtime
+from identity.runtime import Runtime
 from identity.settings import Settings
 from tests.builders import Authenticator, Person, a_user, an_authenticator
 from tests.world import ORIGIN, FakeClock, Mailbox, code_in

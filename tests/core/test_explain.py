@@ -12,14 +12,15 @@ import pyotp
 import pytest
 from sqlalchemy import func, select, update
 
+from identity.ambient import Origin
 from identity.core import accounts, explain, keypairs, mfa, provisioning
 from identity.core.applications import ClientSecret
-from identity.core.documents import explanation
-from identity.core.explain import CLIENTS_WORTH, Explanations, Refusal
 from identity.core.keypairs import KeyPair
 from identity.core.provisioning import By
+from identity.documents import explanation
 from identity.errors import FORBIDDEN, INVALID_CODE, NOT_FOUND, UNAVAILABLE, Refused
-from identity.runtime import Origin, Runtime
+from identity.instruments.refusals import CLIENTS_WORTH, Explanations, Refusal
+from identity.runtime import Runtime
 from identity.settings import Settings
 from tests.builders import Person, a_token, a_user, an_application
 from tests.world import ORIGIN, FakeClock, Web
@@ -61,7 +62,7 @@ def a_user_with_totp(web: Web) -> tuple[Person, str]:
 
 
 def kept(rt: Runtime) -> int:
-    rt.explanations.flush(rt)
+    rt.explanations.flush(rt.database, rt.clock.now())
     with rt.database.reading() as session:
         return session.scalar(select(func.count()).select_from(Refusal)) or 0
 
@@ -281,7 +282,7 @@ def test_what_cannot_be_written_waits_and_the_memory_is_bounded(rt: Runtime, mon
         broken.setattr(Runtime, "unit", down)
         for _ in range(3):
             with pytest.raises(Refused):
-                rt.explanations.flush(rt)
+                rt.explanations.flush(rt.database, rt.clock.now())
     assert explain.get(rt, one)
     waiting = Explanations()
     for number in range(10_000):
@@ -298,7 +299,7 @@ def test_no_explanation_holds_what_was_sent(web: Web) -> None:
     web.get("/verify", bearer=token[:-4] + "AAAA", headers={"api-key": sent, "api-secret": sent})
     web.put("/session/verification", {"verificationCodeID": "x", "code": sent})
     web.post("/auth/refresh", {"refreshToken": sent})
-    web.rt.explanations.flush(web.rt)
+    web.rt.explanations.flush(web.rt.database, web.rt.clock.now())
     with web.rt.database.reading() as session:
         rows = [
             [getattr(row, column.key) for column in row.__table__.columns] for row in session.scalars(select(Refusal))

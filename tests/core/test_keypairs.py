@@ -8,9 +8,9 @@ import pytest
 from sqlalchemy import update
 
 from identity.core import accounts, keypairs, sessions
-from identity.core.credentials import Kind, is_well_formed
 from identity.core.keypairs import KeyPair, Requested
 from identity.errors import CONFLICT, INVALID_CODE, INVALID_TOKEN, KEY_MISMATCH, NOT_FOUND, VALIDATION, Refused
+from identity.instruments.opaque import Kind, is_well_formed
 from identity.runtime import Runtime
 from tests.builders import Person, a_user
 from tests.world import ORIGIN, FakeClock, Mailbox, Web, code_in
@@ -153,7 +153,7 @@ def test_the_last_use_is_noted_and_an_older_note_does_not_replace_it(web: Web) -
     with web.rt.unit(ORIGIN) as unit:
         web.clock.tick(60)
         unit.execute(update(KeyPair).values(last_used_at=web.clock.now()))
-    web.rt.usage.flush(web.rt)
+    web.rt.usage.flush(web.rt.database, web.rt.clock.now())
     (info,) = keypairs.listing_of(web.rt, ada.id)
     assert info.last_used_at == web.clock.now() > later
 

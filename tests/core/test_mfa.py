@@ -11,12 +11,13 @@ import pyotp
 import pytest
 from sqlalchemy import select
 
+from identity.ambient import later
 from identity.core import accounts, attempts, audit, mfa, outbox
 from identity.core.accounts import UserInfo
 from identity.core.audit import Action
 from identity.core.mfa import Factor, FixedOtp, RecoveryCode, Totp
 from identity.errors import CONFLICT, FORBIDDEN, INVALID_CODE, LOCKED_OUT, NOT_FOUND, VALIDATION, Problem, Refused
-from identity.runtime import Runtime, later
+from identity.runtime import Runtime
 from identity.settings import Settings
 from tests.builders import Person, a_user, an_authenticator
 from tests.world import ORIGIN, FakeClock, Mailbox

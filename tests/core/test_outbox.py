@@ -15,12 +15,13 @@ from datetime import datetime, timedelta
 import pytest
 import sqlalchemy
 
+from identity.ambient import Origin
 from identity.core import mailing, outbox
 from identity.core.mailing import Template
 from identity.errors import INVALID_CODE, NOT_FOUND, UNAVAILABLE, Refused
-from identity.runtime import Origin, Runtime
+from identity.instruments.transports import FileMailer
+from identity.runtime import Runtime
 from identity.storage import Contention
-from identity.transports import FileMailer
 from tests import servers
 from tests.core.mail_world import ORIGIN, START, World, fresh_url, opened, runtime
 
@@ -437,7 +438,7 @@ def test_erasing_a_user_takes_every_mail_to_the_address(world: World) -> None:
 
 
 def test_bodies_are_sealed_anew_under_a_new_master_key(world: World) -> None:
-    from identity.core.vault import Vault
+    from identity.instruments.vault import Vault
     from tests.core.mail_world import MASTER_KEY
 
     mail_id = queue(world)

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
-from identity.core import accounts, audit, documents, provisioning, sessions
+from identity import documents
+from identity.core import accounts, audit, provisioning, sessions
 from identity.core.accounts import User
 from identity.core.provisioning import By
 from identity.errors import CONFLICT, NOT_FOUND, VALIDATION, Refused

@@ -10,9 +10,9 @@ from sqlalchemy import func, select, update
 from identity.core import applications, audit, logins, outbox, sessions, tokens
 from identity.core.accounts import User, recheck
 from identity.core.audit import Action
-from identity.core.credentials import Kind, encode
 from identity.core.sessions import Opened, UserSession
 from identity.errors import INVALID_TOKEN, TOKEN_EXPIRED, Problem, Refused
+from identity.instruments.opaque import Kind, encode
 from identity.runtime import Runtime
 from tests.builders import Person, a_user
 from tests.world import ORIGIN, FakeClock, Mailbox

@@ -8,9 +8,9 @@ import pytest
 from sqlalchemy import func, select
 
 from identity.core import accounts, applications, sessions, signins
-from identity.core.credentials import Kind, is_well_formed
 from identity.core.sessions import UserSession
 from identity.errors import INVALID_TOKEN, NOT_FOUND, TOKEN_EXPIRED, Refused
+from identity.instruments.opaque import Kind, is_well_formed
 from identity.runtime import Runtime
 from tests.builders import a_session, a_user
 from tests.world import ORIGIN, FakeClock

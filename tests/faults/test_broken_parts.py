@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy import make_url, text
 
 from identity.core import sessions
-from identity.core.keyring import RingVersion, SigningKey
+from identity.instruments.keyring import RingVersion, SigningKey
 from tests.builders import PASSWORD, Machine, Person, a_session, a_token, a_user, an_application
 from tests.faults.chaos import HEALTHY, REFUSING, RESETTING, SILENT, Fault, Wire
 from tests.faults.conftest import Stores

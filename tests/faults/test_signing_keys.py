@@ -15,7 +15,7 @@ import jwt
 import pytest
 from sqlalchemy import select, update
 
-from identity.core.keyring import SKEW_SECONDS, SigningKey
+from identity.instruments.keyring import SKEW_SECONDS, SigningKey
 from identity.runtime import Runtime
 from tests.builders import an_application
 from tests.faults.conftest import Stores

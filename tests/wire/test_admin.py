@@ -572,7 +572,7 @@ def test_a_secret_is_replaced_while_the_other_works(web: Web, boss: str) -> None
     machine = an_application(web.rt)
     path = f"/admin/application/{machine.client_id}"
     token = web.post("/application/token", {"clientId": machine.client_id, "secret": machine.secret})
-    web.rt.usage.flush(web.rt)
+    web.rt.usage.flush(web.rt.database, web.rt.clock.now())
     second = web.post(f"{path}/secret", {"expiresIn": 3600}, bearer=boss)
     assert second.status_code == 202
     assert web.post(f"{path}/secret", {}, bearer=boss).status_code == 409

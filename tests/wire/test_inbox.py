@@ -10,7 +10,7 @@ import pytest
 
 from identity.app import create_app
 from identity.core import outbox
-from identity.transports import mailer_for
+from identity.instruments.transports import mailer_for
 from tests.builders import a_user
 from tests.world import Web
 

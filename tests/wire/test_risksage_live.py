@@ -10,9 +10,9 @@ import jwt
 import pytest
 import requests
 
+from identity.ambient import later
 from identity.core import audit
 from identity.core.audit import Action
-from identity.runtime import later
 from tests.builders import Authenticator, Person, a_user, an_authenticator
 from tests.world import Live, code_in
 

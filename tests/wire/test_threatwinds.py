@@ -13,8 +13,8 @@ import pytest
 from werkzeug.test import TestResponse
 
 from identity.core import accounts, audit, mfa, outbox, sessions
-from identity.core.limits import Limiter
 from identity.core.mailing import Template
+from identity.instruments.limits import Limiter
 from tests.builders import Person, a_session, a_token, a_user, an_application
 from tests.world import ORIGIN, Web, code_in
 
@@ -581,7 +581,7 @@ def test_a_key_pair_is_made_confirmed_used_traded_and_revoked(web: Web, mount: s
         "groups": ["blue"],
         "tenants": {"acme-bank": ["viewer"]},
     }
-    web.rt.usage.flush(web.rt)
+    web.rt.usage.flush(web.rt.database, web.rt.clock.now())
     listed = web.get(f"{mount}/keypairs", bearer=bearer)
     assert listed.status_code == 200
     assert listed.json == {

@@ -11,16 +11,16 @@ from typing import Any
 
 from identity.core.applications import ApplicationInfo, SecretInfo
 from identity.core.audit import Event
-from identity.core.credentials import Secret
 from identity.core.explain import Explanation
 from identity.core.keypairs import KeyPairInfo, Requested
-from identity.core.keyring import KeyInfo
 from identity.core.outbox import MailInfo
 from identity.core.provisioning import CreatedUser, Member, UserDetail
 from identity.core.sessions import SessionInfo
 from identity.core.signins import Waiting
 from identity.core.tenancy import TenantInfo
 from identity.errors import VALIDATION, Refused
+from identity.instruments.keyring import KeyInfo
+from identity.instruments.opaque import Secret
 
 Document = dict[str, Any]
 

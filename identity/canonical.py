@@ -6,6 +6,7 @@ another. What has no safe form is refused: two spellings that somebody's mail se
 
 from __future__ import annotations
 
+import base64
 import re
 from typing import Final
 
@@ -89,3 +90,17 @@ def _ascii_domain(domain: str) -> str | None:
     labels = encoded.split(".")
     fit = len(labels) >= 2 or encoded == "localhost"
     return encoded if fit and len(encoded) <= 253 and all(_LABEL.fullmatch(label) for label in labels) else None
+
+
+def encode_base64url(raw: bytes) -> str:
+    """`raw` in base64url without padding (RFC 7515 section 2)."""
+    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
+
+
+def decode_base64url(text: str) -> bytes | None:
+    """Decode base64url if `text` is its one canonical spelling, without padding or stray bits; else None."""
+    try:
+        raw = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+    except ValueError:
+        return None
+    return raw if text and encode_base64url(raw) == text else None

@@ -12,7 +12,8 @@ from typing import Any, Final
 
 from sqlalchemy import or_, update
 
-from identity.runtime import Origin, Runtime
+from identity.ambient import Origin
+from identity.storage import Database
 
 _MAX_NOTES: Final = 10_000
 
@@ -29,13 +30,13 @@ class Usage:
         if len(self._notes) < _MAX_NOTES:
             self._notes[table, row_id] = (now, address)
 
-    def flush(self, rt: Runtime) -> int:
+    def flush(self, database: Database, now: datetime) -> int:
         """Write what was noted; tell how many rows. A row that another process dated later keeps its date."""
         with self._swap:
             notes, self._notes = self._notes, {}
         if not notes:
             return 0
-        with rt.unit(Origin.background()) as unit:
+        with database.unit(now, Origin.background()) as unit:
             for (table, row_id), (at, address) in sorted(
                 notes.items(), key=lambda item: (item[0][0].__tablename__, item[0][1])
             ):

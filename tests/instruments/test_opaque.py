@@ -14,23 +14,12 @@ from argon2 import PasswordHasher
 from hypothesis import given
 from hypothesis import strategies as st
 
+from identity.ambient import SystemEntropy
 from identity.core import accounts
 from identity.core.accounts import User
-from identity.core.credentials import (
-    Kind,
-    Passwords,
-    Secret,
-    decode,
-    encode,
-    fingerprint,
-    is_password_hash,
-    is_well_formed,
-    matches,
-    mint,
-    normalized,
-)
 from identity.errors import Refused
-from identity.runtime import SystemEntropy
+from identity.instruments.hashing import Passwords, is_password_hash, normalized
+from identity.instruments.opaque import Kind, Secret, decode, encode, fingerprint, is_well_formed, matches, mint
 from identity.settings import Settings
 from tests.builders import PASSWORD, a_user
 from tests.world import ORIGIN, Web, fast_settings
@@ -112,7 +101,7 @@ def test_a_number_beyond_the_payload_is_refused() -> None:
 
 
 def _with_checksum(text: str) -> str:
-    from identity.core.credentials import _checksum
+    from identity.instruments.opaque import _checksum
 
     return text + _checksum(text)
 

@@ -1,4 +1,4 @@
-"""Signing keys: their life, their public half, and the making and checking of signatures.
+"""The key ring: the life of our signing keys, their public half, and the making and checking of our signatures.
 
 The state of a key is a function of the clock, not a column that somebody must flip: a key is *next* until `signs_from`,
 *active* until its successor starts, then *retired* until the last token that it can have signed is dead. So any number of
@@ -7,7 +7,6 @@ processes agree without electing anybody, and a rotation is one insert. Keys are
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 import threading
@@ -15,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
@@ -26,27 +25,19 @@ from sqlalchemy import BigInteger, Index, LargeBinary, String, delete, select, t
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, mapped_column
 
-from identity.core.vault import Unsealable, Vault
+from identity.ambient import Clock, Origin, later
+from identity.canonical import decode_base64url, encode_base64url
 from identity.errors import CONFLICT, INVALID_TOKEN, NOT_FOUND, UNAVAILABLE, VALIDATION, Refused
-from identity.runtime import Clock, Origin, later
+from identity.instruments.jws import TOKEN_MAX_CHARACTERS, check_rsa
+from identity.instruments.vault import Unsealable, Vault
 from identity.settings import BadSettings, Settings
 from identity.storage import Base, Database, Instant, Prepared, Unit
 
-# Three megabytes and a thirtieth of a second, for machines that hold keys of their own; a process that meets none does not pay them.
-if TYPE_CHECKING:
-    from joserfc.jwk import ECKey, KeySet, RSAKey
-
 SKEW_SECONDS: Final = 60
-TOKEN_MAX_CHARACTERS: Final = 8192
-_MIN_RSA_BITS: Final = 2048
-_MAX_RSA_BITS: Final = 8192
 _RELOAD_SECONDS: Final = 5
 _encode: Final = json.JSONEncoder(separators=(",", ":")).encode
 _PADDING: Final = PKCS1v15()
 _SHA256: Final = SHA256()
-# ROCA (CVE-2017-15361): the moduli of the broken generator are powers of 65537 modulo each of these primes.
-_ROCA_PRIMES: Final = (11, 13, 17, 19, 37, 53, 61, 71, 73, 79, 97, 103, 107, 109, 127, 151, 157)
-_ROCA_POWERS: Final = {p: frozenset(pow(65537, e, p) for e in range(p)) for p in _ROCA_PRIMES}
 
 
 class SigningKey(Base):
@@ -137,8 +128,8 @@ class Keyring:
     def sign(self, claims: Mapping[str, Any], *, now: datetime) -> str:
         """A compact JWS over `claims`, with header `{"alg":"RS256","typ":"at+jwt","kid":...}` (RFC 9068 section 2.1)."""
         key = self._active(now)
-        signed = f"{key.header}.{_b64(_encode(claims).encode())}"
-        return f"{signed}.{_b64(key.private.sign(signed.encode(), _PADDING, _SHA256))}"
+        signed = f"{key.header}.{encode_base64url(_encode(claims).encode())}"
+        return f"{signed}.{encode_base64url(key.private.sign(signed.encode(), _PADDING, _SHA256))}"
 
     def verify(self, token: str) -> Mapping[str, Any]:
         """The claims of a token that this ring signed; times and meaning are still the caller's to check.
@@ -173,8 +164,8 @@ class Keyring:
         if key is None:
             evidence = {"expected": {"kid": [*(one.kid for one in self._keys)]}, "seen": _shown_header(header)}
             raise Refused(INVALID_TOKEN, detail="not a header of ours", evidence=evidence)
-        raw = _unb64(signature)
-        body = _unb64(payload)
+        raw = decode_base64url(signature)
+        body = decode_base64url(payload)
         if raw is None or body is None:
             raise Refused(INVALID_TOKEN, detail="not canonical base64url")
         try:
@@ -411,109 +402,10 @@ class Keyring:
         return private
 
 
-def unverified_claims(token: str) -> dict[str, Any]:
-    """What a compact JWS claims, whoever made it: for nothing but finding the keys to verify it with. Empty when it is none."""
-    body = _unb64(token.split(".")[1]) if token.count(".") == 2 and len(token) <= TOKEN_MAX_CHARACTERS else None
-    try:
-        claims = json.loads(body or b"{}")
-    except (ValueError, RecursionError):
-        return {}
-    return claims if isinstance(claims, dict) else {}
-
-
-def verify_assertion(
-    token: str, jwks: Mapping[str, Any], *, algorithms: tuple[str, ...] = ("RS256", "ES256")
-) -> dict[str, Any]:
-    """The claims of a compact JWS that one of a client's registered public keys made (RFC 7523 section 3).
-
-    Raises Refused(INVALID_TOKEN) for anything else.
-    """
-    try:
-        claims = json.loads(verify_jws(token, jwks, algorithms=algorithms))
-    except (ValueError, RecursionError) as exc:
-        raise Refused(INVALID_TOKEN, detail="assertion: the payload is no JSON", cause=exc) from exc
-    if not isinstance(claims, dict):
-        raise Refused(INVALID_TOKEN, detail="assertion: the payload is no object")
-    return claims
-
-
-def verify_jws(token: str, jwks: Mapping[str, Any], *, algorithms: tuple[str, ...]) -> bytes:
-    """The payload of a compact JWS (RFC 7515 section 7.1) that a key of `jwks` made.
-
-    Raises Refused(INVALID_TOKEN) for other algorithms, other serialisations, and keys that `load_jwks` refuses.
-    """
-    from joserfc import jws  # noqa: PLC0415 -- see above
-    from joserfc.errors import JoseError  # noqa: PLC0415 -- see above
-
-    parts = token.split(".")
-    if len(token) > TOKEN_MAX_CHARACTERS or len(parts) != 3 or any(part and _unb64(part) is None for part in parts):
-        raise Refused(INVALID_TOKEN, detail="not a compact JWS")
-    try:
-        signed = jws.deserialize_compact(token, load_jwks(jwks), algorithms=list(algorithms))
-    except (JoseError, Refused, ValueError, TypeError, KeyError, RecursionError) as exc:
-        raise Refused(INVALID_TOKEN, detail=f"assertion: {type(exc).__name__}", cause=exc) from exc
-    if "crit" in signed.protected:
-        # joserfc lets an empty list pass, which RFC 7515 section 4.1.11 forbids; we understand no extension at all.
-        raise Refused(INVALID_TOKEN, detail="assertion: crit")
-    return signed.payload
-
-
-def load_jwks(jwks: Mapping[str, Any]) -> KeySet:
-    """A client's public keys, if all of them are fit for signatures: RSA of 2048 bits or more (not ROCA, odd exponent over 1), or P-256.
-
-    Raises Refused(VALIDATION) for symmetric, private or weak keys, a wrong `use` or `key_ops`, and repeated `kid`s.
-    """
-    from joserfc.jwk import KeySet  # noqa: PLC0415 -- see above
-
-    entries = jwks.get("keys")
-    if not isinstance(entries, list) or not 1 <= len(entries) <= 10:
-        raise Refused(VALIDATION.saying("A key set holds from 1 to 10 keys"), field="jwks")
-    kids = [entry.get("kid") for entry in entries if isinstance(entry, dict) and "kid" in entry]
-    if len(set(map(str, kids))) != len(kids):
-        raise Refused(VALIDATION.saying("A key set must not repeat a kid"), field="jwks")
-    return KeySet([_load_public(entry) for entry in entries])
-
-
-def check_rsa(public: RSAPublicKey) -> None:
-    """Raise Refused(VALIDATION) for an RSA key that must not be trusted."""
-    numbers = public.public_numbers()
-    if not _MIN_RSA_BITS <= public.key_size <= _MAX_RSA_BITS:
-        raise Refused(VALIDATION.saying("RSA keys need from 2048 to 8192 bits"), field="jwks")
-    if numbers.e < 3 or numbers.e % 2 == 0 or numbers.n % 2 == 0:
-        raise Refused(VALIDATION.saying("That RSA key has an unsafe exponent or modulus"), field="jwks")
-    if all(numbers.n % prime in powers for prime, powers in _ROCA_POWERS.items()):
-        raise Refused(VALIDATION.saying("That RSA key comes from a broken generator (CVE-2017-15361)"), field="jwks")
-
-
-def _load_public(entry: Any) -> RSAKey | ECKey:
-    from joserfc.errors import JoseError  # noqa: PLC0415 -- see above
-    from joserfc.jwk import ECKey, RSAKey  # noqa: PLC0415 -- see above
-
-    unfit = Refused(VALIDATION.saying("A key of the set is not a public RSA or P-256 signature key"), field="jwks")
-    if not isinstance(entry, dict) or {"d", "k", "p", "q"} & entry.keys() or entry.get("use", "sig") != "sig":
-        raise unfit
-    operations = entry.get("key_ops", ["verify"])
-    if not isinstance(operations, list) or "verify" not in operations or not isinstance(entry.get("kid", ""), str):
-        raise unfit
-    # joserfc only warns of short moduli, on standard error; those never reach it.
-    if entry.get("kty") == "RSA" and len(str(entry.get("n", ""))) * 6 < _MIN_RSA_BITS:
-        raise unfit
-    try:
-        if entry.get("kty") == "RSA" and entry.get("alg", "RS256") == "RS256":
-            rsa = RSAKey.import_key(entry)
-            check_rsa(rsa.public_key)
-            return rsa
-        if entry.get("kty") == "EC" and entry.get("crv") == "P-256" and entry.get("alg", "ES256") == "ES256":
-            return ECKey.import_key(entry)
-    except (JoseError, ValueError, TypeError, KeyError, OverflowError, UnicodeError) as exc:
-        raise unfit from exc
-    raise unfit
-
-
 def _shown_header(header: str) -> dict[str, str]:
     """What a stranger's token says of itself, for the explanation of its refusal: short, and believed by nobody."""
     try:
-        said = json.loads(_unb64(header[:1024]) or b"")
+        said = json.loads(decode_base64url(header[:1024]) or b"")
     except (ValueError, RecursionError):
         return {}
     shown = {name: said[name] for name in ("alg", "typ", "kid") if name in said} if isinstance(said, dict) else {}
@@ -526,7 +418,9 @@ def _count_up(unit: Unit) -> None:
 
 def _loaded(row: SigningKey, private: RSAPrivateKey) -> LoadedKey:
     public = private.public_key()
-    header = _b64(json.dumps({"alg": "RS256", "typ": "at+jwt", "kid": row.kid}, separators=(",", ":")).encode())
+    header = encode_base64url(
+        json.dumps({"alg": "RS256", "typ": "at+jwt", "kid": row.kid}, separators=(",", ":")).encode()
+    )
     jwk = {"kty": "RSA", "use": "sig", "alg": "RS256", "kid": row.kid, **_rsa_members(public)}
     return LoadedKey(row.kid, private, public, row.published_at, row.signs_from, header, jwk)
 
@@ -534,8 +428,8 @@ def _loaded(row: SigningKey, private: RSAPrivateKey) -> LoadedKey:
 def _rsa_members(public: RSAPublicKey) -> dict[str, str]:
     numbers = public.public_numbers()
     return {
-        "n": _b64(numbers.n.to_bytes((numbers.n.bit_length() + 7) // 8)),
-        "e": _b64(numbers.e.to_bytes((numbers.e.bit_length() + 7) // 8)),
+        "n": encode_base64url(numbers.n.to_bytes((numbers.n.bit_length() + 7) // 8)),
+        "e": encode_base64url(numbers.e.to_bytes((numbers.e.bit_length() + 7) // 8)),
     }
 
 
@@ -543,17 +437,4 @@ def _thumbprint(public: RSAPublicKey) -> str:
     """The JWK thumbprint of a public key (RFC 7638)."""
     members = _rsa_members(public)
     canonical = json.dumps({"e": members["e"], "kty": "RSA", "n": members["n"]}, separators=(",", ":"))
-    return _b64(hashlib.sha256(canonical.encode()).digest())
-
-
-def _b64(raw: bytes) -> str:
-    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
-
-
-def _unb64(text: str) -> bytes | None:
-    """Decode base64url if `text` is its one canonical spelling, without padding or stray bits; else None."""
-    try:
-        raw = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
-    except ValueError:
-        return None
-    return raw if text and _b64(raw) == text else None
+    return encode_base64url(hashlib.sha256(canonical.encode()).digest())

@@ -18,8 +18,8 @@ import pytest
 
 from identity.core import callers
 from identity.core.callers import Presented
-from identity.core.keyring import load_jwks, verify_jws
 from identity.errors import INVALID_TOKEN, Refused
+from identity.instruments.jws import load_jwks, verify_jws
 from identity.runtime import Runtime
 from tests.world import ORIGIN
 

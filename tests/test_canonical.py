@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from identity.core.addresses import (
+from identity.canonical import (
     canonical_address,
     canonical_alias,
     canonical_id,

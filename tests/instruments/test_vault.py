@@ -13,9 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from identity.ambient import SystemEntropy
 from identity.app import create_runtime
-from identity.core.vault import ServerSecret, Unsealable, Vault, open_vault
-from identity.runtime import Runtime, SystemEntropy
+from identity.instruments.vault import ServerSecret, Unsealable, Vault, open_vault
+from identity.runtime import Runtime
 from identity.settings import BadSettings
 from tests.world import MASTER_KEY, ORIGIN, fast_settings
 

@@ -23,7 +23,7 @@ from sqlalchemy import LargeBinary, String, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
-from identity.runtime import Entropy, Origin
+from identity.ambient import Entropy, Origin
 from identity.settings import BadSettings, Settings
 from identity.storage import Base, Database
 

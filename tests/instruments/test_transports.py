@@ -24,11 +24,11 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from identity import transports
 from identity.core import outbox
 from identity.core.mailing import Template
+from identity.instruments import transports
+from identity.instruments.transports import FileMailer, SmtpMailer, mailer_for
 from identity.settings import BadSettings, Settings
-from identity.transports import FileMailer, SmtpMailer, mailer_for
 from tests.core.mail_world import ORIGIN, START, World, opened
 
 ADA = "ada@example.com"

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote, urlsplit
 
-from identity.runtime import Mailer
+from identity.ambient import Mailer
 from identity.settings import BadSettings, Settings
 
 if TYPE_CHECKING:

@@ -22,9 +22,10 @@ from sqlalchemy import func, select
 from identity.app import create_runtime
 from identity.core import callers
 from identity.core.callers import Presented
-from identity.core.keyring import SigningKey, load_jwks, verify_assertion
-from identity.core.vault import ServerSecret
 from identity.errors import CONFLICT, INVALID_TOKEN, NOT_FOUND, VALIDATION, Problem, Refused
+from identity.instruments.jws import load_jwks, verify_assertion
+from identity.instruments.keyring import SigningKey
+from identity.instruments.vault import ServerSecret
 from identity.runtime import Runtime
 from identity.settings import BadSettings, Settings
 from tests import conftest

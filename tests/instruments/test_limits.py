@@ -12,9 +12,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from identity.core import windows
-from identity.core.limits import Limiter, Policy, Window, address_key, parse_budget
 from identity.errors import Refused
+from identity.instruments import windows
+from identity.instruments.limits import Limiter, Policy, Window, address_key, parse_budget
 from identity.settings import Settings
 from tests import servers
 from tests.conftest import the_valkey

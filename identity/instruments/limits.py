@@ -15,8 +15,8 @@ from pathlib import Path
 
 from limits import RateLimitItem, parse
 
-from identity.core.windows import EmbeddedStorage, SharedStorage
 from identity.errors import RATE_LIMITED, UNAVAILABLE, Refused
+from identity.instruments.windows import EmbeddedStorage, SharedStorage
 from identity.settings import Settings
 
 
