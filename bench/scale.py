@@ -30,11 +30,7 @@ PATHS = {
 
 def report(rounds: int, connections: int, seconds: int) -> str:
     """The rates of one and of two processes on the hot paths, and their ratio."""
-    from tests.servers import (
-        ServerUnavailable,  # needs what `make test` installs
-        start_postgres,  # needs what `make test` installs
-        start_valkey,  # needs what `make test` installs
-    )
+    from tests.servers import ServerUnavailable, start_postgres, start_valkey
 
     cores = sorted(os.sched_getaffinity(0))
     roomy = len(cores) > ENOUGH_CORES

@@ -9,15 +9,15 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from identity.core.applications import ApplicationInfo, SecretInfo
-from identity.core.audit import Event
-from identity.core.explain import Explanation
-from identity.core.keypairs import KeyPairInfo, Requested
-from identity.core.outbox import MailInfo
-from identity.core.provisioning import CreatedUser, Member, UserDetail
-from identity.core.sessions import SessionInfo
-from identity.core.signins import Waiting
-from identity.core.tenancy import TenantInfo
+from identity.core.admin.users import CreatedUser, Member, UserDetail
+from identity.core.clients.applications import ApplicationInfo, SecretInfo
+from identity.core.clients.keypairs import KeyPairInfo, Requested
+from identity.core.mail.outbox import MailInfo
+from identity.core.people.tenancy import TenantInfo
+from identity.core.record.audit import Event
+from identity.core.record.explain import Explanation
+from identity.core.signin.by_code import Waiting
+from identity.core.tokens.sessions import SessionInfo
 from identity.errors import VALIDATION, Refused
 from identity.instruments.keyring import KeyInfo
 from identity.instruments.opaque import Secret

@@ -6,7 +6,7 @@ import contextlib
 
 from identity import migrations
 from identity.ambient import Clock, Entropy, Mailer, Origin, SystemClock, SystemEntropy
-from identity.core import applications
+from identity.core.clients import applications
 from identity.instruments.hashing import Passwords
 from identity.instruments.keyring import Keyring
 from identity.instruments.limits import Limiter

@@ -11,8 +11,11 @@ from typing import Any
 import pyotp
 from sqlalchemy import update
 
-from identity.core import accounts, applications, mfa, sessions, tenancy
-from identity.core.accounts import User
+from identity.core.clients import applications
+from identity.core.people import accounts, tenancy
+from identity.core.people.accounts import User
+from identity.core.signin import factors
+from identity.core.tokens import sessions
 from identity.runtime import Runtime
 from tests.world import ORIGIN
 
@@ -145,6 +148,6 @@ class Authenticator:
 def an_authenticator(rt: Runtime, person: Person) -> Authenticator:
     """A confirmed authenticator of `person`; the present time step is spent by that."""
     user = accounts.get(rt, person.id)
-    seed = mfa.enrol(rt, ORIGIN, user).seed.reveal()
-    recovery_codes = mfa.confirm(rt, ORIGIN, user, pyotp.TOTP(seed).at(rt.clock.now()))
+    seed = factors.enrol(rt, ORIGIN, user).seed.reveal()
+    recovery_codes = factors.confirm(rt, ORIGIN, user, pyotp.TOTP(seed).at(rt.clock.now()))
     return Authenticator(seed, tuple(code.reveal() for code in recovery_codes))

@@ -14,7 +14,8 @@ from cryptography.hazmat.primitives.asymmetric.ec import generate_private_key as
 from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key as generate_rsa
 from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 
-from identity.core import accounts, sessions
+from identity.core.people import accounts
+from identity.core.tokens import sessions
 from identity.runtime import Runtime
 from tests.builders import Machine, Person
 from tests.world import ORIGIN

@@ -22,11 +22,12 @@ from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
 from sqlalchemy import select
 
 from identity import cli as command_line
-from identity.core import audit, outbox
-from identity.core.accounts import Email, User
-from identity.core.keypairs import KeyPair
-from identity.core.mailing import Template
-from identity.core.tenancy import Membership
+from identity.core.clients.keypairs import KeyPair
+from identity.core.mail import outbox
+from identity.core.mail.letters import Template
+from identity.core.people.accounts import Email, User
+from identity.core.people.tenancy import Membership
+from identity.core.record import audit
 from identity.settings import Settings
 from tests.builders import a_session, a_tenant, a_token, a_user
 from tests.world import MASTER_KEY, ORIGIN, Web, environment_of, free_port, launch, stop, wait_until_ready
@@ -401,7 +402,7 @@ def test_a_database_that_is_down_is_one_line(run: Run, monkeypatch: pytest.Monke
 def test_help_opens_nothing_and_a_command_needs_no_flask() -> None:
     for statement, absent in (
         ("import identity.cli", ("sqlalchemy", "flask", "cryptography")),
-        ("import identity.opening, identity.core.documents", ("flask", "marshmallow", "gunicorn", "alembic")),
+        ("import identity.opening, identity.documents", ("flask", "marshmallow", "gunicorn", "alembic")),
     ):
         checked = f"import sys; {statement}; print([name for name in {absent!r} if name in sys.modules])"
         printed = subprocess.run([sys.executable, "-c", checked], capture_output=True, text=True, check=True).stdout

@@ -18,9 +18,13 @@ from sqlalchemy import create_engine, select, update
 
 from identity import errors
 from identity.app import endpoints
-from identity.core import accounts, applications, audit, explain, mfa, tokens
-from identity.core.attempts import Meter
-from identity.core.audit import AuditEvent
+from identity.core.clients import applications
+from identity.core.people import accounts
+from identity.core.proofs.attempts import Meter
+from identity.core.record import audit, explain
+from identity.core.record.audit import AuditEvent
+from identity.core.signin import factors
+from identity.core.tokens import claims
 from identity.errors import CATALOGUE, RATE_LIMITED, UNAVAILABLE, Problem, Refused
 from identity.runtime import Runtime
 from identity.wire.pipeline import Request, Shape, refuse_outside
@@ -128,8 +132,8 @@ def outside_the_window(live: Live) -> Answer:
 def enrolled(live: Live) -> tuple[str, str, pyotp.TOTP]:
     ada = a_user(live.rt)
     user = accounts.get(live.rt, ada.id)
-    totp = pyotp.TOTP(mfa.enrol(live.rt, ORIGIN, user).seed.reveal())
-    mfa.confirm(live.rt, ORIGIN, user, totp.now())
+    totp = pyotp.TOTP(factors.enrol(live.rt, ORIGIN, user).seed.reveal())
+    factors.confirm(live.rt, ORIGIN, user, totp.now())
     return ada.email, ada.password, totp
 
 
@@ -146,7 +150,7 @@ def with_a_wrong_second_factor(live: Live) -> Answer:
 def with_an_expired_token(live: Live) -> Answer:
     feed = an_application(live.rt)
     app = applications.get(live.rt, feed.client_id)
-    token = tokens.issue_application_token(
+    token = claims.issue_application_token(
         live.rt,
         client_id=app.id,
         secret_id=feed.secret_id,

@@ -17,7 +17,8 @@ from marshmallow import Schema, fields
 from werkzeug.test import TestResponse
 
 from identity.app import endpoints
-from identity.core import mfa, sessions
+from identity.core.signin import factors
+from identity.core.tokens import sessions
 from identity.runtime import Runtime
 from identity.settings import Settings
 from identity.wire.pipeline import Endpoint, Reads
@@ -369,15 +370,15 @@ def test_the_right_password_and_code_are_refused_during_a_lockout(web: Web, ada:
 def test_an_authenticator_enrolled_while_the_password_is_checked_is_demanded(
     web: Web, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    person, asked = a_user(web.rt), mfa.is_enrolled
+    person, asked = a_user(web.rt), factors.is_enrolled
 
     def enrol_just_after(rt: Runtime, user_id: str) -> bool:
         answer = asked(rt, user_id)
-        monkeypatch.setattr(mfa, "is_enrolled", asked)
+        monkeypatch.setattr(factors, "is_enrolled", asked)
         an_authenticator(rt, person)
         return answer
 
-    monkeypatch.setattr(mfa, "is_enrolled", enrol_just_after)
+    monkeypatch.setattr(factors, "is_enrolled", enrol_just_after)
     answer, bearer = by_user_token(web, person, None)
     assert (error_of(answer), is_in(web, bearer)) == ("MFA_REQUIRED", False)
     for _ in range(5):

@@ -13,7 +13,9 @@ import pytest
 from sqlalchemy import LargeBinary, select
 
 from identity.app import endpoints
-from identity.core import accounts, keypairs, mfa
+from identity.core.clients import keypairs
+from identity.core.people import accounts
+from identity.core.signin import factors
 from identity.settings import Settings
 from identity.storage import Base
 from identity.wire.pipeline import Endpoint
@@ -49,7 +51,7 @@ def arrange(web: Web) -> Arranged:
     code = next(found[1] for mail in web.mails() if (found := CODE.search(mail.get_body(("plain",)).get_content())))
     with rt.unit(ORIGIN) as unit:
         key, secret = keypairs.create(rt, unit, ada.id, name="laptop", days=30, actor="test", verified=True)
-        mfa.set_fixed_otp(rt, unit, accounts.recheck(unit, ada.id), "fixed77otp", actor="test")
+        factors.set_fixed_otp(rt, unit, accounts.recheck(unit, ada.id), "fixed77otp", actor="test")
     secrets = {
         "password": PASSWORD,
         "master key": MASTER_KEY,

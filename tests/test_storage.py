@@ -17,9 +17,9 @@ from sqlalchemy import BigInteger, Boolean, bindparam, delete, select, text, upd
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from identity.ambient import later
-from identity.core.accounts import User
-from identity.core.applications import RevokedToken
-from identity.core.codes import Code
+from identity.core.clients.applications import RevokedToken
+from identity.core.people.accounts import User
+from identity.core.proofs.codes import Code
 from identity.core.upkeep import Lease, take_lease
 from identity.errors import CONFLICT, INVALID_CODE, NOT_FOUND, Refused
 from identity.runtime import Runtime
@@ -377,7 +377,7 @@ def test_what_went_wrong_is_named_without_its_values(rt: Runtime) -> None:
 
 
 def test_a_serialization_failure_runs_the_entry_point_again(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
-    from identity.core import sessions
+    from identity.core.tokens import sessions
 
     ada, times = a_user(web.rt), []
     opened = sessions.open_session
@@ -394,7 +394,7 @@ def test_a_serialization_failure_runs_the_entry_point_again(web: Web, monkeypatc
 
 
 def test_contention_without_end_is_unavailable(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
-    from identity.core import sessions
+    from identity.core.tokens import sessions
 
     def contended(*_: object, **__: object) -> None:
         raise Contention("40P01")

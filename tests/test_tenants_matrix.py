@@ -16,12 +16,14 @@ from sqlalchemy import select
 from werkzeug.test import TestResponse
 
 from identity.app import create_app, endpoints
-from identity.core import applications, keypairs, sessions, tenancy
-from identity.core.accounts import Email, User
-from identity.core.applications import Application, ClientSecret
-from identity.core.keypairs import KeyPair
-from identity.core.sessions import UserSession
-from identity.core.tenancy import Membership, Tenant
+from identity.core.clients import applications, keypairs
+from identity.core.clients.applications import Application, ClientSecret
+from identity.core.clients.keypairs import KeyPair
+from identity.core.people import tenancy
+from identity.core.people.accounts import Email, User
+from identity.core.people.tenancy import Membership, Tenant
+from identity.core.tokens import sessions
+from identity.core.tokens.sessions import UserSession
 from identity.opening import create_runtime
 from identity.runtime import Runtime
 from identity.wire.pipeline import Endpoint

@@ -11,7 +11,7 @@ from statistics import fmean, variance
 
 import pytest
 
-from identity.core import accounts
+from identity.core.people import accounts
 from identity.errors import Refused
 from identity.instruments.hashing import Passwords
 from identity.runtime import Runtime

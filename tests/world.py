@@ -27,7 +27,7 @@ from werkzeug.test import TestResponse
 
 from identity.ambient import Origin
 from identity.app import create_runtime
-from identity.core import outbox
+from identity.core.mail import outbox
 from identity.runtime import Runtime
 from identity.settings import Settings
 

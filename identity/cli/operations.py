@@ -33,9 +33,9 @@ def serve(opened: Opened) -> Any:
 
 def _announce(opened: Opened, rt: Runtime) -> None:
     """Say where the service is, and on an empty database what to type next. No account is made by itself."""
-    from identity.core import provisioning
+    from identity.core.admin import users
 
-    settings, empty = rt.settings, not provisioning.has_users(rt)
+    settings, empty = rt.settings, not users.has_users(rt)
     if opened.prints_json:
         first = f"{_ourselves()} {_FIRST_ADMIN} --password-stdin" if empty else None
         opened.show({"issuer": settings.issuer, "bind": settings.bind, "firstAdmin": first})
@@ -137,7 +137,7 @@ def worker(opened: Opened) -> Any:
 def audit(opened: Opened, since: str | None, until: str | None, limit: int, **filters: Any) -> Any:
     """List what happened, newest first."""
     from identity import documents
-    from identity.core import audit as record
+    from identity.core.record import audit as record
 
     filters["since"] = documents.moment(since, field="since") if since else None
     filters["until"] = documents.moment(until, field="until") if until else None
@@ -151,7 +151,7 @@ def audit(opened: Opened, since: str | None, until: str | None, limit: int, **fi
 def explain(opened: Opened, error_id: str) -> Any:
     """Say why the request that was answered with this x-error-id was refused."""
     from identity import documents
-    from identity.core import explain as explanations
+    from identity.core.record import explain as explanations
 
     return documents.explanation(explanations.get(opened.rt, error_id))
 
@@ -167,7 +167,7 @@ def mail() -> None:
 def list_mails(opened: Opened, state: str | None, limit: int) -> Any:
     """List the newest mails; never what they say."""
     from identity import documents
-    from identity.core import outbox
+    from identity.core.mail import outbox
 
     found = outbox.list_mails(opened.rt, outbox.State(state) if state else None, limit=limit)
     return documents.page("mails", len(found), [documents.mail(one) for one in found], limit=limit)
@@ -177,7 +177,7 @@ def list_mails(opened: Opened, state: str | None, limit: int) -> Any:
 @click.argument("mail_id", metavar="[MAIL_ID]", required=False)
 def retry(opened: Opened, mail_id: str | None) -> Any:
     """Send again now what waits or was given up: one mail, or all. The service delivers it."""
-    from identity.core import outbox
+    from identity.core.mail import outbox
 
     with opened.rt.unit(opened.by.origin) as unit:
         return {"retried": outbox.retry(unit, mail_id)}

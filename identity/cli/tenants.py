@@ -20,9 +20,9 @@ def tenant() -> None:
 def create(opened: Opened, tenant_id: str, name: str) -> Any:
     """Make a tenant."""
     from identity import documents
-    from identity.core import provisioning
+    from identity.core.admin import users
 
-    return documents.tenant(provisioning.create_tenant(opened.rt, opened.by, tenant_id=tenant_id, name=name))
+    return documents.tenant(users.create_tenant(opened.rt, opened.by, tenant_id=tenant_id, name=name))
 
 
 @command(tenant, "list")
@@ -31,7 +31,7 @@ def create(opened: Opened, tenant_id: str, name: str) -> Any:
 def list_tenants(opened: Opened, limit: int, page: int) -> Any:
     """List tenants by id."""
     from identity import documents
-    from identity.core import tenancy
+    from identity.core.people import tenancy
 
     total, found = tenancy.listing(opened.rt, limit=limit, offset=(page - 1) * limit)
     return documents.page("tenants", total, [documents.tenant(one) for one in found], limit=limit)
@@ -42,10 +42,11 @@ def list_tenants(opened: Opened, limit: int, page: int) -> Any:
 def show(opened: Opened, tenant_id: str) -> Any:
     """Show a tenant and its first 200 members."""
     from identity import documents
-    from identity.core import provisioning, tenancy
+    from identity.core.admin import users
+    from identity.core.people import tenancy
 
     found = documents.tenant(tenancy.describe(opened.rt, tenant_id))
-    _, members = provisioning.list_members(opened.rt, tenant_id, limit=200, offset=0)
+    _, members = users.list_members(opened.rt, tenant_id, limit=200, offset=0)
     return found | {"members": [documents.member(one) for one in members]}
 
 
@@ -53,9 +54,9 @@ def show(opened: Opened, tenant_id: str) -> Any:
 @click.argument("tenant_id", metavar="ID")
 def delete(opened: Opened, tenant_id: str) -> Any:
     """Delete a tenant with its memberships and its applications."""
-    from identity.core import provisioning
+    from identity.core.admin import users
 
-    provisioning.delete_tenant(opened.rt, opened.by, tenant_id)
+    users.delete_tenant(opened.rt, opened.by, tenant_id)
     return {"id": tenant_id, "deleted": True}
 
 
@@ -66,10 +67,10 @@ def delete(opened: Opened, tenant_id: str) -> Any:
 def add_member(opened: Opened, tenant_id: str, identifier: str, roles: tuple[str, ...]) -> Any:
     """Make a user a member with exactly these roles."""
     from identity import documents
-    from identity.core import provisioning
+    from identity.core.admin import users
 
-    user = provisioning.find_user(opened.rt, identifier)
-    return documents.member(provisioning.set_member(opened.rt, opened.by, tenant_id, user.id, roles=roles))
+    user = users.find_user(opened.rt, identifier)
+    return documents.member(users.set_member(opened.rt, opened.by, tenant_id, user.id, roles=roles))
 
 
 @command(tenant, "remove-member")
@@ -77,8 +78,8 @@ def add_member(opened: Opened, tenant_id: str, identifier: str, roles: tuple[str
 @click.option("--user", "identifier", required=True, metavar="USER", help="Id, address or alias.")
 def remove_member(opened: Opened, tenant_id: str, identifier: str) -> Any:
     """End a membership."""
-    from identity.core import provisioning
+    from identity.core.admin import users
 
-    user = provisioning.find_user(opened.rt, identifier)
-    provisioning.remove_member(opened.rt, opened.by, tenant_id, user.id)
+    user = users.find_user(opened.rt, identifier)
+    users.remove_member(opened.rt, opened.by, tenant_id, user.id)
     return {"id": tenant_id, "userID": user.id, "removed": True}

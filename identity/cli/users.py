@@ -10,7 +10,7 @@ import click
 from identity.cli.frame import Opened, cli, command
 
 if TYPE_CHECKING:
-    from identity.core.accounts import UserInfo
+    from identity.core.people.accounts import UserInfo
 
 
 @cli.group("user")
@@ -42,16 +42,16 @@ def _memberships(_context: click.Context, _parameter: click.Parameter, given: tu
 
 
 def _find(opened: Opened, identifier: str) -> UserInfo:
-    from identity.core import provisioning
+    from identity.core.admin import users
 
-    return provisioning.find_user(opened.rt, identifier)
+    return users.find_user(opened.rt, identifier)
 
 
 def _shown(opened: Opened, user_id: str) -> Any:
     from identity import documents
-    from identity.core import provisioning
+    from identity.core.admin import users
 
-    return documents.user(provisioning.describe_user(opened.rt, user_id))
+    return documents.user(users.describe_user(opened.rt, user_id))
 
 
 @command(user, "create")
@@ -76,9 +76,9 @@ def _shown(opened: Opened, user_id: str) -> Any:
 def create(opened: Opened, **options: Any) -> Any:
     """Make a user with a verified address, and a key pair whose secret is shown once."""
     from identity import documents
-    from identity.core import provisioning
+    from identity.core.admin import users
 
-    return documents.created_user(provisioning.create_user(opened.rt, opened.by, **options))
+    return documents.created_user(users.create_user(opened.rt, opened.by, **options))
 
 
 @command(user, "list")
@@ -91,9 +91,9 @@ def create(opened: Opened, **options: Any) -> Any:
 def list_users(opened: Opened, limit: int, page: int, **filters: Any) -> Any:
     """List users in the order in which they were made."""
     from identity import documents
-    from identity.core import provisioning
+    from identity.core.admin import users
 
-    total, found = provisioning.list_users(opened.rt, limit=limit, offset=(page - 1) * limit, **filters)
+    total, found = users.list_users(opened.rt, limit=limit, offset=(page - 1) * limit, **filters)
     return documents.page("users", total, [documents.user(one) for one in found], limit=limit)
 
 
@@ -122,10 +122,10 @@ def enable(opened: Opened, identifier: str) -> Any:
 @click.argument("identifier", metavar="USER")
 def delete(opened: Opened, identifier: str) -> Any:
     """Erase a user and everything that names them; the audit keeps the id."""
-    from identity.core import provisioning
+    from identity.core.admin import users
 
     found = _find(opened, identifier)
-    provisioning.erase_user(opened.rt, opened.by, found.id)
+    users.erase_user(opened.rt, opened.by, found.id)
     return {"userID": found.id, "deleted": True}
 
 
@@ -136,7 +136,7 @@ def delete(opened: Opened, identifier: str) -> Any:
 def access_window(opened: Opened, identifier: str, starts: str | None, ends: str | None) -> Any:
     """Set when a user may come in; without options, show it."""
     from identity import documents
-    from identity.core import provisioning
+    from identity.core.admin import users
 
     given = {"starts_at": starts, "ends_at": ends}
     bounds = {
@@ -147,7 +147,7 @@ def access_window(opened: Opened, identifier: str, starts: str | None, ends: str
     found = _find(opened, identifier)
     if not bounds:
         return _shown(opened, found.id)
-    return documents.user(provisioning.set_access_window(opened.rt, opened.by, found.id, **bounds))
+    return documents.user(users.set_access_window(opened.rt, opened.by, found.id, **bounds))
 
 
 @command(user, "fixed-otp")
@@ -156,15 +156,15 @@ def access_window(opened: Opened, identifier: str, starts: str | None, ends: str
 @click.option("--clear", is_flag=True, help="Forget it.")
 def fixed_otp(opened: Opened, identifier: str, otp: str | None, clear: bool) -> Any:
     """Fix a one-time code for a user (needs IDENTITY_FIXED_OTP=1); without options, show whether there is one."""
-    from identity.core import vouching
+    from identity.core.admin import on_behalf
 
     if otp is not None and clear:
         raise click.UsageError("--stdin and --clear exclude each other")
     found = _find(opened, identifier)
     if otp is not None:
-        vouching.fix_otp(opened.rt, opened.by, found.id, otp)
+        on_behalf.fix_otp(opened.rt, opened.by, found.id, otp)
     elif clear:
-        vouching.clear_otp(opened.rt, opened.by, found.id)
+        on_behalf.clear_otp(opened.rt, opened.by, found.id)
     return _shown(opened, found.id)
 
 
@@ -172,16 +172,16 @@ def fixed_otp(opened: Opened, identifier: str, otp: str | None, clear: bool) -> 
 @click.argument("identifier", metavar="USER")
 def password_reset(opened: Opened, identifier: str) -> Any:
     """Mail a user a code to choose a new password with."""
-    from identity.core import vouching
+    from identity.core.admin import on_behalf
 
     found = _find(opened, identifier)
-    verification_id = vouching.send_password_reset(opened.rt, opened.by, found.id)
+    verification_id = on_behalf.send_password_reset(opened.rt, opened.by, found.id)
     return {"userID": found.id, "verificationCodeID": verification_id}
 
 
 def _set_enabled(opened: Opened, identifier: str, *, enabled: bool) -> Any:
-    from identity.core import provisioning
+    from identity.core.admin import users
 
     found = _find(opened, identifier)
-    provisioning.set_enabled(opened.rt, opened.by, found.id, enabled=enabled)
+    users.set_enabled(opened.rt, opened.by, found.id, enabled=enabled)
     return _shown(opened, found.id)

@@ -19,20 +19,13 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, mapped_column
 
 from identity.ambient import Origin, later
-from identity.core import (
-    applications,
-    attempts,
-    audit,
-    challenges,
-    codes,
-    expiry,
-    explain,
-    keypairs,
-    outbox,
-    registration,
-    sessions,
-)
-from identity.core.audit import Action
+from identity.core.clients import applications, expiry, keypairs
+from identity.core.mail import outbox
+from identity.core.proofs import attempts, codes
+from identity.core.record import audit, explain
+from identity.core.record.audit import Action
+from identity.core.signin import challenges, sign_up
+from identity.core.tokens import sessions
 from identity.runtime import Runtime
 from identity.storage import Base, Instant
 
@@ -112,7 +105,7 @@ def sweep(rt: Runtime) -> None:
         codes.purge,
         keypairs.purge,
         outbox.purge,
-        registration.purge,
+        sign_up.purge,
     )
     for purge in purges:
         with rt.unit(Origin.background()) as unit:

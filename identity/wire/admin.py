@@ -15,8 +15,12 @@ from typing import Any, Final, TypeVar
 from marshmallow import Schema
 
 from identity import documents
-from identity.core import applications, audit, explain, keypairs, provisioning, sessions, tenancy, vouching
-from identity.core.provisioning import By
+from identity.core.admin import on_behalf, users
+from identity.core.admin.users import By
+from identity.core.clients import applications, keypairs
+from identity.core.people import tenancy
+from identity.core.record import audit, explain
+from identity.core.tokens import sessions
 from identity.documents import Document
 from identity.errors import (
     CONFLICT,
@@ -99,9 +103,7 @@ def _deed(
 @_deed("POST", "/admin/user", body=schemas.NewUser, answer=schemas.NewUserAnswer)
 def create_user(call: Call) -> Reply:
     """Make a user with a verified address and a key pair, or, with `notify`, with an invitation by mail."""
-    made = provisioning.create_user(
-        call.rt, _by(call), **_renamed(call.body, fullName="full_name", portalURL="portal_url")
-    )
+    made = users.create_user(call.rt, _by(call), **_renamed(call.body, fullName="full_name", portalURL="portal_url"))
     return Reply(documents.created_user(made))
 
 
@@ -116,7 +118,7 @@ def list_users(call: Call) -> Reply:
         call,
         "users",
         documents.user,
-        lambda limit, offset: provisioning.list_users(
+        lambda limit, offset: users.list_users(
             call.rt, limit=limit, offset=offset, enabled=None if enabled is None else enabled == "true", **filters
         ),
     )
@@ -125,75 +127,73 @@ def list_users(call: Call) -> Reply:
 @_show("/admin/user/{id}", schemas.UserAnswer)
 def show_user(call: Call) -> Reply:
     """Show a user; the `ETag` guards a change of it."""
-    return _user(provisioning.describe_user(call.rt, call.params["id"]))
+    return _user(users.describe_user(call.rt, call.params["id"]))
 
 
 @_deed("PATCH", "/admin/user/{id}", body=schemas.UserChange, answer=schemas.UserAnswer)
 def change_user(call: Call) -> Reply:
     """Change a user's name, alias, roles or groups; `If-Match` guards against a change in between."""
     changes = _renamed(_changes(call), fullName="full_name")
-    return _user(
-        provisioning.change_user(call.rt, _by(call), call.params["id"], version=_expected_version(call), **changes)
-    )
+    return _user(users.change_user(call.rt, _by(call), call.params["id"], version=_expected_version(call), **changes))
 
 
 @_deed("DELETE", "/admin/user/{id}")
 def erase_user(call: Call) -> Reply:
     """Erase a user and everything that names them; the audit keeps the id."""
-    provisioning.erase_user(call.rt, _by(call), call.params["id"])
+    users.erase_user(call.rt, _by(call), call.params["id"])
     return Reply(_ACKNOWLEDGED)
 
 
 @_deed("PUT", "/admin/user/{id}/enable")
 def enable_user(call: Call) -> Reply:
     """Let a user in again; sessions that were ended stay ended."""
-    provisioning.set_enabled(call.rt, _by(call), call.params["id"], enabled=True)
+    users.set_enabled(call.rt, _by(call), call.params["id"], enabled=True)
     return Reply(_ACKNOWLEDGED)
 
 
 @_deed("PUT", "/admin/user/{id}/disable")
 def disable_user(call: Call) -> Reply:
     """Put a user out: every session ends at once."""
-    provisioning.set_enabled(call.rt, _by(call), call.params["id"], enabled=False)
+    users.set_enabled(call.rt, _by(call), call.params["id"], enabled=False)
     return Reply(_ACKNOWLEDGED)
 
 
 @_deed("PUT", "/admin/user/{id}/verify")
 def verify_user(call: Call) -> Reply:
     """Vouch that a user's preferred address is theirs."""
-    provisioning.set_verified(call.rt, _by(call), call.params["id"], verified=True)
+    users.set_verified(call.rt, _by(call), call.params["id"], verified=True)
     return Reply(_ACKNOWLEDGED)
 
 
 @_deed("PUT", "/admin/user/{id}/unverify")
 def unverify_user(call: Call) -> Reply:
     """Have a user prove their preferred address again; their sessions end."""
-    provisioning.set_verified(call.rt, _by(call), call.params["id"], verified=False)
+    users.set_verified(call.rt, _by(call), call.params["id"], verified=False)
     return Reply(_ACKNOWLEDGED)
 
 
 @_show("/admin/user/{id}/roles", schemas.RolesAnswer)
 def show_roles(call: Call) -> Reply:
     """Show the global roles of a user."""
-    return _roles(provisioning.describe_user(call.rt, call.params["id"]))
+    return _roles(users.describe_user(call.rt, call.params["id"]))
 
 
 @_deed("POST", "/admin/user/{id}/roles", body=schemas.RoleBody, answer=schemas.RolesAnswer)
 def grant_role(call: Call) -> Reply:
     """Give a user a global role."""
-    return _roles(provisioning.grant_role(call.rt, _by(call), call.params["id"], call.body["role"]))
+    return _roles(users.grant_role(call.rt, _by(call), call.params["id"], call.body["role"]))
 
 
 @_deed("DELETE", "/admin/user/{id}/roles/{role}", answer=schemas.RolesAnswer)
 def withdraw_role(call: Call) -> Reply:
     """Take a global role from a user."""
-    return _roles(provisioning.withdraw_role(call.rt, _by(call), call.params["id"], call.params["role"]))
+    return _roles(users.withdraw_role(call.rt, _by(call), call.params["id"], call.params["role"]))
 
 
 @_deed("PUT", "/admin/user/{id}/password-reset", answer=schemas.CodeAnswer)
 def reset_password(call: Call) -> Reply:
     """Mail a user a code to choose a new password with."""
-    verification_id = vouching.send_password_reset(call.rt, _by(call), call.params["id"])
+    verification_id = on_behalf.send_password_reset(call.rt, _by(call), call.params["id"])
     return Reply({"verificationCodeID": verification_id})
 
 
@@ -201,27 +201,27 @@ def reset_password(call: Call) -> Reply:
 def set_access_window(call: Call) -> Reply:
     """Set when a user may come in; outside of it every session ends, and none revives."""
     bounds: dict[str, datetime | None] = _renamed(_changes(call), startsAt="starts_at", endsAt="ends_at")
-    return _user(provisioning.set_access_window(call.rt, _by(call), call.params["id"], **bounds))
+    return _user(users.set_access_window(call.rt, _by(call), call.params["id"], **bounds))
 
 
 @_deed("PUT", "/admin/user/{id}/fixed-otp", body=schemas.FixedOtpBody)
 def fix_otp(call: Call) -> Reply:
     """Fix a one-time code for a user, where `IDENTITY_FIXED_OTP` permits it."""
-    vouching.fix_otp(call.rt, _by(call), call.params["id"], call.body["otp"])
+    on_behalf.fix_otp(call.rt, _by(call), call.params["id"], call.body["otp"])
     return Reply(_ACKNOWLEDGED)
 
 
 @_deed("DELETE", "/admin/user/{id}/fixed-otp")
 def clear_otp(call: Call) -> Reply:
     """Forget the fixed one-time code of a user."""
-    vouching.clear_otp(call.rt, _by(call), call.params["id"])
+    on_behalf.clear_otp(call.rt, _by(call), call.params["id"])
     return Reply(_ACKNOWLEDGED)
 
 
 @_deed("DELETE", "/admin/user/{id}/mfa")
 def remove_factors(call: Call) -> Reply:
     """Take the authenticator and the recovery codes of a user who has lost them."""
-    vouching.remove_factors(call.rt, _by(call), call.params["id"])
+    on_behalf.remove_factors(call.rt, _by(call), call.params["id"])
     return Reply(_ACKNOWLEDGED)
 
 
@@ -231,20 +231,20 @@ def remove_factors(call: Call) -> Reply:
 @_deed("POST", "/admin/user/{id}/session", body=schemas.SessionBody, answer=schemas.NewSessionAnswer)
 def open_session(call: Call) -> Reply:
     """Open a session of a user, who gets the code for it by mail."""
-    return Reply(documents.waiting_session(vouching.open_session(call.rt, _by(call), call.params["id"], **call.body)))
+    return Reply(documents.waiting_session(on_behalf.open_session(call.rt, _by(call), call.params["id"], **call.body)))
 
 
 @_deed("POST", "/admin/user/{id}/keypair", body=schemas.KeyPairBody, answer=schemas.NewKeyPairAnswer)
 def create_keypair(call: Call) -> Reply:
     """Make a key pair of a user, who gets the code for it by mail; the secret is shown once."""
-    made = vouching.create_keypair(call.rt, _by(call), call.params["id"], **call.body)
+    made = on_behalf.create_keypair(call.rt, _by(call), call.params["id"], **call.body)
     return Reply(documents.requested_keypair(made))
 
 
 @_deed("POST", "/admin/user/{id}/email", body=schemas.AddressBody, answer=schemas.NewEmailAnswer)
 def add_email(call: Call) -> Reply:
     """Add an address to a user; the code for it goes there."""
-    info, verification_id = vouching.add_email(call.rt, _by(call), call.params["id"], call.body["address"])
+    info, verification_id = on_behalf.add_email(call.rt, _by(call), call.params["id"], call.body["address"])
     return Reply({"emailID": info.id, "address": info.address, "verificationCodeID": verification_id})
 
 
@@ -273,49 +273,49 @@ def list_keypairs(call: Call) -> Reply:
 @_deed("PUT", "/admin/session/{id}/verify")
 def verify_session(call: Call) -> Reply:
     """Make a waiting session usable without its code."""
-    vouching.verify_session(call.rt, _by(call), call.params["id"])
+    on_behalf.verify_session(call.rt, _by(call), call.params["id"])
     return Reply(_ACKNOWLEDGED)
 
 
 @_deed("PUT", "/admin/keypair/{id}/verify")
 def verify_keypair(call: Call) -> Reply:
     """Make a waiting key pair usable without its code."""
-    vouching.verify_keypair(call.rt, _by(call), call.params["id"])
+    on_behalf.verify_keypair(call.rt, _by(call), call.params["id"])
     return Reply(_ACKNOWLEDGED)
 
 
 @_deed("PUT", "/admin/email/{id}/verify")
 def verify_email(call: Call) -> Reply:
     """Vouch that an address is its user's."""
-    vouching.verify_email(call.rt, _by(call), call.params["id"])
+    on_behalf.verify_email(call.rt, _by(call), call.params["id"])
     return Reply(_ACKNOWLEDGED)
 
 
 @_deed("PUT", "/admin/email/preferred", body=schemas.PreferredBody)
 def prefer_email(call: Call) -> Reply:
     """Have a user's notices and codes sent to this address of theirs."""
-    vouching.prefer_email(call.rt, _by(call), call.body["emailID"])
+    on_behalf.prefer_email(call.rt, _by(call), call.body["emailID"])
     return Reply(_ACKNOWLEDGED)
 
 
 @_deed("DELETE", "/admin/session/{id}")
 def revoke_session(call: Call) -> Reply:
     """End a session."""
-    vouching.revoke_session(call.rt, _by(call), call.params["id"])
+    on_behalf.revoke_session(call.rt, _by(call), call.params["id"])
     return Reply(_ACKNOWLEDGED)
 
 
 @_deed("DELETE", "/admin/keypair/{id}")
 def revoke_keypair(call: Call) -> Reply:
     """Delete a key pair."""
-    vouching.revoke_keypair(call.rt, _by(call), call.params["id"])
+    on_behalf.revoke_keypair(call.rt, _by(call), call.params["id"])
     return Reply(_ACKNOWLEDGED)
 
 
 @_deed("DELETE", "/admin/email/{id}")
 def remove_email(call: Call) -> Reply:
     """Delete an address, but not the last verified one of its user."""
-    vouching.remove_email(call.rt, _by(call), call.params["id"])
+    on_behalf.remove_email(call.rt, _by(call), call.params["id"])
     return Reply(_ACKNOWLEDGED)
 
 
@@ -326,7 +326,7 @@ def remove_email(call: Call) -> Reply:
 def create_application(call: Call) -> Reply:
     """Register an application; its first secret is shown once."""
     options = _renamed(call.body, tokenSeconds="token_seconds")
-    return Reply(documents.created_application(*provisioning.create_application(call.rt, _by(call), **options)))
+    return Reply(documents.created_application(*users.create_application(call.rt, _by(call), **options)))
 
 
 @_list("/admin/applications", "applications", schemas.ApplicationAnswer)
@@ -352,21 +352,21 @@ def change_application(call: Call) -> Reply:
     changes = _renamed(_changes(call), tokenSeconds="token_seconds")
     version = _expected_version(call)
     return _application(
-        provisioning.change_application(call.rt, _by(call), call.params["clientId"], version=version, **changes)
+        users.change_application(call.rt, _by(call), call.params["clientId"], version=version, **changes)
     )
 
 
 @_deed("DELETE", "/admin/application/{clientId}")
 def delete_application(call: Call) -> Reply:
     """Delete an application; its secrets and tokens end with it."""
-    provisioning.delete_application(call.rt, _by(call), call.params["clientId"])
+    users.delete_application(call.rt, _by(call), call.params["clientId"])
     return Reply(_ACKNOWLEDGED)
 
 
 @_deed("POST", "/admin/application/{clientId}/secret", body=schemas.SecretBody, answer=schemas.NewSecretAnswer)
 def add_secret(call: Call) -> Reply:
     """Make a second live secret, which is shown once, so that the first can be retired."""
-    made = provisioning.add_secret(call.rt, _by(call), call.params["clientId"], expires_in=call.body.get("expiresIn"))
+    made = users.add_secret(call.rt, _by(call), call.params["clientId"], expires_in=call.body.get("expiresIn"))
     return Reply(documents.created_secret(*made))
 
 
@@ -380,7 +380,7 @@ def list_secrets(call: Call) -> Reply:
 @_deed("DELETE", "/admin/application/{clientId}/secret/{secretID}")
 def delete_secret(call: Call) -> Reply:
     """End a secret and every token that it earned."""
-    provisioning.delete_secret(call.rt, _by(call), call.params["clientId"], call.params["secretID"])
+    users.delete_secret(call.rt, _by(call), call.params["clientId"], call.params["secretID"])
     return Reply(_ACKNOWLEDGED)
 
 
@@ -390,7 +390,7 @@ def delete_secret(call: Call) -> Reply:
 @_deed("POST", "/admin/tenant", body=schemas.NewTenant, answer=schemas.TenantAnswer)
 def create_tenant(call: Call) -> Reply:
     """Make a tenant; its id is what callers send as `X-Tenant-Id`."""
-    return _tenant(provisioning.create_tenant(call.rt, _by(call), tenant_id=call.body["id"], name=call.body["name"]))
+    return _tenant(users.create_tenant(call.rt, _by(call), tenant_id=call.body["id"], name=call.body["name"]))
 
 
 @_list("/admin/tenants", "tenants", schemas.TenantAnswer)
@@ -411,29 +411,27 @@ def show_tenant(call: Call) -> Reply:
 def change_tenant(call: Call) -> Reply:
     """Rename a tenant or give it budgets of its own; `If-Match` guards against a change in between."""
     version = _expected_version(call)
-    return _tenant(provisioning.change_tenant(call.rt, _by(call), call.params["id"], version=version, **_changes(call)))
+    return _tenant(users.change_tenant(call.rt, _by(call), call.params["id"], version=version, **_changes(call)))
 
 
 @_deed("DELETE", "/admin/tenant/{id}")
 def delete_tenant(call: Call) -> Reply:
     """Delete a tenant with its memberships and its applications."""
-    provisioning.delete_tenant(call.rt, _by(call), call.params["id"])
+    users.delete_tenant(call.rt, _by(call), call.params["id"])
     return Reply(_ACKNOWLEDGED)
 
 
 @_deed("PUT", "/admin/tenant/{id}/member/{userID}", body=schemas.MemberBody, answer=schemas.MemberAnswer)
 def set_member(call: Call) -> Reply:
     """Make a user a member with exactly these roles."""
-    made = provisioning.set_member(
-        call.rt, _by(call), call.params["id"], call.params["userID"], roles=call.body["roles"]
-    )
+    made = users.set_member(call.rt, _by(call), call.params["id"], call.params["userID"], roles=call.body["roles"])
     return Reply(documents.member(made))
 
 
 @_deed("DELETE", "/admin/tenant/{id}/member/{userID}")
 def remove_member(call: Call) -> Reply:
     """End a membership."""
-    provisioning.remove_member(call.rt, _by(call), call.params["id"], call.params["userID"])
+    users.remove_member(call.rt, _by(call), call.params["id"], call.params["userID"])
     return Reply(_ACKNOWLEDGED)
 
 
@@ -444,7 +442,7 @@ def list_members(call: Call) -> Reply:
         call,
         "members",
         documents.member,
-        lambda limit, offset: provisioning.list_members(call.rt, call.params["id"], limit=limit, offset=offset),
+        lambda limit, offset: users.list_members(call.rt, call.params["id"], limit=limit, offset=offset),
     )
 
 
@@ -463,13 +461,13 @@ def list_keys(call: Call) -> Reply:
 @_deed("POST", "/admin/signing-keys/rotate", answer=schemas.SigningKeyAnswer)
 def rotate_key(call: Call) -> Reply:
     """Have the next key sign as soon as verifiers can have seen it."""
-    return Reply(documents.signing_key(provisioning.rotate_key(call.rt, _by(call))))
+    return Reply(documents.signing_key(users.rotate_key(call.rt, _by(call))))
 
 
 @_deed("DELETE", "/admin/signing-key/{kid}")
 def revoke_key(call: Call) -> Reply:
     """Withdraw a key that may be stolen: every token that it signed is refused at once."""
-    provisioning.revoke_key(call.rt, _by(call), call.params["kid"])
+    users.revoke_key(call.rt, _by(call), call.params["kid"])
     return Reply(_ACKNOWLEDGED)
 
 
@@ -562,11 +560,11 @@ def _tagged(document: Document, version: int) -> Reply:
     return Reply(document, headers=(("ETag", f'"{version}"'),))
 
 
-def _user(detail: provisioning.UserDetail) -> Reply:
+def _user(detail: users.UserDetail) -> Reply:
     return _tagged(documents.user(detail), detail.info.version)
 
 
-def _roles(detail: provisioning.UserDetail) -> Reply:
+def _roles(detail: users.UserDetail) -> Reply:
     return _tagged({"roles": list(detail.info.roles)}, detail.info.version)
 
 

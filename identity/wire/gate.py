@@ -11,8 +11,8 @@ from typing import Final, TypeVar
 
 from marshmallow import Schema
 
-from identity.core import callers
-from identity.core.tenancy import LIMITED_TIERS
+from identity.core.access import callers
+from identity.core.people.tenancy import LIMITED_TIERS
 from identity.errors import (
     FORBIDDEN,
     INVALID_TOKEN,

@@ -12,7 +12,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
 from identity.ambient import SystemClock
-from identity.core import expiry
+from identity.core.clients import expiry
 from identity.settings import Settings
 from identity.storage import Database
 

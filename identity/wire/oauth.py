@@ -24,8 +24,9 @@ from authlib.oauth2.rfc7662 import IntrospectionEndpoint
 from marshmallow import Schema, fields
 
 from identity.canonical import canonical_id
-from identity.core import applications, introspection
-from identity.core.applications import SCOPE_REFUSED, TARGET_REFUSED, Authenticated
+from identity.core.access import introspection
+from identity.core.clients import applications
+from identity.core.clients.applications import SCOPE_REFUSED, TARGET_REFUSED, Authenticated
 from identity.errors import CLIENT_MISMATCH, LOCKED_OUT, MALFORMED, UNAUTHENTICATED, Problem, Refused
 from identity.instruments import limits
 from identity.instruments.jws import unverified_claims

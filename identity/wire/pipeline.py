@@ -20,8 +20,9 @@ from marshmallow import Schema
 
 from identity import logs
 from identity.ambient import Origin
-from identity.core import callers, explain
-from identity.core.callers import Caller, Presented
+from identity.core.access import callers
+from identity.core.access.callers import Caller, Presented
+from identity.core.record import explain
 from identity.errors import (
     INTERNAL,
     MALFORMED_REQUEST_HEAD,

@@ -6,12 +6,14 @@ from typing import Any
 
 from marshmallow import Schema, fields
 
-from identity.core import accounts, logins, mfa, passwords, sessions
-from identity.core.accounts import UserInfo
-from identity.core.logins import Grant, Handout
-from identity.core.mfa import Factor
-from identity.core.sessions import Live
-from identity.core.tokens import AccessToken
+from identity.core.people import accounts
+from identity.core.people.accounts import UserInfo
+from identity.core.signin import by_password, factors, new_password
+from identity.core.signin.by_password import Grant, Handout
+from identity.core.signin.factors import Factor
+from identity.core.tokens import sessions
+from identity.core.tokens.claims import AccessToken
+from identity.core.tokens.sessions import Live
 from identity.errors import (
     ACCESS_WINDOW_EXPIRED,
     CONFLICT,
@@ -171,8 +173,8 @@ def login(call: Call) -> Reply:
 
     Where `IDENTITY_SECOND_FACTOR=enrolled`, a user without TOTP gets the tokens of `/auth/mfa/challenge` at once.
     """
-    resource = logins.user_resource(call.rt, call.header("origin"))
-    outcome = logins.sign_in(
+    resource = by_password.user_resource(call.rt, call.header("origin"))
+    outcome = by_password.sign_in(
         call.rt, call.origin, identifier=call.body["email"], password=call.body["password"], resource=resource
     )
     if isinstance(outcome, Grant):
@@ -197,7 +199,7 @@ def login(call: Call) -> Reply:
 def answer_challenge(call: Call) -> Reply:
     """Answer a challenge with a TOTP, emailed or recovery code, for an hour's token and a refresh token."""
     factor, code = _one_code(call, *_ANSWERS)
-    grant = logins.complete(
+    grant = by_password.complete(
         call.rt,
         call.origin,
         token=call.body["mfaChallengeToken"],
@@ -218,7 +220,7 @@ def answer_challenge(call: Call) -> Reply:
 )
 def refresh(call: Call) -> Reply:
     """Exchange a refresh token for a new token and the refresh token's successor."""
-    return Reply(_tokens(*logins.refresh(call.rt, call.origin, call.body["refreshToken"])))
+    return Reply(_tokens(*by_password.refresh(call.rt, call.origin, call.body["refreshToken"])))
 
 
 @risksage.endpoint("POST", "/auth/logout", answer=Message, refusals=_REFUSED_BEARER, **_BEARER)
@@ -247,7 +249,7 @@ def me(call: Call) -> Reply:
             "amr": sorted(live.session.amr),
             "authTime": int(live.session.auth_time.timestamp()),
             "sessionID": live.session.id,
-            "mfa": {"totp": mfa.is_enrolled(call.rt, user.id)},
+            "mfa": {"totp": factors.is_enrolled(call.rt, user.id)},
         }
     )
 
@@ -260,7 +262,7 @@ def me(call: Call) -> Reply:
 )
 def enrol_totp(call: Call) -> Reply:
     """Begin to add an authenticator app; it counts once confirmed with its first code."""
-    enrolment = mfa.enrol(call.rt, call.origin, _recent_user(call))
+    enrolment = factors.enrol(call.rt, call.origin, _recent_user(call))
     return Reply(
         {
             "secret": enrolment.seed.reveal(),
@@ -280,7 +282,7 @@ def enrol_totp(call: Call) -> Reply:
 )
 def confirm_totp(call: Call) -> Reply:
     """Switch the new authenticator app on with its first code, and get ten recovery codes."""
-    return _recovery_codes(mfa.confirm(call.rt, call.origin, _recent_user(call), call.body["totpCode"]))
+    return _recovery_codes(factors.confirm(call.rt, call.origin, _recent_user(call), call.body["totpCode"]))
 
 
 @risksage.endpoint(
@@ -295,7 +297,7 @@ def remove_totp(call: Call) -> Reply:
     """Remove the authenticator app and its recovery codes, with a code of either."""
     user = _recent_user(call)
     factor, code = _one_code(call, "totpCode", "recoveryCode")
-    mfa.remove_own(call.rt, call.origin, user, factor=factor, code=code)
+    factors.remove_own(call.rt, call.origin, user, factor=factor, code=code)
     return Reply(_ACKNOWLEDGED)
 
 
@@ -309,7 +311,9 @@ def remove_totp(call: Call) -> Reply:
 )
 def renew_recovery_codes(call: Call) -> Reply:
     """Make ten new recovery codes; the old ones are void."""
-    return _recovery_codes(mfa.renew_recovery_codes(call.rt, call.origin, _recent_user(call), call.body["totpCode"]))
+    return _recovery_codes(
+        factors.renew_recovery_codes(call.rt, call.origin, _recent_user(call), call.body["totpCode"])
+    )
 
 
 # Passwords.
@@ -326,7 +330,7 @@ def renew_recovery_codes(call: Call) -> Reply:
 def change_password(call: Call) -> Reply:
     """Replace the caller's password; every other session of theirs ends."""
     user = _recent_user(call)
-    passwords.change(
+    new_password.change(
         call.rt,
         call.origin,
         user,
@@ -348,7 +352,7 @@ def change_password(call: Call) -> Reply:
 )
 def forgot_password(call: Call) -> Reply:
     """Mail a code that resets the password of this address; whether anybody has it is not told."""
-    return Reply({"verificationCodeID": passwords.forgot(call.rt, call.origin, call.body["email"])})
+    return Reply({"verificationCodeID": new_password.forgot(call.rt, call.origin, call.body["email"])})
 
 
 @risksage.endpoint(
@@ -361,7 +365,7 @@ def forgot_password(call: Call) -> Reply:
 )
 def reset_password(call: Call) -> Reply:
     """Choose a new password with the code from the mail; every session of the user ends, and nobody is signed in."""
-    passwords.reset(
+    new_password.reset(
         call.rt,
         call.origin,
         verification_id=call.body["verificationCodeID"],

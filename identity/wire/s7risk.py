@@ -7,8 +7,9 @@ from typing import Any
 from marshmallow import Schema, fields
 
 from identity.canonical import canonical_id
-from identity.core import applications, logins
-from identity.core.tokens import AccessToken
+from identity.core.clients import applications
+from identity.core.signin import by_password
+from identity.core.tokens.claims import AccessToken
 from identity.errors import (
     ACCESS_WINDOW_EXPIRED,
     CLIENT_MISMATCH,
@@ -78,8 +79,8 @@ class TokenAnswer(Schema):
 )
 def user_token(call: Call) -> Reply:
     """Exchange an email and a password for a 24-hour user token."""
-    resource = logins.user_resource(call.rt, call.header("origin"))
-    token = logins.by_password(
+    resource = by_password.user_resource(call.rt, call.header("origin"))
+    token = by_password.by_password(
         call.rt,
         call.origin,
         identifier=call.body["email"],

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from marshmallow import Schema, fields
 
-from identity.core import accounts, applications, challenges, logins
-from identity.core.applications import STANDARD_APP_ID, ApplicationInfo
-from identity.core.logins import Handout
+from identity.core.clients import applications
+from identity.core.clients.applications import STANDARD_APP_ID, ApplicationInfo
+from identity.core.people import accounts
+from identity.core.signin import by_password, challenges
+from identity.core.signin.by_password import Handout
 from identity.errors import INTERNAL, INVALID_CODE, MALFORMED, RATE_LIMITED, Refused
 from identity.instruments.limits import Policy
 from identity.wire.fields import Body, Text
@@ -219,13 +221,13 @@ def _check_text(arguments: dict[str, Any]) -> None:
 def _login(call: Call, arguments: dict[str, Any]) -> dict[str, Any]:
     rt, origin = call.rt, call.origin
     identifier, password = arguments["username"], arguments["password"]
-    resource = logins.user_resource(rt, call.header("origin"))
+    resource = by_password.user_resource(rt, call.header("origin"))
     app = _find_application(call, arguments)
     if app is None:
         # The same work and the same count as for a wrong password: the numbers of applications cannot be listed by time or text.
         proof = accounts.check_password(rt, origin, identifier, password)
         accounts.refuse_guess(rt, origin, proof.reservation, actor=proof.user.id, detail="no such application")
-    issued = logins.begin(
+    issued = by_password.begin(
         rt,
         origin,
         identifier=identifier,
@@ -243,7 +245,7 @@ def _otp(call: Call, arguments: dict[str, Any]) -> dict[str, Any]:
     app = _find_application(call, arguments)
     if app is None or challenges.get(rt, token, handout=Handout.DAY).client_id != app.id:
         raise Refused(INVALID_CODE, detail="the login began with another application")
-    grant = logins.complete(rt, call.origin, token=token, handout=Handout.DAY, code=arguments["otp"])
+    grant = by_password.complete(rt, call.origin, token=token, handout=Handout.DAY, code=arguments["otp"])
     first, _, last = grant.user.full_name.partition(" ")
     return {
         "code": "OK",

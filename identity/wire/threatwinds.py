@@ -8,12 +8,15 @@ from typing import Any
 from marshmallow import Schema, fields
 
 from identity.canonical import get_address
-from identity.core import accounts, emails, keypairs, logins, registration, sessions, signins
-from identity.core.callers import Caller
-from identity.core.keypairs import KeyInfo
-from identity.core.sessions import Live
-from identity.core.signins import Waiting
-from identity.core.tokens import AccessToken
+from identity.core.access.callers import Caller
+from identity.core.clients import keypairs
+from identity.core.clients.keypairs import KeyInfo
+from identity.core.people import accounts, addresses
+from identity.core.signin import by_code, by_password, sign_up
+from identity.core.signin.by_code import Waiting
+from identity.core.tokens import sessions
+from identity.core.tokens.claims import AccessToken
+from identity.core.tokens.sessions import Live
 from identity.errors import (
     ACCESS_WINDOW_EXPIRED,
     CONFLICT,
@@ -248,7 +251,7 @@ class UserIdAnswer(Schema):
 )
 def create_session(call: Call) -> Reply:
     """Ask for a session: a code goes to the address, and the bearer works once it has come back."""
-    waiting = signins.begin(call.rt, call.origin, call.body["email"], kind=call.body.get("kind", signins.KIND))
+    waiting = by_code.begin(call.rt, call.origin, call.body["email"], kind=call.body.get("kind", by_code.KIND))
     return Reply(_waiting(waiting))
 
 
@@ -262,7 +265,7 @@ def create_session(call: Call) -> Reply:
 )
 def verify_session(call: Call) -> Reply:
     """Make a session usable by the emailed code; a user with TOTP sends `totpCode` or `recoveryCode` with it."""
-    signins.complete(
+    by_code.complete(
         call.rt,
         call.origin,
         call.body["verificationCodeID"],
@@ -388,7 +391,7 @@ def add_email(call: Call) -> Reply:
     """Add an address to the caller's account and mail it a code."""
     user_id = _live(call.caller).user_id
     with call.rt.unit(call.origin) as unit:
-        _, verification_id = emails.add(call.rt, unit, user_id, call.body["address"], actor=user_id)
+        _, verification_id = addresses.add(call.rt, unit, user_id, call.body["address"], actor=user_id)
     return Reply({"verificationCodeID": verification_id})
 
 
@@ -404,7 +407,7 @@ def add_email(call: Call) -> Reply:
 def resend_email_code(call: Call) -> Reply:
     """Mail a new code to an unverified address of the caller; the old one dies."""
     with call.rt.unit(call.origin) as unit:
-        verification_id = emails.resend(call.rt, unit, _live(call.caller).user_id, call.body["address"])
+        verification_id = addresses.resend(call.rt, unit, _live(call.caller).user_id, call.body["address"])
     return Reply({"verificationCodeID": verification_id})
 
 
@@ -413,7 +416,7 @@ def resend_email_code(call: Call) -> Reply:
 )
 def verify_email(call: Call) -> Reply:
     """Prove an address by the code that was mailed to it."""
-    emails.verify(call.rt, call.origin, call.body["verificationCodeID"], call.body["code"])
+    addresses.verify(call.rt, call.origin, call.body["verificationCodeID"], call.body["code"])
     return Reply(_ACKNOWLEDGED)
 
 
@@ -424,7 +427,7 @@ def list_emails(call: Call) -> Reply:
     """The caller's addresses, oldest first."""
     listed = [
         {"emailID": each.id, "address": each.address, "verified": each.verified, "preferred": each.preferred}
-        for each in emails.listing_of(call.rt, _live(call.caller).user_id)
+        for each in addresses.listing_of(call.rt, _live(call.caller).user_id)
     ]
     return Reply({"emails": listed})
 
@@ -442,7 +445,7 @@ def prefer_email(call: Call) -> Reply:
     """Send the caller's codes and notices to this verified address from now on."""
     user_id = _live(call.caller).user_id
     with call.rt.unit(call.origin) as unit:
-        emails.prefer(call.rt, unit, call.body["emailID"], actor=user_id, user_id=user_id)
+        addresses.prefer(call.rt, unit, call.body["emailID"], actor=user_id, user_id=user_id)
     return Reply(_ACKNOWLEDGED)
 
 
@@ -458,7 +461,7 @@ def remove_email(call: Call) -> Reply:
     """Remove an address of the caller; the last verified one stays."""
     user_id = _live(call.caller).user_id
     with call.rt.unit(call.origin) as unit:
-        emails.remove(call.rt, unit, call.params["email_id"], actor=user_id, user_id=user_id)
+        addresses.remove(call.rt, unit, call.params["email_id"], actor=user_id, user_id=user_id)
     return Reply(_ACKNOWLEDGED)
 
 
@@ -597,7 +600,7 @@ def trade_keypair(call: Call) -> Reply:
 )
 def register(call: Call) -> Reply:
     """Register: a code goes to the address, and account and bearer work once it has come back."""
-    waiting = registration.register(
+    waiting = sign_up.register(
         call.rt,
         call.origin,
         email=call.body["email"],
@@ -659,7 +662,7 @@ def erase_user(call: Call) -> Reply:
     user_id = _live(call.caller).user_id
     call.caller.require_recent_login(call.rt)
     with call.rt.unit(call.origin) as unit:
-        registration.erase(call.rt, unit, user_id, actor=user_id)
+        sign_up.erase(call.rt, unit, user_id, actor=user_id)
     return Reply(_ACKNOWLEDGED)
 
 
@@ -685,7 +688,7 @@ def _rights(call: Call) -> dict[str, Any]:
 
 
 def _resource(call: Call) -> str:
-    return logins.user_resource(call.rt, call.header("origin"))
+    return by_password.user_resource(call.rt, call.header("origin"))
 
 
 def _waiting(waiting: Waiting) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from datetime import UTC, datetime, timedelta
 from email.message import EmailMessage
 
 from identity.ambient import Mailer, Origin, SystemEntropy
-from identity.core import codes, outbox
+from identity.core.mail import outbox
+from identity.core.proofs import codes
 from identity.instruments.keyring import Keyring
 from identity.instruments.vault import Vault
 from identity.runtime import Runtime

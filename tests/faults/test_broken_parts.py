@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import make_url, text
 
-from identity.core import sessions
+from identity.core.tokens import sessions
 from identity.instruments.keyring import RingVersion, SigningKey
 from tests.builders import PASSWORD, Machine, Person, a_session, a_token, a_user, an_application
 from tests.faults.chaos import HEALTHY, REFUSING, RESETTING, SILENT, Fault, Wire

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from identity.core import sessions
+from identity.core.tokens import sessions
 from identity.runtime import Runtime
 from tests.builders import a_session, a_token, a_user, an_application
 from tests.faults.chaos import REFUSING, SILENT, Fault, Wire

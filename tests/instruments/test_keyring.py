@@ -20,8 +20,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from sqlalchemy import func, select
 
 from identity.app import create_runtime
-from identity.core import callers
-from identity.core.callers import Presented
+from identity.core.access import callers
+from identity.core.access.callers import Presented
 from identity.errors import CONFLICT, INVALID_TOKEN, NOT_FOUND, VALIDATION, Problem, Refused
 from identity.instruments.jws import load_jwks, verify_assertion
 from identity.instruments.keyring import SigningKey

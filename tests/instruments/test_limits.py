@@ -109,7 +109,7 @@ def test_threads_share_a_window_exactly(limiter: Limiter) -> None:
 
 PROCESS = """
 import sys
-from identity.core.limits import Limiter, Policy
+from identity.instruments.limits import Limiter, Policy
 from identity.errors import Refused
 from identity.settings import Settings
 limiter = Limiter(Settings.from_env())

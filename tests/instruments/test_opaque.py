@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from identity.ambient import SystemEntropy
-from identity.core import accounts
-from identity.core.accounts import User
+from identity.core.people import accounts
+from identity.core.people.accounts import User
 from identity.errors import Refused
 from identity.instruments.hashing import Passwords, is_password_hash, normalized
 from identity.instruments.opaque import Kind, Secret, decode, encode, fingerprint, is_well_formed, matches, mint

@@ -24,8 +24,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from identity.core import outbox
-from identity.core.mailing import Template
+from identity.core.mail import outbox
+from identity.core.mail.letters import Template
 from identity.instruments import transports
 from identity.instruments.transports import FileMailer, SmtpMailer, mailer_for
 from identity.settings import BadSettings, Settings

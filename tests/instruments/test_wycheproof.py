@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from identity.core import callers
-from identity.core.callers import Presented
+from identity.core.access import callers
+from identity.core.access.callers import Presented
 from identity.errors import INVALID_TOKEN, Refused
 from identity.instruments.jws import load_jwks, verify_jws
 from identity.runtime import Runtime

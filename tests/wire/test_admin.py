@@ -11,7 +11,8 @@ import pytest
 from werkzeug.test import TestResponse
 
 from identity import app as composition
-from identity.core import audit, sessions
+from identity.core.record import audit
+from identity.core.tokens import sessions
 from identity.settings import Settings
 from identity.wire.admin import admin as group_h
 from identity.wire.pipeline import Endpoint

@@ -10,8 +10,10 @@ import pytest
 from sqlalchemy import update
 from werkzeug.test import TestResponse
 
-from identity.core import applications, keypairs, sessions, tenancy
-from identity.core.accounts import User
+from identity.core.clients import applications, keypairs
+from identity.core.people import tenancy
+from identity.core.people.accounts import User
+from identity.core.tokens import sessions
 from identity.runtime import Runtime
 from identity.settings import Settings
 from tests.builders import Person, a_session, a_tenant, a_token, a_user, an_application

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from identity.app import create_app
-from identity.core import outbox
+from identity.core.mail import outbox
 from identity.instruments.transports import mailer_for
 from tests.builders import a_user
 from tests.world import Web

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import requests
 
-from identity.core import keypairs
+from identity.core.clients import keypairs
 from tests.builders import a_user
 from tests.conftest import fresh_database
 from tests.world import ORIGIN, free_port, start_live

@@ -13,9 +13,11 @@ from sqlalchemy import func, select, update
 from werkzeug.test import TestResponse
 
 from identity.app import create_app, endpoints
-from identity.core import applications, introspection, sessions
-from identity.core.accounts import User
-from identity.core.applications import SpentAssertion
+from identity.core.access import introspection
+from identity.core.clients import applications
+from identity.core.clients.applications import SpentAssertion
+from identity.core.people.accounts import User
+from identity.core.tokens import sessions
 from identity.errors import CATALOGUE, UNAVAILABLE, Refused
 from identity.wire.oauth import SHAPE
 from tests.builders import Machine, a_session, a_token, a_user, an_application

@@ -11,7 +11,7 @@ import pyotp
 import pytest
 from werkzeug.test import TestResponse
 
-from identity.core import sessions
+from identity.core.tokens import sessions
 from identity.settings import Settings
 from tests.builders import Authenticator, Person, a_session, a_token, a_user, an_application, an_authenticator
 from tests.world import Web, code_in

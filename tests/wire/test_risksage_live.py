@@ -11,8 +11,8 @@ import pytest
 import requests
 
 from identity.ambient import later
-from identity.core import audit
-from identity.core.audit import Action
+from identity.core.record import audit
+from identity.core.record.audit import Action
 from tests.builders import Authenticator, Person, a_user, an_authenticator
 from tests.world import Live, code_in
 

@@ -13,9 +13,11 @@ import pytest
 from sqlalchemy import select, update
 from werkzeug.test import TestResponse
 
-from identity.core import accounts, applications, mfa
-from identity.core.accounts import User
-from identity.core.audit import Action, AuditEvent
+from identity.core.clients import applications
+from identity.core.people import accounts
+from identity.core.people.accounts import User
+from identity.core.record.audit import Action, AuditEvent
+from identity.core.signin import factors
 from identity.runtime import Runtime
 from identity.settings import Settings
 from tests.builders import Person, a_user, an_application
@@ -85,9 +87,9 @@ def malformed(answer: TestResponse) -> str:
 def an_authenticator(rt: Runtime, person: Person) -> pyotp.TOTP:
     """A confirmed authenticator of `person`."""
     user = accounts.get(rt, person.id)
-    enrolment = mfa.enrol(rt, ORIGIN, user)
+    enrolment = factors.enrol(rt, ORIGIN, user)
     totp = pyotp.TOTP(enrolment.seed.reveal())
-    mfa.confirm(rt, ORIGIN, user, totp.at(rt.clock.now()))
+    factors.confirm(rt, ORIGIN, user, totp.at(rt.clock.now()))
     return totp
 
 
@@ -297,7 +299,7 @@ def test_a_user_disabled_between_the_steps_gets_no_token(web: Web) -> None:
 
 def a_fixed_otp(rt: Runtime, person: Person, otp: str = "246810") -> None:
     with rt.unit(ORIGIN) as unit:
-        mfa.set_fixed_otp(rt, unit, accounts.get(rt, person.id), otp, actor="admin")
+        factors.set_fixed_otp(rt, unit, accounts.get(rt, person.id), otp, actor="admin")
 
 
 class TestFixedOtp:

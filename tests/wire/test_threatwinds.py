@@ -12,8 +12,12 @@ import pyotp
 import pytest
 from werkzeug.test import TestResponse
 
-from identity.core import accounts, audit, mfa, outbox, sessions
-from identity.core.mailing import Template
+from identity.core.mail import outbox
+from identity.core.mail.letters import Template
+from identity.core.people import accounts
+from identity.core.record import audit
+from identity.core.signin import factors
+from identity.core.tokens import sessions
 from identity.instruments.limits import Limiter
 from tests.builders import Person, a_session, a_token, a_user, an_application
 from tests.world import ORIGIN, Web, code_in
@@ -274,9 +278,9 @@ def test_a_window_that_closed_between_the_steps_is_named(web: Web) -> None:
 
 
 def enrol(web: Web, person: Person) -> pyotp.TOTP:
-    enrolment = mfa.enrol(web.rt, ORIGIN, accounts.get(web.rt, person.id))
+    enrolment = factors.enrol(web.rt, ORIGIN, accounts.get(web.rt, person.id))
     totp = pyotp.TOTP(enrolment.seed.reveal())
-    mfa.confirm(web.rt, ORIGIN, accounts.get(web.rt, person.id), totp.at(web.clock.now()))
+    factors.confirm(web.rt, ORIGIN, accounts.get(web.rt, person.id), totp.at(web.clock.now()))
     web.clock.tick(30)
     web.mails()
     return totp
@@ -324,8 +328,8 @@ def test_five_wrong_second_factors_use_the_emailed_code_up(web: Web) -> None:
 def test_a_recovery_code_stands_in_for_a_lost_device(web: Web) -> None:
     ada = a_user(web.rt)
     user = accounts.get(web.rt, ada.id)
-    totp = pyotp.TOTP(mfa.enrol(web.rt, ORIGIN, user).seed.reveal())
-    recovery = mfa.confirm(web.rt, ORIGIN, user, totp.at(web.clock.now()))[0].reveal()
+    totp = pyotp.TOTP(factors.enrol(web.rt, ORIGIN, user).seed.reveal())
+    recovery = factors.confirm(web.rt, ORIGIN, user, totp.at(web.clock.now()))[0].reveal()
     web.mails()
     for status in (202, 401):
         asked = web.post("/session", {"email": ada.email}).json

@@ -18,7 +18,7 @@ import pytest
 import requests
 from aiosmtpd.controller import Controller
 
-from identity.core.codes import Code
+from identity.core.proofs.codes import Code
 from tests.builders import a_session, a_user
 from tests.conftest import BACKENDS, fresh_database
 from tests.faults.rig import rounds

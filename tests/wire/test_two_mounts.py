@@ -14,7 +14,7 @@ import pytest
 import redis
 
 from identity.app import create_app, endpoints
-from identity.core import keypairs
+from identity.core.clients import keypairs
 from identity.runtime import Runtime
 from identity.settings import Settings
 from identity.wire.fastlane import FastLane

@@ -1,0 +1,178 @@
+"""Who is asking: from the credentials of a request to a live subject, for every route and for the gate.
+
+One place reads bearers (session bearers, user and application tokens) and key pairs, so that no route is weaker than another. What a
+token says about rights is not believed: roles and memberships are those of now.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Final, NamedTuple
+
+from identity.ambient import Origin
+from identity.core.clients import applications, keypairs
+from identity.core.clients.applications import ADMIN_SCOPE
+from identity.core.people.accounts import ADMIN_ROLE
+from identity.core.people.tenancy import Memberships
+from identity.core.tokens import claims, sessions
+from identity.core.tokens.claims import Claims
+from identity.core.tokens.sessions import Live
+from identity.errors import FORBIDDEN, INVALID_TOKEN, STALE_LOGIN, TWO_CREDENTIALS, UNAUTHENTICATED, Refused
+from identity.instruments.opaque import Kind
+from identity.runtime import Runtime
+
+_NOWHERE: Final = Memberships()
+
+
+class CallerKind(StrEnum):
+    """What proved the caller; also the gate's `X-Auth-Type`."""
+
+    USER = "user"
+    APPLICATION = "application"
+    KEY = "key"
+
+
+class Presented(NamedTuple):
+    """The credentials that a request carries, unread."""
+
+    bearer: str | None = None
+    api_key: str | None = None
+    api_secret: str | None = None
+
+    @property
+    def has_key(self) -> bool:
+        return self.api_key is not None or self.api_secret is not None
+
+
+class Caller(NamedTuple):
+    """An authenticated subject with its rights as of now."""
+
+    kind: CallerKind
+    subject: str
+    roles: tuple[str, ...]
+    groups: tuple[str, ...] = ()
+    scopes: tuple[str, ...] = ()
+    alias: str = ""
+    full_name: str = ""
+    session: Live | None = None
+    key: keypairs.KeyInfo | None = None
+    memberships: Memberships = _NOWHERE
+    claims: Claims | None = None
+    auth_time: datetime | None = None
+    amr: tuple[str, ...] = ()
+
+    @property
+    def session_id(self) -> str:
+        return self.session.session.id if self.session else ""
+
+    @property
+    def is_admin(self) -> bool:
+        """Whether it may use group H."""
+        return ADMIN_SCOPE in self.scopes if self.kind is CallerKind.APPLICATION else ADMIN_ROLE in self.roles
+
+    def require_admin(self) -> None:
+        """Raise Refused(FORBIDDEN) unless this caller may administer."""
+        if not self.is_admin:
+            needed = f"scope {ADMIN_SCOPE}" if self.kind is CallerKind.APPLICATION else f"role {ADMIN_ROLE}"
+            raise Refused(
+                FORBIDDEN,
+                detail="not an administrator",
+                evidence={"expected": needed, "seen": {"roles": self.roles, "scopes": self.scopes}},
+            )
+
+    def require_recent_login(self, rt: Runtime) -> None:
+        """Raise Refused(STALE_LOGIN) unless the user signed in a short while ago (RFC 9470). A key pair is no sign of a user."""
+        age = None if self.auth_time is None or "key" in self.amr else (rt.clock.now() - self.auth_time).total_seconds()
+        if age is None or age >= rt.settings.recent_login_seconds:
+            raise Refused(
+                STALE_LOGIN, detail="login too old", evidence={"age": age, "allowed": rt.settings.recent_login_seconds}
+            )
+
+
+def identify(rt: Runtime, origin: Origin, presented: Presented, *, own_routes: bool = True) -> Caller:
+    """The caller behind whatever the request carries.
+
+    `own_routes`: the route is ours, so a token must name us as audience; the gate asks on behalf of others.
+    Raises Refused(UNAUTHENTICATED) for nothing, Refused(TWO_CREDENTIALS) for two that name different subjects, and what each kind of
+    credential raises.
+    """
+    caller = _by_bearer(rt, presented.bearer, own_routes=own_routes) if presented.bearer is not None else None
+    if presented.has_key:
+        by_key = _by_key(rt, origin, presented)
+        if caller is not None and caller.subject != by_key.subject:
+            raise Refused(TWO_CREDENTIALS, detail="bearer and key pair of different subjects")
+        caller = caller or by_key
+    if caller is None:
+        raise Refused(UNAUTHENTICATED)
+    return caller
+
+
+def _by_bearer(rt: Runtime, bearer: str, *, own_routes: bool) -> Caller:
+    if bearer.startswith(f"{Kind.SESSION}_"):
+        return _user(sessions.find_live_bearer(rt, bearer))
+    said = claims.read(rt, bearer)
+    if own_routes and not {rt.settings.issuer, rt.settings.default_audience} & set(said.audience):
+        raise Refused(
+            INVALID_TOKEN,
+            detail="not meant for this service",
+            evidence={
+                "expected": {"aud": sorted({rt.settings.issuer, rt.settings.default_audience})},
+                "seen": {"aud": said.audience},
+            },
+        )
+    if said.is_user:
+        live = sessions.find_live(rt, said.session_id)
+        if live.user_id != said.subject or not rt.ring.can_verify(bearer):
+            raise Refused(INVALID_TOKEN, detail="the session or the key behind the token has changed")
+        return _user(live, said)
+    return _application(rt, bearer, said)
+
+
+def _user(live: Live, claims: Claims | None = None) -> Caller:
+    return Caller(
+        kind=CallerKind.USER,
+        subject=live.user_id,
+        roles=live.roles,
+        groups=live.groups,
+        alias=live.alias,
+        full_name=live.full_name,
+        session=live,
+        memberships=live.memberships,
+        claims=claims,
+        auth_time=live.session.auth_time,
+        amr=live.session.amr,
+    )
+
+
+def _application(rt: Runtime, bearer: str, claims: Claims) -> Caller:
+    state = applications.live_state(rt, claims.client_id, claims.token_id, issued_at=claims.issued_at)
+    if state is None or not rt.ring.can_verify(bearer):
+        raise Refused(
+            INVALID_TOKEN,
+            detail="the application, its secret or this token was revoked",
+            evidence={"client": claims.client_id},
+        )
+    return Caller(
+        kind=CallerKind.APPLICATION,
+        subject=claims.client_id,
+        roles=state.roles,
+        scopes=tuple(scope for scope in claims.scope if scope in state.scopes),
+        memberships=state.memberships,
+        claims=claims,
+    )
+
+
+def _by_key(rt: Runtime, origin: Origin, presented: Presented) -> Caller:
+    key = keypairs.authenticate(rt, origin, presented.api_key or "", presented.api_secret or "")
+    return Caller(
+        kind=CallerKind.KEY,
+        subject=key.user_id,
+        roles=key.roles,
+        groups=key.groups,
+        alias=key.alias,
+        full_name=key.full_name,
+        key=key,
+        memberships=key.memberships,
+        amr=("key",),
+    )

@@ -1,0 +1,164 @@
+"""What administrators do with the sessions, key pairs and addresses of others: make them, vouch for them, withdraw them.
+
+What an administrator makes waits for its code as it would for its owner; vouching takes the place of the code, and kills it.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from identity.canonical import canonical_id
+from identity.core.admin.users import By
+from identity.core.clients import keypairs
+from identity.core.clients.keypairs import Requested
+from identity.core.people import accounts, addresses
+from identity.core.people.accounts import Email
+from identity.core.people.addresses import EmailInfo
+from identity.core.proofs import codes
+from identity.core.proofs.codes import Purpose
+from identity.core.signin import by_code, factors, new_password
+from identity.core.signin.by_code import Waiting
+from identity.core.tokens import sessions
+from identity.core.tokens.sessions import SessionInfo
+from identity.errors import CONFLICT, NOT_FOUND, Refused
+from identity.runtime import Runtime
+from identity.storage import Unit
+
+_SESSION_OVER: Final = CONFLICT.saying("That session is over, or its user may not sign in")
+
+
+# Sessions.
+
+
+def open_session(rt: Runtime, by: By, user_id: str, *, kind: str = by_code.KIND) -> Waiting:
+    """A session of the user that waits for the code which is mailed to them. Raises Refused(CONFLICT) for one who may not sign in."""
+    user = accounts.get(rt, user_id)
+    if not user.enabled or not user.is_inside_window(rt.clock.now()):
+        raise Refused(CONFLICT.saying("This user may not sign in now"), detail="disabled, or outside the access window")
+    with rt.unit(by.origin) as unit:
+        address = _proven_address(unit, user.id)
+        return by_code.open_waiting(rt, unit, user, address, kind=kind, resource=rt.settings.default_audience)
+
+
+def verify_session(rt: Runtime, by: By, session_id: str) -> None:
+    """Make a waiting session usable without its code. It tells no method of proof: nobody proved anything.
+
+    Raises Refused(NOT_FOUND), Refused(CONFLICT) for one that is over or whose user may not sign in.
+    """
+    found = _get_session(rt, session_id)
+    if found.verified:
+        return
+    with rt.unit(by.origin) as unit:
+        codes.cancel(unit, Purpose.SESSION, found.id)
+        try:
+            sessions.verify(rt, unit, found.id, amr=(), actor=by.actor)
+        except Refused as refused:
+            raise Refused(_SESSION_OVER, detail=refused.detail, cause=refused) from refused
+
+
+def revoke_session(rt: Runtime, by: By, session_id: str) -> None:
+    """End a session; doing it twice is the same. Raises Refused(NOT_FOUND)."""
+    found = _get_session(rt, session_id)
+    with rt.unit(by.origin) as unit:
+        codes.cancel(unit, Purpose.SESSION, found.id)
+        sessions.revoke(rt, unit, found.id, actor=by.actor, reason="ended by an administrator")
+
+
+# Key pairs.
+
+
+def create_keypair(rt: Runtime, by: By, user_id: str, *, name: str, days: int) -> Requested:
+    """A key pair of the user, which waits for the code that is mailed to them. See `keypairs.request`."""
+    user = accounts.get(rt, user_id)
+    with rt.unit(by.origin) as unit:
+        return keypairs.request(rt, unit, user, name=name, days=days, actor=by.actor)
+
+
+def verify_keypair(rt: Runtime, by: By, key_id: str) -> None:
+    """Make a waiting pair usable without its code. Raises Refused(NOT_FOUND)."""
+    with rt.unit(by.origin) as unit:
+        codes.cancel(unit, Purpose.KEYPAIR, key_id)
+        keypairs.verify(rt, unit, key_id, actor=by.actor)
+
+
+def revoke_keypair(rt: Runtime, by: By, key_id: str) -> None:
+    """Delete a pair, and end what it has opened. Raises Refused(NOT_FOUND)."""
+    with rt.unit(by.origin) as unit:
+        keypairs.revoke(rt, unit, key_id, actor=by.actor)
+
+
+# Addresses.
+
+
+def add_email(rt: Runtime, by: By, user_id: str, address: str) -> tuple[EmailInfo, str]:
+    """An address for the user, which waits for the code that is mailed to it, and the verification id."""
+    accounts.get(rt, user_id)
+    with rt.unit(by.origin) as unit:
+        return addresses.add(rt, unit, user_id, address, actor=by.actor)
+
+
+def verify_email(rt: Runtime, by: By, email_id: str) -> None:
+    """Vouch that an address is its user's. Raises Refused(NOT_FOUND), Refused(CONFLICT) where another user has verified it."""
+    with rt.unit(by.origin) as unit:
+        row = unit.session.get(Email, email_id) if canonical_id(email_id) else None
+        if row is None:
+            raise Refused(NOT_FOUND, detail="no such address")
+        addresses.confirm(rt, unit, row.user_id, row.address, actor=by.actor)
+
+
+def prefer_email(rt: Runtime, by: By, email_id: str) -> None:
+    """Have notices and codes sent to this address of its user. Raises Refused(NOT_FOUND), Refused(CONFLICT) for an unverified one."""
+    with rt.unit(by.origin) as unit:
+        addresses.prefer(rt, unit, email_id, actor=by.actor)
+
+
+def remove_email(rt: Runtime, by: By, email_id: str) -> None:
+    """Delete an address, but not the last verified one of its user (CONFLICT)."""
+    with rt.unit(by.origin) as unit:
+        addresses.remove(rt, unit, email_id, actor=by.actor)
+
+
+# Passwords and factors.
+
+
+def send_password_reset(rt: Runtime, by: By, user_id: str) -> str:
+    """Mail the user a code to choose a new password with, and return its verification id; the password stays theirs to choose."""
+    user = accounts.get(rt, user_id)
+    with rt.unit(by.origin) as unit:
+        address = _proven_address(unit, user.id)
+        return new_password.send_reset(rt, unit, user, address=address, actor=by.actor)
+
+
+def fix_otp(rt: Runtime, by: By, user_id: str, otp: str) -> None:
+    """Fix a one-time code for a user; see `mfa.set_fixed_otp`."""
+    user = accounts.get(rt, user_id)
+    with rt.unit(by.origin) as unit:
+        factors.set_fixed_otp(rt, unit, user, otp, actor=by.actor)
+
+
+def clear_otp(rt: Runtime, by: By, user_id: str) -> None:
+    """Forget the fixed one-time code of a user. Raises Refused(NOT_FOUND) where there is none."""
+    user = accounts.get(rt, user_id)
+    with rt.unit(by.origin) as unit:
+        factors.clear_fixed_otp(rt, unit, user, actor=by.actor)
+
+
+def remove_factors(rt: Runtime, by: By, user_id: str) -> None:
+    """Take the authenticator of a user who has lost it. Raises Refused(NOT_FOUND) where there is none."""
+    user = accounts.get(rt, user_id)
+    with rt.unit(by.origin) as unit:
+        factors.remove(rt, unit, user, actor=by.actor)
+
+
+def _proven_address(unit: Unit, user_id: str) -> str:
+    address = addresses.preferred_of(unit, user_id)
+    if address is None:
+        raise Refused(keypairs.NO_ADDRESS, detail="no verified address")
+    return address
+
+
+def _get_session(rt: Runtime, session_id: str) -> SessionInfo:
+    found = sessions.find(rt, session_id)
+    if found is None:
+        raise Refused(NOT_FOUND, detail="no such session")
+    return found

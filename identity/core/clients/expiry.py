@@ -1,0 +1,121 @@
+"""Credentials that are about to stop working, and telling those who can replace them: 30, 7 and 1 days before.
+
+The owner of a key pair hears of theirs; the owners of a tenant (its members with the role `owner`) of the secrets of its applications, or,
+where it has none, the administrators. Each is told once for each of those days: the row remembers which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+from sqlalchemy import ColumnElement, or_, select, update
+from sqlalchemy.orm import Session
+
+from identity.ambient import Origin, later
+from identity.core.clients.applications import Application, ClientSecret
+from identity.core.clients.keypairs import KeyPair
+from identity.core.mail import outbox
+from identity.core.mail.letters import Template
+from identity.core.people import accounts, addresses
+from identity.core.people.accounts import ADMIN_ROLE, User
+from identity.core.people.tenancy import Membership
+from identity.runtime import Runtime
+from identity.storage import Database, Unit, holds
+
+OWNER_ROLE: Final = "owner"
+WARNING_DAYS: Final = (30, 7, 1)
+_DAY: Final = 86_400
+
+
+@dataclass(frozen=True, slots=True)
+class _Expiring:
+    """A credential that stops working within the longest warning."""
+
+    table: type[ClientSecret | KeyPair]
+    id: str
+    name: str
+    created_at: datetime
+    expires_at: datetime
+    warned_days: int | None
+    owner: str | None
+    tenant: str | None
+
+    def warning_due(self, now: datetime) -> int | None:
+        """The day whose warning is due and was not sent. A credential that never had that long to live is not warned of."""
+        remaining = (self.expires_at - now).total_seconds()
+        life = (self.expires_at - self.created_at).total_seconds()
+        due = [days for days in WARNING_DAYS if remaining <= days * _DAY < life]
+        return min(due) if due and (self.warned_days is None or min(due) < self.warned_days) else None
+
+
+def warn(rt: Runtime) -> int:
+    """Queue the warnings that are due; tell how many credentials were warned of. A background job."""
+    now = rt.clock.now()
+    with rt.database.reading() as session:
+        found = [*_secrets(session, now), *_pairs(session, now)]
+    return sum(_warn(rt, one, days) for one in found if (days := one.warning_due(now)) is not None)
+
+
+def soonest(database: Database, now: datetime) -> dict[str, float]:
+    """The seconds until the next client secret and the next key pair stop working, where one does within the longest warning."""
+    with database.reading() as session:
+        kinds = {"client_secret": _secrets(session, now), "keypair": _pairs(session, now)}
+    return {kind: (found[0].expires_at - now).total_seconds() for kind, found in kinds.items() if found}
+
+
+def _warn(rt: Runtime, one: _Expiring, days: int) -> bool:
+    with rt.unit(Origin.background()) as unit:
+        # One row, one warning: of any number of processes that see it, one gets to say it.
+        unsaid = or_(one.table.warned_days.is_(None), one.table.warned_days > days)
+        if not unit.changed(update(one.table).where(one.table.id == one.id, unsaid).values(warned_days=days)):
+            return False
+        for alias, address in _who_can_replace(unit, one):
+            values: dict[str, str | datetime] = {"account": alias, "key_name": one.name, "until": one.expires_at}
+            outbox.queue(rt, unit, Template.CREDENTIAL_EXPIRING, to=address, values=values, expires_at=one.expires_at)
+    return True
+
+
+def _who_can_replace(unit: Unit, one: _Expiring) -> Sequence[tuple[str, str]]:
+    """Alias and proven address of each who should hear of it."""
+    people = select(User.id, User.alias).where(User.enabled).order_by(User.id)
+    if one.owner is not None:
+        found = unit.execute(people.where(User.id == one.owner)).all()
+    else:
+        owns = Membership.tenant_id == one.tenant, holds(Membership.roles, OWNER_ROLE)
+        owners = people.join(Membership, Membership.user_id == User.id).where(*owns)
+        found = unit.execute(owners).all() if one.tenant is not None else []
+        found = found or unit.execute(people.where(accounts.holds_role(ADMIN_ROLE))).all()
+    addressed = [(alias, addresses.preferred_of(unit, user_id)) for user_id, alias in found]
+    return [(alias, address) for alias, address in addressed if address]
+
+
+def _secrets(session: Session, now: datetime) -> list[_Expiring]:
+    query = (
+        select(ClientSecret, Application.name, Application.tenant_id)
+        .join(Application, Application.id == ClientSecret.client_id)
+        .where(Application.enabled, *_soon(ClientSecret, now))
+        .order_by(ClientSecret.expires_at, ClientSecret.id)
+    )
+    return [
+        _expiring(row, name=f"client secret {row.id} of the application {name}", tenant=tenant)
+        for row, name, tenant in session.execute(query)
+    ]
+
+
+def _pairs(session: Session, now: datetime) -> list[_Expiring]:
+    query = select(KeyPair).where(KeyPair.verified, *_soon(KeyPair, now)).order_by(KeyPair.expires_at, KeyPair.id)
+    return [_expiring(row, name=row.name, owner=row.user_id) for row in session.scalars(query)]
+
+
+def _expiring(
+    row: ClientSecret | KeyPair, *, name: str, owner: str | None = None, tenant: str | None = None
+) -> _Expiring:
+    assert row.expires_at is not None, "asked for as a time that is near"
+    return _Expiring(type(row), row.id, name, row.created_at, row.expires_at, row.warned_days, owner, tenant)
+
+
+def _soon(table: type[ClientSecret | KeyPair], now: datetime) -> tuple[ColumnElement[bool], ...]:
+    return table.expires_at > now, table.expires_at <= later(now, max(WARNING_DAYS) * _DAY)

@@ -1,0 +1,373 @@
+"""API key pairs: an identifier that may be shown and a secret that is shown once.
+
+A pair does nothing until its owner confirms it with an emailed code. It carries its owner's roles and memberships as they are now, and
+it stops with its owner. Both halves are 160 random bits, so checking them is one read and one keyed hash.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import lru_cache
+from ipaddress import ip_address, ip_network
+from typing import Any, Final, NamedTuple
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    ForeignKey,
+    LargeBinary,
+    String,
+    Text,
+    bindparam,
+    delete,
+    func,
+    select,
+    update,
+)
+from sqlalchemy.orm import Mapped, mapped_column
+
+from identity.ambient import Origin, later
+from identity.canonical import canonical_id
+from identity.core.clients import applications
+from identity.core.mail import outbox
+from identity.core.mail.letters import Template
+from identity.core.people import addresses, tenancy
+from identity.core.people.accounts import User, UserInfo, recheck
+from identity.core.people.tenancy import Memberships
+from identity.core.proofs import attempts, codes
+from identity.core.proofs.attempts import FAILURES, MACHINE_AND_ADDRESS, Charge
+from identity.core.proofs.codes import Purpose
+from identity.core.record import audit
+from identity.core.record.audit import Action
+from identity.core.signin import factors
+from identity.core.tokens import sessions
+from identity.core.tokens.claims import AccessToken
+from identity.errors import CONFLICT, INVALID_CODE, KEY_MISMATCH, NOT_FOUND, VALIDATION, Refused
+from identity.instruments import opaque
+from identity.instruments.limits import address_key
+from identity.instruments.opaque import Kind, Secret
+from identity.runtime import Runtime
+from identity.storage import Base, Instant, Prepared, Unit
+
+MAX_DAYS: Final = 3650
+MAX_NETWORKS: Final = 32
+MAX_PAIRS: Final = 100
+PAIRS_FULL: Final = CONFLICT.saying(f"An account has at most {MAX_PAIRS} key pairs")
+NO_ADDRESS: Final = CONFLICT.saying("The account has no verified email that a code could go to")
+
+
+class KeyPair(Base):
+    """A key pair; the secret only as a keyed hash."""
+
+    __tablename__ = "keypair"
+
+    id: Mapped[str] = mapped_column(String(36), primary_key=True)
+    user_id: Mapped[str] = mapped_column(ForeignKey("user_account.id", ondelete="CASCADE"), index=True)
+    api_key: Mapped[str] = mapped_column(String(64), unique=True)
+    fingerprint: Mapped[bytes] = mapped_column(LargeBinary(32))
+    name: Mapped[str] = mapped_column(String(200))
+    cidrs: Mapped[str] = mapped_column(Text, default="")
+    verified: Mapped[bool] = mapped_column(Boolean, default=False)
+    created_at: Mapped[datetime] = mapped_column(Instant)
+    expires_at: Mapped[datetime] = mapped_column(Instant, index=True)
+    last_used_at: Mapped[datetime | None] = mapped_column(Instant)
+    last_used_address: Mapped[str | None] = mapped_column(String(64))
+    warned_days: Mapped[int | None] = mapped_column(BigInteger)
+
+
+@dataclass(frozen=True, slots=True)
+class KeyPairInfo:
+    """A key pair as its owner and administrators see it: never the secret."""
+
+    id: str
+    user_id: str
+    api_key: str
+    name: str
+    cidrs: tuple[str, ...]
+    verified: bool
+    created_at: datetime
+    expires_at: datetime
+    last_used_at: datetime | None
+
+
+class KeyInfo(NamedTuple):
+    """A key pair that was just proven, with its owner as of now."""
+
+    id: str
+    api_key: str
+    name: str
+    expires_at: datetime
+    verified: bool
+    user_id: str
+    alias: str
+    full_name: str
+    roles: tuple[str, ...]
+    groups: tuple[str, ...]
+    memberships: Memberships
+
+
+_PROVEN = Prepared(
+    select(
+        KeyPair.id,
+        KeyPair.api_key,
+        KeyPair.name,
+        KeyPair.expires_at,
+        KeyPair.verified,
+        KeyPair.user_id,
+        User.alias,
+        User.full_name,
+        User.roles,
+        User.groups,
+        KeyPair.fingerprint,
+        KeyPair.cidrs,
+        User.enabled,
+        User.starts_at,
+        User.ends_at,
+        FAILURES,
+        tenancy.memberships(User.id),
+    )
+    .join(User, User.id == KeyPair.user_id)
+    .where(KeyPair.api_key == bindparam("api_key"))
+)
+
+
+def authenticate(rt: Runtime, origin: Origin, api_key: str, api_secret: str) -> KeyInfo:
+    """The proven pair. Unverified, expired, wrong, of a disabled user, from a foreign network: all KEY_MISMATCH.
+
+    Raises Refused(LOCKED_OUT) after 20 failures in 5 minutes for one key from one address.
+    """
+    charge = Charge(MACHINE_AND_ADDRESS, f"{api_key[:64]} {address_key(origin.address)}")
+    well_formed = opaque.is_well_formed(Kind.API_KEY, api_key) and opaque.is_well_formed(Kind.API_SECRET, api_secret)
+    row = rt.database.row(_PROVEN, api_key=api_key, meter=charge.key) if well_formed else None
+    if row is None:
+        attempts.check(rt, (charge,))
+    else:
+        attempts.judge(rt, charge, row[15])
+    flaw, evidence = _flaw(rt, origin, row, api_secret)
+    if row is None or flaw:
+        with rt.unit(origin) as unit:
+            attempts.record(rt, unit, (charge,))
+            audit.record(
+                rt, unit, Action.LOGIN_FAILED, actor=row[5] if row else "", target=row[0] if row else "", reason=flaw
+            )
+        raise Refused(KEY_MISMATCH, detail=flaw, evidence=evidence)
+    rt.usage.note(KeyPair, row[0], rt.clock.now(), origin.address)
+    return KeyInfo(*(*row[:10], Memberships(row[16] or "")))
+
+
+def create(
+    rt: Runtime,
+    unit: Unit,
+    user_id: str,
+    *,
+    name: str,
+    days: int,
+    actor: str,
+    cidrs: Sequence[str] = (),
+    verified: bool = False,
+) -> tuple[KeyPairInfo, Secret]:
+    """A new pair of `user_id`, good for `days`, and its secret, which is shown once. Raises Refused(VALIDATION)."""
+    if not 1 <= days <= MAX_DAYS:
+        raise Refused(VALIDATION.saying("A key lives from 1 to 3650 days"), field="days")
+    secret = opaque.mint(Kind.API_SECRET, rt.entropy)
+    row = KeyPair(
+        id=rt.new_id(),
+        user_id=user_id,
+        api_key=opaque.mint(Kind.API_KEY, rt.entropy).reveal(),
+        fingerprint=_fingerprint(rt, secret.reveal()),
+        name=_clean_name(name),
+        cidrs=" ".join(_checked_networks(cidrs)),
+        verified=verified,
+        created_at=unit.now,
+        expires_at=later(unit.now, days * 86_400),
+    )
+    unit.add(row)
+    audit.record(
+        rt, unit, Action.KEYPAIR_CREATED, actor=actor, target=row.id, user=user_id, days=days, verified=verified
+    )
+    return _info(row), secret
+
+
+@dataclass(frozen=True, slots=True)
+class Requested:
+    """A pair that waits for its code, and its secret, which exists only here."""
+
+    info: KeyPairInfo
+    secret: Secret
+    verification_id: str
+
+
+def request(
+    rt: Runtime, unit: Unit, user: UserInfo, *, name: str, days: int, actor: str, cidrs: Sequence[str] = ()
+) -> Requested:
+    """A new pair of `user` that does nothing until the code comes back that was mailed to the address they prefer.
+
+    Raises Refused(VALIDATION), Refused(CONFLICT) for one pair too many, Refused(RATE_LIMITED) for too many codes.
+    """
+    count = unit.execute(select(func.count()).select_from(KeyPair).where(KeyPair.user_id == user.id)).scalar_one()
+    if count >= MAX_PAIRS:
+        raise Refused(PAIRS_FULL, detail=f"{count} pairs")
+    address = addresses.preferred_of(unit, user.id)
+    if address is None:
+        raise Refused(NO_ADDRESS, detail="no verified address")
+    info, secret = create(rt, unit, user.id, name=name, days=days, actor=actor, cidrs=cidrs)
+    values = {"account": user.alias, "key_name": info.name}
+    verification_id = codes.issue(
+        rt, unit, Purpose.KEYPAIR, subject=info.id, user_id=user.id, address=address, values=values
+    )
+    return Requested(info, secret, verification_id)
+
+
+def confirm(rt: Runtime, origin: Origin, verification_id: str, code: str) -> None:
+    """Switch a pair on by its emailed code, and tell its owner. Raises Refused(INVALID_CODE), Refused(LOCKED_OUT)."""
+    with factors.mailed_code(rt, origin, Purpose.KEYPAIR, verification_id, code) as (unit, consumed):
+        row = unit.session.get(KeyPair, consumed.subject)
+        if row is None or row.expires_at <= unit.now:
+            raise Refused(INVALID_CODE, detail="the key pair was revoked or has expired meanwhile")
+        info = verify(rt, unit, row.id, actor=row.user_id)
+        address = addresses.preferred_of(unit, info.user_id)
+        if address is not None:
+            outbox.queue(rt, unit, Template.KEYPAIR_ADDED, to=address, values={"key_name": info.name})
+
+
+def trade(rt: Runtime, origin: Origin, key: KeyInfo, *, resource: str) -> AccessToken:
+    """An hour's token for a proven pair, backed by a session that ends with the pair."""
+    seconds = min(rt.settings.access_token_seconds, int((key.expires_at - rt.clock.now()).total_seconds()))
+    with rt.unit(origin) as unit:
+        user = recheck(unit, key.user_id)
+        if unit.execute(select(KeyPair.id).where(KeyPair.id == key.id).with_for_update()).first() is None:
+            raise Refused(KEY_MISMATCH, detail="the key pair was revoked meanwhile")
+        opened = sessions.open_session(
+            rt,
+            unit,
+            user,
+            kind="keypair",
+            amr=("key",),
+            client_id=applications.standard_client(rt),
+            resource=resource,
+            idle_seconds=max(1, seconds),
+            absolute_seconds=max(1, seconds),
+            keypair_id=key.id,
+        )
+    return sessions.token_for(rt, sessions.live_of(rt, user, opened.session), seconds=max(1, seconds))
+
+
+def verify(rt: Runtime, unit: Unit, key_id: str, *, actor: str) -> KeyPairInfo:
+    """Make a waiting pair usable: its code was right, or an administrator vouches. Raises Refused(NOT_FOUND)."""
+    if not canonical_id(key_id) or not unit.changed(update(KeyPair).where(KeyPair.id == key_id).values(verified=True)):
+        raise Refused(NOT_FOUND, detail="no such key pair")
+    audit.record(rt, unit, Action.KEYPAIR_VERIFIED, actor=actor, target=key_id)
+    return _info(unit.session.get_one(KeyPair, key_id))
+
+
+def revoke(rt: Runtime, unit: Unit, key_id: str, *, actor: str, user_id: str | None = None) -> None:
+    """Delete a pair, and end what it has opened; of `user_id` only, when given. Raises Refused(NOT_FOUND)."""
+    row = unit.session.get(KeyPair, canonical_id(key_id)) if canonical_id(key_id) else None
+    if row is None or (user_id is not None and row.user_id != user_id):
+        raise Refused(NOT_FOUND, detail="no such key pair")
+    unit.execute(delete(KeyPair).where(KeyPair.id == row.id))
+    codes.cancel(unit, Purpose.KEYPAIR, row.id)
+    sessions.revoke_of_keypair(rt, unit, row.id, actor=actor)
+    audit.record(rt, unit, Action.KEYPAIR_REVOKED, actor=actor, target=key_id, user=row.user_id)
+
+
+def listing_of(rt: Runtime, user_id: str) -> list[KeyPairInfo]:
+    """The pairs of a user, oldest first."""
+    with rt.database.reading() as session:
+        rows = session.scalars(
+            select(KeyPair).where(KeyPair.user_id == user_id).order_by(KeyPair.created_at, KeyPair.id)
+        )
+        return [_info(row) for row in rows]
+
+
+def listing(rt: Runtime, *, limit: int, offset: int) -> tuple[int, list[KeyPairInfo]]:
+    """How many pairs there are, and a page of them, oldest first."""
+    with rt.database.reading() as session:
+        total = session.scalar(select(func.count()).select_from(KeyPair)) or 0
+        rows = session.scalars(select(KeyPair).order_by(KeyPair.created_at, KeyPair.id).limit(limit).offset(offset))
+        return total, [_info(row) for row in rows]
+
+
+def forget_user(unit: Unit, user_id: str) -> None:
+    """Delete the pairs of a user who is erased."""
+    unit.execute(delete(KeyPair).where(KeyPair.user_id == user_id))
+
+
+def purge(unit: Unit) -> int:
+    """Delete pairs that expired more than 30 days ago; for the janitor."""
+    return unit.changed(delete(KeyPair).where(KeyPair.expires_at < later(unit.now, -30 * 86_400)))
+
+
+def _flaw(  # noqa: PLR0911 -- one return for each reason
+    rt: Runtime, origin: Origin, row: tuple[Any, ...] | None, api_secret: str
+) -> tuple[str, dict[str, Any]]:
+    """Why this pair does not pass, and what would have, for operators only; empty when it passes.
+
+    The secret is compared before anything else is looked at.
+    """
+    presented = _fingerprint(rt, api_secret)
+    if row is None:
+        return "unknown key, or not the shape of a pair", {}
+    if not opaque.matches(row[10], presented):
+        return "wrong secret", {"key": row[0]}
+    now = rt.clock.now()
+    enabled, starts_at, ends_at = row[12:15]
+    right = {"key": row[0], "near_miss": "the secret was right"}
+    if not row[4]:
+        return "the pair waits for its code", right
+    if row[3] <= now:
+        return "the pair has expired", right | {"skew_seconds": int((now - row[3]).total_seconds())}
+    if not enabled:
+        return "its user is disabled", right
+    if (starts_at is not None and now < starts_at) or (ends_at is not None and ends_at <= now):
+        return "outside the user's access window", right
+    if not _is_allowed(row[11], origin.address):
+        return "foreign network", right | {"expected": row[11].split(), "seen": origin.address}
+    return "", {}
+
+
+@lru_cache(maxsize=1024)
+def _is_allowed(cidrs: str, address: str) -> bool:
+    if not cidrs:
+        return True
+    try:
+        peer = ip_address(address)
+    except ValueError:
+        return False
+    return any(peer in ip_network(network) for network in cidrs.split())
+
+
+def _checked_networks(cidrs: Sequence[str]) -> list[str]:
+    if len(cidrs) > MAX_NETWORKS:
+        raise Refused(VALIDATION.saying(f"A key pair has at most {MAX_NETWORKS} allowed networks"), field="cidrs")
+    try:
+        return [str(ip_network(cidr, strict=False)) for cidr in cidrs]
+    except ValueError as exc:
+        raise Refused(VALIDATION.saying("An allowed network is like 192.0.2.0/24"), field="cidrs", cause=exc) from exc
+
+
+def _clean_name(text: str) -> str:
+    name = " ".join(text.split())
+    if not 1 <= len(name) <= 200 or not name.isprintable():
+        raise Refused(VALIDATION.saying("A name has 1 to 200 printable characters"), field="name")
+    return name
+
+
+def _fingerprint(rt: Runtime, secret: str) -> bytes:
+    return opaque.fingerprint(rt.ring.vault.derive("api secrets"), secret)
+
+
+def _info(row: KeyPair) -> KeyPairInfo:
+    return KeyPairInfo(
+        row.id,
+        row.user_id,
+        row.api_key,
+        row.name,
+        tuple(row.cidrs.split()),
+        row.verified,
+        row.created_at,
+        row.expires_at,
+        row.last_used_at,
+    )

@@ -1,0 +1,434 @@
+"""Users, the addresses that are theirs, and their passwords.
+
+A user is found by a verified address or by the alias. Signing in is written once here, for every dialect: the guess is reserved,
+the password checked with constant work whoever is asked for, and what was read is checked again in the unit that lets the user in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final, NoReturn
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    ColumnElement,
+    ForeignKey,
+    Index,
+    Select,
+    String,
+    Text,
+    bindparam,
+    delete,
+    func,
+    or_,
+    select,
+    text,
+    update,
+)
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Mapped, Session, aliased, mapped_column
+
+from identity.ambient import Origin
+from identity.canonical import (
+    canonical_address,
+    canonical_alias,
+    canonical_id,
+    canonical_identifier,
+    get_address,
+    get_alias,
+    get_names,
+)
+from identity.core.proofs import attempts, codes
+from identity.core.proofs.attempts import ACCOUNT, ACCOUNT_AND_ADDRESS, ADDRESS, Charge, Reservation
+from identity.core.record import audit
+from identity.core.record.audit import Action
+from identity.errors import (
+    ACCESS_WINDOW_EXPIRED,
+    CONFLICT,
+    INVALID_CREDENTIALS,
+    NOT_FOUND,
+    VALIDATION,
+    Problem,
+    Refused,
+)
+from identity.instruments.limits import address_key
+from identity.runtime import Runtime
+from identity.storage import Base, Instant, Names, Prepared, Unit, holds, is_violation
+
+ADMIN_ROLE: Final = "users_admin"
+
+
+class User(Base):
+    """A person."""
+
+    __tablename__ = "user_account"
+
+    id: Mapped[str] = mapped_column(String(36), primary_key=True)
+    alias: Mapped[str] = mapped_column(String(64), unique=True)
+    full_name: Mapped[str] = mapped_column(String(200))
+    password_hash: Mapped[str | None] = mapped_column(Text)
+    enabled: Mapped[bool] = mapped_column(Boolean, default=True)
+    verified: Mapped[bool] = mapped_column(Boolean, default=False)
+    roles: Mapped[tuple[str, ...]] = mapped_column(Names, default=())
+    groups: Mapped[tuple[str, ...]] = mapped_column(Names, default=())
+    starts_at: Mapped[datetime | None] = mapped_column(Instant)
+    ends_at: Mapped[datetime | None] = mapped_column(Instant)
+    created_at: Mapped[datetime] = mapped_column(Instant)
+    # Set for whoever registered without being asked, until they prove their address; then the row is forgotten, and with it the alias.
+    unconfirmed_until: Mapped[datetime | None] = mapped_column(Instant, index=True)
+    version: Mapped[int] = mapped_column(BigInteger, default=1)
+
+
+class Email(Base):
+    """An address of a user. Anybody may claim an address; only one user can have it verified."""
+
+    __tablename__ = "email"
+    __table_args__ = (
+        Index(
+            "uq_email_verified",
+            "address",
+            unique=True,
+            sqlite_where=text("verified = 1"),
+            postgresql_where=text("verified"),
+        ),
+        Index("uq_email_user_id_address", "user_id", "address", unique=True),
+        Index(
+            "uq_email_preferred",
+            "user_id",
+            unique=True,
+            sqlite_where=text("preferred = 1"),
+            postgresql_where=text("preferred"),
+        ),
+    )
+
+    id: Mapped[str] = mapped_column(String(36), primary_key=True)
+    user_id: Mapped[str] = mapped_column(ForeignKey("user_account.id", ondelete="CASCADE"))
+    address: Mapped[str] = mapped_column(String(254), index=True)
+    verified: Mapped[bool] = mapped_column(Boolean, default=False)
+    preferred: Mapped[bool] = mapped_column(Boolean, default=False)
+    created_at: Mapped[datetime] = mapped_column(Instant)
+
+
+@dataclass(frozen=True, slots=True)
+class UserInfo:
+    """A user as callers outside the core see one."""
+
+    id: str
+    alias: str
+    full_name: str
+    email: str
+    enabled: bool
+    verified: bool
+    roles: tuple[str, ...]
+    groups: tuple[str, ...]
+    starts_at: datetime | None
+    ends_at: datetime | None
+    created_at: datetime
+    has_password: bool
+    version: int
+
+    def is_inside_window(self, now: datetime) -> bool:
+        """Whether the access window is open: from `starts_at` on, until just before `ends_at`."""
+        return (self.starts_at is None or self.starts_at <= now) and (self.ends_at is None or now < self.ends_at)
+
+
+@dataclass(frozen=True, slots=True)
+class PasswordProof:
+    """A right password: what `admit` needs to let its user in."""
+
+    user: UserInfo
+    password_hash: str
+    fresh_hash: str | None
+    reservation: Reservation
+
+
+def _user_columns() -> Select[*tuple[Any, ...]]:
+    shown = aliased(Email)
+    preferred = select(shown.address).where(shown.user_id == User.id, shown.preferred).correlate(User).scalar_subquery()
+    return select(
+        User.id,
+        User.alias,
+        User.full_name,
+        func.coalesce(preferred, ""),
+        User.enabled,
+        User.verified,
+        User.roles,
+        User.groups,
+        User.starts_at,
+        User.ends_at,
+        User.created_at,
+        User.password_hash,
+        User.version,
+    )
+
+
+_BY_ID = Prepared(_user_columns().where(User.id == bindparam("id")))
+# Locked against change until the unit ends: whoever disables the user meanwhile waits, and then ends this login's session too.
+_BY_ID_SHARED = Prepared(_user_columns().where(User.id == bindparam("id")).with_for_update(read=True, of=User))
+_BY_ALIAS = Prepared(_user_columns().where(User.alias == bindparam("alias")))
+_BY_ADDRESS = Prepared(
+    _user_columns()
+    .join(Email, Email.user_id == User.id)
+    .where(Email.address == bindparam("address"), Email.verified)
+    .limit(1)
+)
+_BY_CLAIMED_ADDRESS = Prepared(
+    _user_columns()
+    .join(Email, Email.user_id == User.id)
+    .where(Email.address == bindparam("address"), User.verified.is_(False))
+    .order_by(Email.created_at.desc(), Email.id.desc())
+    .limit(1)
+)
+
+
+# Finding users.
+
+
+def find(rt: Runtime, user_id: str) -> UserInfo | None:
+    """The user with this id, or None."""
+    row = rt.database.row(_BY_ID, id=user_id)
+    return _info(row) if row else None
+
+
+def get(rt: Runtime, user_id: str) -> UserInfo:
+    """The user with this id. Raises Refused(NOT_FOUND)."""
+    found = find(rt, user_id) if canonical_id(user_id) else None
+    if found is None:
+        raise Refused(NOT_FOUND, detail="no such user")
+    return found
+
+
+def find_by_identifier(rt: Runtime, identifier: str) -> UserInfo | None:
+    """The user with this verified address or this alias, or None."""
+    found = _find_with_hash(rt, identifier)
+    return found[0] if found else None
+
+
+def find_by_address(rt: Runtime, address: str) -> UserInfo | None:
+    """The user who may be mailed at a canonical address: who has it verified, else who registered with it last."""
+    # Both are always asked, so that an address costs the same whoever has it.
+    verified, claimed = (rt.database.row(each, address=address) for each in (_BY_ADDRESS, _BY_CLAIMED_ADDRESS))
+    row = verified or claimed
+    return _info(row) if row else None
+
+
+def get_row(session: Session, user_id: str) -> User:
+    """The row of a user. Raises Refused(NOT_FOUND)."""
+    row = session.get(User, user_id) if canonical_id(user_id) else None
+    if row is None:
+        raise Refused(NOT_FOUND, detail="no such user")
+    return row
+
+
+# Signing in.
+
+
+def check_password(rt: Runtime, origin: Origin, identifier: str, password: str) -> PasswordProof:
+    """The proof that `password` is right for `identifier`, from this origin, now.
+
+    Unknown, disabled and password-less users cost the same and are refused alike (INVALID_CREDENTIALS); so is a right password outside
+    the access window, but in words of its own. Raises Refused(LOCKED_OUT) during a lockout, whatever the password.
+    A proof must end in `admit` or `waste`.
+    """
+    found = _find_with_hash(rt, identifier)
+    account = f"user:{found[0].id if found else codes.nobody(rt, canonical_identifier(identifier))}"
+    # 1. A slot first, a reservation second: guesses that wait for a processor must not fill the budget.
+    with rt.passwords.turn():
+        reservation = attempts.reserve(rt, origin, guess_charges(account, origin))
+        # 2. The slow work, outside of any unit.
+        stored = found[1] if found else None
+        right = rt.passwords.verify(stored, password)
+        fresh = rt.passwords.hash(password) if right and stored and rt.passwords.is_outdated(stored) else None
+    # 3. The verdict.
+    if not right or found is None or stored is None or not found[0].enabled:
+        refuse_guess(rt, origin, reservation, actor=found[0].id if found else "", detail=_flaw(found, right=right))
+    user = found[0]
+    if not user.is_inside_window(rt.clock.now()):
+        with rt.unit(origin) as unit:
+            attempts.refund(unit, reservation)
+            audit.record(rt, unit, Action.LOGIN_FAILED, actor=user.id, reason="access window")
+        evidence = {
+            "expected": {"from": str(user.starts_at), "until": str(user.ends_at)},
+            "seen": str(rt.clock.now()),
+            "near_miss": "the password was right",
+        }
+        raise Refused(ACCESS_WINDOW_EXPIRED, detail="outside the access window", evidence=evidence)
+    return PasswordProof(user, stored, fresh, reservation)
+
+
+def admit(unit: Unit, proof: PasswordProof) -> UserInfo:
+    """Let the proven user in, in the unit that creates what they get: refunds the guess, upgrades an old hash.
+
+    What was read before the slow work is checked again: a user who was disabled or whose password changed meanwhile is refused
+    (INVALID_CREDENTIALS).
+    """
+    attempts.refund(unit, proof.reservation)
+    user = recheck(unit, proof.user.id, password_hash=proof.password_hash)
+    if proof.fresh_hash:
+        unit.execute(
+            update(User)
+            .where(User.id == user.id, User.password_hash == proof.password_hash)
+            .values(password_hash=proof.fresh_hash)
+        )
+    return user
+
+
+def waste(rt: Runtime, origin: Origin, proof: PasswordProof) -> None:
+    """End a proof that leads nowhere (a second factor is missing): the password was right, so it counts as no failure."""
+    with rt.unit(origin) as unit:
+        attempts.refund(unit, proof.reservation)
+
+
+def recheck(unit: Unit, user_id: str, *, password_hash: str | None = None, instead: Problem | None = None) -> UserInfo:
+    """The user as the unit sees them, if they may still sign in; for the last step of every login.
+
+    Raises Refused(INVALID_CREDENTIALS) for a user who is gone or disabled, or whose hash is not `password_hash` (when given) any more,
+    and Refused(ACCESS_WINDOW_EXPIRED); or `instead`, where the last step was no password.
+    """
+    row = next(iter(unit.run(_BY_ID_SHARED, id=user_id)), None)
+    user = _info(row) if row else None
+    if row is None or user is None or not user.enabled or (password_hash is not None and row[11] != password_hash):
+        raise Refused(instead or INVALID_CREDENTIALS, detail="the account changed while it signed in")
+    if not user.is_inside_window(unit.now):
+        raise Refused(instead or ACCESS_WINDOW_EXPIRED, detail="outside the access window")
+    return user
+
+
+def guess_charges(account: str, origin: Origin) -> tuple[Charge, ...]:
+    """What a failed guess at `account` from `origin` counts against."""
+    address = address_key(origin.address)
+    return (
+        Charge(ACCOUNT_AND_ADDRESS, f"{account} {address}"),
+        Charge(ACCOUNT, account),
+        Charge(ADDRESS, address),
+    )
+
+
+def refuse_guess(rt: Runtime, origin: Origin, reservation: Reservation, *, actor: str, detail: str) -> NoReturn:
+    """Count a wrong guess and refuse it."""
+    with rt.unit(origin) as unit:
+        attempts.charge(unit, reservation)
+        audit.record(rt, unit, Action.LOGIN_FAILED, actor=actor, reason=detail)
+    raise Refused(INVALID_CREDENTIALS, detail=detail)
+
+
+# Making and changing users. Each takes the unit of its caller; `provisioning` and the dialects compose them.
+
+
+def create(
+    rt: Runtime,
+    unit: Unit,
+    *,
+    email: str,
+    full_name: str,
+    alias: str,
+    roles: Sequence[str] = (),
+    groups: Sequence[str] = (),
+    password_hash: str | None = None,
+    verified: bool,
+    unconfirmed_until: datetime | None = None,
+    actor: str = "",
+) -> str:
+    """Make a user with one address, preferred and verified as told; return its id.
+
+    Raises Refused(CONFLICT) with the field whose value is in use, Refused(VALIDATION) for a value without a safe form.
+    """
+    address, canonical = get_address(email), get_alias(alias)
+    user_id = rt.new_id()
+    row = User(
+        id=user_id,
+        alias=canonical,
+        full_name=clean_name(full_name),
+        password_hash=password_hash,
+        verified=verified,
+        roles=get_names(tuple(roles), field="roles"),
+        groups=get_names(tuple(groups), field="groups"),
+        created_at=unit.now,
+        unconfirmed_until=unconfirmed_until,
+    )
+    try:
+        unit.add(row)
+        unit.add(
+            Email(
+                id=rt.new_id(), user_id=user_id, address=address, verified=verified, preferred=True, created_at=unit.now
+            )
+        )
+    except IntegrityError as exc:
+        if is_violation(exc, "uq_user_account_alias", "user_account.alias"):
+            raise Refused(CONFLICT.saying("That alias is in use"), field="alias", cause=exc) from exc
+        raise Refused(CONFLICT.saying("That email is in use"), field="email", cause=exc) from exc
+    audit.record(
+        rt,
+        unit,
+        Action.USER_CREATED,
+        actor=actor or user_id,
+        target=user_id,
+        roles=list(row.roles),
+        groups=list(row.groups),
+    )
+    return user_id
+
+
+def set_password_hash(unit: Unit, user_id: str, password_hash: str | None) -> None:
+    """Store a new password hash; sessions are the caller's to end."""
+    unit.execute(update(User).where(User.id == user_id).values(password_hash=password_hash, version=User.version + 1))
+
+
+def clean_name(text_: str, *, field: str = "fullName") -> str:
+    """A display name: 1 to 200 printable characters on one line. Raises Refused(VALIDATION)."""
+    name = " ".join(text_.split())
+    if not 1 <= len(name) <= 200 or not name.isprintable():
+        raise Refused(VALIDATION.saying("A name has 1 to 200 printable characters"), field=field)
+    return name
+
+
+def holds_role(role: str) -> ColumnElement[bool]:
+    """The condition that a user holds a global role."""
+    return holds(User.roles, role)
+
+
+def guard_last_admin(unit: Unit, user_id: str) -> None:
+    """Refuse (CONFLICT) to take away the last administrator who can come in; call it, for one who was, after the change, in its unit."""
+    usable = (
+        User.enabled,
+        holds_role(ADMIN_ROLE),
+        or_(User.starts_at.is_(None), User.starts_at <= unit.now),
+        or_(User.ends_at.is_(None), User.ends_at > unit.now),
+    )
+    # The rows are locked, so that two administrators who remove each other cannot both succeed.
+    if unit.execute(select(User.id).where(*usable).order_by(User.id).with_for_update()).first() is None:
+        detail = f"{user_id} is the last administrator"
+        raise Refused(
+            CONFLICT.saying("The last administrator can be neither deleted, disabled nor demoted"), detail=detail
+        )
+
+
+def erase_row(unit: Unit, user_id: str) -> None:
+    """Delete a user and their addresses; what hangs on them elsewhere is the caller's to end first."""
+    unit.execute(delete(Email).where(Email.user_id == user_id))
+    if not unit.changed(delete(User).where(User.id == user_id)):
+        raise Refused(NOT_FOUND, detail="no such user")
+
+
+def _flaw(found: tuple[UserInfo, str | None] | None, *, right: bool) -> str:
+    """Why a guess does not pass, for operators only: clients and clocks see one refusal."""
+    if found is None:
+        return "unknown user"
+    if found[1] is None:
+        return "a user without a password"
+    return "wrong password" if not right else "right password of a disabled user"
+
+
+def _find_with_hash(rt: Runtime, identifier: str) -> tuple[UserInfo, str | None] | None:
+    address, alias = canonical_address(identifier), canonical_alias(identifier)
+    # An unknown name costs a read too.
+    by_address = address is not None
+    row = rt.database.row(_BY_ADDRESS, address=address) if by_address else rt.database.row(_BY_ALIAS, alias=alias or "")
+    return (_info(row), row[11]) if row else None
+
+
+def _info(row: tuple[Any, ...]) -> UserInfo:
+    return UserInfo(*(*row[:11], row[11] is not None, row[12]))

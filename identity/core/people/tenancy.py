@@ -1,0 +1,241 @@
+"""Tenants and who belongs to them with which roles.
+
+A tenant that a caller does not belong to and one that does not exist are the same to that caller.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    ForeignKey,
+    Index,
+    ScalarSelect,
+    String,
+    Text,
+    bindparam,
+    delete,
+    func,
+    literal_column,
+    select,
+    type_coerce,
+    update,
+)
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import InstrumentedAttribute, Mapped, Session, mapped_column
+
+from identity.canonical import get_names, is_name
+from identity.core.record import audit
+from identity.core.record.audit import Action
+from identity.errors import CONFLICT, NOT_FOUND, VALIDATION, Refused
+from identity.instruments.limits import Policy, parse_budget
+from identity.runtime import Runtime
+from identity.storage import Base, Instant, Lines, Names, Prepared, Unit
+
+LIMITED_TIERS = (Policy.STANDARD, Policy.AI_ASSISTED, Policy.BULK_UPLOAD)
+
+
+class Tenant(Base):
+    """An organisation; its id is the slug that callers send as `X-Tenant-Id`."""
+
+    __tablename__ = "tenant"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    name: Mapped[str] = mapped_column(String(200))
+    limits: Mapped[str] = mapped_column(Text, default="{}")
+    created_at: Mapped[datetime] = mapped_column(Instant)
+    version: Mapped[int] = mapped_column(BigInteger, default=1)
+
+
+class Membership(Base):
+    """A user's belonging to a tenant."""
+
+    __tablename__ = "membership"
+    __table_args__ = (Index("ix_membership_tenant_id", "tenant_id"),)
+
+    user_id: Mapped[str] = mapped_column(ForeignKey("user_account.id", ondelete="CASCADE"), primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenant.id", ondelete="CASCADE"), primary_key=True)
+    roles: Mapped[tuple[str, ...]] = mapped_column(Names, default=())
+
+
+@dataclass(frozen=True, slots=True)
+class TenantInfo:
+    """A tenant as administrators see it."""
+
+    id: str
+    name: str
+    limits: Mapping[str, str]
+    created_at: datetime
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Memberships:
+    """Where a subject belongs, as a read of its row has brought it along: a line for each tenant, taken apart only when asked."""
+
+    _lines: str = ""
+
+    @classmethod
+    def alone(cls, tenant_id: str, roles: Sequence[str], limits: str) -> Memberships:
+        """Those of a subject that belongs to one tenant."""
+        return cls(f"{tenant_id}\t{' '.join(roles)}\t{limits}")
+
+    def find(self, tenant_id: str) -> tuple[tuple[str, ...], Mapping[str, str]] | None:
+        """The roles in a tenant and the tenant's own limits, or None where the subject does not belong."""
+        for line in self._lines.split("\n"):
+            tenant, _, rest = line.partition("\t")
+            if tenant and tenant == tenant_id:
+                roles, _, limits = rest.partition("\t")
+                return tuple(roles.split()), _limits(limits)
+        return None
+
+    def roles(self) -> dict[str, tuple[str, ...]]:
+        """The roles in each tenant."""
+        parts = [line.split("\t") for line in self._lines.split("\n") if line]
+        return {tenant: tuple(roles.split()) for tenant, roles, _ in sorted(parts)}
+
+
+def memberships(user_id: ColumnElement[str] | InstrumentedAttribute[str]) -> ScalarSelect[str]:
+    """What a select of users reads to bring their `Memberships` along: names and JSON hold no tab and no line break."""
+    tab = literal_column("'\t'", Text)
+    line = (
+        Membership.tenant_id.concat(tab).concat(type_coerce(Membership.roles, Text)).concat(tab).concat(Tenant.limits)
+    )
+    joined = select(Lines(line)).join(Tenant, Tenant.id == Membership.tenant_id)
+    return joined.where(Membership.user_id == user_id).scalar_subquery()
+
+
+_OF_USER = Prepared(select(memberships(bindparam("user_id", type_=String))))
+
+
+def memberships_of(rt: Runtime, user_id: str) -> Memberships:
+    """Where a user belongs now."""
+    row = rt.database.row(_OF_USER, user_id=user_id)
+    return Memberships((row and row[0]) or "")
+
+
+def create(rt: Runtime, unit: Unit, *, tenant_id: str, name: str, actor: str) -> TenantInfo:
+    """Make a tenant. Raises Refused(VALIDATION) for an id that is no slug, Refused(CONFLICT) for one in use."""
+    if not is_name(tenant_id):
+        raise Refused(VALIDATION.saying("A tenant id has 1 to 64 of a-z, 0-9 and ._:-"), field="id")
+    row = Tenant(id=tenant_id, name=name, created_at=unit.now, limits="{}", version=1)
+    try:
+        unit.add(row)
+    except IntegrityError as exc:
+        raise Refused(CONFLICT.saying("That tenant id is in use"), field="id", cause=exc) from exc
+    audit.record(rt, unit, Action.TENANT_CREATED, actor=actor, target=tenant_id)
+    return _info(row)
+
+
+def get(session: Session, tenant_id: str) -> Tenant:
+    """The row of a tenant. Raises Refused(NOT_FOUND)."""
+    row = session.get(Tenant, tenant_id)
+    if row is None:
+        raise Refused(NOT_FOUND, detail="no such tenant")
+    return row
+
+
+def describe(rt: Runtime, tenant_id: str) -> TenantInfo:
+    """A tenant. Raises Refused(NOT_FOUND)."""
+    with rt.database.reading() as session:
+        return _info(get(session, tenant_id))
+
+
+def listing(rt: Runtime, *, limit: int, offset: int) -> tuple[int, list[TenantInfo]]:
+    """How many tenants there are, and a page of them by id."""
+    with rt.database.reading() as session:
+        total = session.scalar(select(func.count()).select_from(Tenant)) or 0
+        rows = session.scalars(select(Tenant).order_by(Tenant.id).limit(limit).offset(offset))
+        return total, [_info(row) for row in rows]
+
+
+def change(
+    rt: Runtime,
+    unit: Unit,
+    tenant_id: str,
+    *,
+    actor: str,
+    name: str | None = None,
+    limits: Mapping[str, str] | None = None,
+    version: int | None = None,
+) -> TenantInfo:
+    """Rename a tenant or set its own budgets (`{"standard": "500/minute"}`); `version` guards against a change in between."""
+    row = get(unit.session, tenant_id)
+    before = {"name": row.name, "limits": json.loads(row.limits)}
+    values: dict[str, Any] = {"version": Tenant.version + 1}
+    if name is not None:
+        values["name"] = name
+    if limits is not None:
+        values["limits"] = json.dumps(_checked_limits(limits), sort_keys=True)
+    expected = row.version if version is None else version
+    if not unit.changed(update(Tenant).where(Tenant.id == tenant_id, Tenant.version == expected).values(**values)):
+        raise Refused(CONFLICT.saying("It has changed in between; read it again"), detail="stale version")
+    unit.session.refresh(row)
+    after = {"name": row.name, "limits": json.loads(row.limits)}
+    audit.record(rt, unit, Action.TENANT_CHANGED, actor=actor, target=tenant_id, before=before, after=after)
+    return _info(row)
+
+
+def remove(rt: Runtime, unit: Unit, tenant_id: str, *, actor: str) -> None:
+    """Delete a tenant and every membership in it. A tenant of that name made later is another one."""
+    get(unit.session, tenant_id)
+    unit.execute(delete(Membership).where(Membership.tenant_id == tenant_id))
+    unit.execute(delete(Tenant).where(Tenant.id == tenant_id))
+    audit.record(rt, unit, Action.TENANT_DELETED, actor=actor, target=tenant_id)
+
+
+def set_member(
+    rt: Runtime, unit: Unit, tenant_id: str, user_id: str, *, roles: Sequence[str], actor: str
+) -> tuple[str, ...]:
+    """Make a user a member with exactly these roles; the user must exist."""
+    get(unit.session, tenant_id)
+    names = get_names(tuple(roles), field="roles")
+    row = unit.session.get(Membership, (user_id, tenant_id))
+    before = list(row.roles) if row else None
+    if row is None:
+        unit.add(Membership(user_id=user_id, tenant_id=tenant_id, roles=names))
+    else:
+        row.roles = names
+        unit.session.flush()
+    audit.record(
+        rt, unit, Action.MEMBER_SET, actor=actor, target=user_id, tenant=tenant_id, before=before, after=list(names)
+    )
+    return names
+
+
+def remove_member(rt: Runtime, unit: Unit, tenant_id: str, user_id: str, *, actor: str) -> None:
+    """End a membership. Raises Refused(NOT_FOUND) where there is none."""
+    gone = unit.changed(delete(Membership).where(Membership.tenant_id == tenant_id, Membership.user_id == user_id))
+    if not gone:
+        raise Refused(NOT_FOUND, detail="no such membership")
+    audit.record(rt, unit, Action.MEMBER_REMOVED, actor=actor, target=user_id, tenant=tenant_id)
+
+
+def forget_user(unit: Unit, user_id: str) -> None:
+    """End every membership of a user who is erased."""
+    unit.execute(delete(Membership).where(Membership.user_id == user_id))
+
+
+def _checked_limits(limits: Mapping[str, str]) -> dict[str, str]:
+    unfit = VALIDATION.saying('Limits are like {"standard": "500/minute"}, or "off"')
+    if not limits.keys() <= {str(tier) for tier in LIMITED_TIERS}:
+        raise Refused(unfit, field="limits", detail="no such tier")
+    try:
+        return {tier: parse_budget(budget) for tier, budget in limits.items()}
+    except ValueError as exc:
+        raise Refused(unfit, field="limits", cause=exc) from exc
+
+
+def _limits(text: str) -> Mapping[str, str]:
+    limits: dict[str, str] = {} if text == "{}" else json.loads(text)
+    return limits
+
+
+def _info(row: Tenant) -> TenantInfo:
+    return TenantInfo(row.id, row.name, _limits(row.limits), row.created_at, row.version)

@@ -1,0 +1,195 @@
+"""Signing a user in: from a proven password (and second factor) to a session, for every dialect.
+
+The rule that no route accepts less than a user's factors is kept here and nowhere else. A dialect says what it hands out at the end;
+one login in two steps is `begin` or `sign_in`, then `complete`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from identity.ambient import Origin
+from identity.core.clients.applications import standard_client
+from identity.core.people import accounts
+from identity.core.people.accounts import PasswordProof, UserInfo
+from identity.core.proofs import attempts
+from identity.core.signin import challenges, factors
+from identity.core.signin.challenges import Issued
+from identity.core.signin.factors import Factor
+from identity.core.tokens import sessions
+from identity.core.tokens.claims import AccessToken, resource_of
+from identity.core.tokens.sessions import Opened
+from identity.errors import MFA_REQUIRED, Refused
+from identity.instruments.opaque import Secret
+from identity.runtime import Runtime
+from identity.storage import Unit
+
+
+class Handout(StrEnum):
+    """What a login opens: a day's token, or an hour's token with a refresh token. Also the kind of its session."""
+
+    DAY = "token"
+    REFRESHABLE = "login"
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """A user who is in, and what they carry away."""
+
+    user: UserInfo
+    access: AccessToken
+    refresh: Secret | None
+
+
+def user_resource(rt: Runtime, origin: str | None) -> str:
+    """The audience that a login's `Origin` header names, or the default. Raises Refused(VALIDATION) or Refused(FORBIDDEN)."""
+    settings = rt.settings
+    return resource_of(
+        origin, allowed=settings.origins, required=settings.require_origin, fallback=settings.default_audience
+    )
+
+
+def by_password(
+    rt: Runtime, origin: Origin, *, identifier: str, password: str, totp_code: str | None, resource: str
+) -> AccessToken:
+    """A day's token for a right password, and a right TOTP code where the user has TOTP (else MFA_REQUIRED)."""
+    proof = accounts.check_password(rt, origin, identifier, password)
+    if not factors.is_enrolled(rt, proof.user.id):
+        return _grant(rt, origin, proof, handout=Handout.DAY, resource=resource).access
+    if totp_code is None:
+        accounts.waste(rt, origin, proof)
+        raise Refused(MFA_REQUIRED, detail="enrolled in TOTP, no code given")
+    with attempts.given_back(rt, origin, proof.reservation):
+        second = factors.reserve_second(rt, origin, proof.user.id)
+    with attempts.given_back(rt, origin, proof.reservation, second), rt.unit(origin) as unit:
+        # The code first: a wrong one charges the password's reservation too, so that nobody who knows it guesses codes for nothing.
+        right = factors.take_totp(rt, unit, proof.user.id, totp_code)
+        factors.settle(rt, unit, proof.user.id, second, right=right, first=proof.reservation, totp=totp_code)
+        user = accounts.admit(unit, proof)
+        opened = _open(rt, unit, user, Handout.DAY, amr=("pwd", "otp"), resource=resource)
+    return _hand_out(rt, user, opened, Handout.DAY).access
+
+
+def sign_in(rt: Runtime, origin: Origin, *, identifier: str, password: str, resource: str) -> Issued | Grant:
+    """The first step of a login that may have one only: a user without TOTP is in at once where `IDENTITY_SECOND_FACTOR=enrolled`."""
+    proof = accounts.check_password(rt, origin, identifier, password)
+    if rt.settings.second_factor == "enrolled" and not factors.is_enrolled(rt, proof.user.id):
+        return _grant(rt, origin, proof, handout=Handout.REFRESHABLE, resource=resource)
+    return _challenge(
+        rt,
+        origin,
+        proof,
+        handout=Handout.REFRESHABLE,
+        client_id=standard_client(rt),
+        resource=resource,
+        allows_fixed=False,
+    )
+
+
+def begin(
+    rt: Runtime,
+    origin: Origin,
+    *,
+    identifier: str,
+    password: str,
+    handout: Handout,
+    client_id: str,
+    resource: str,
+    allows_fixed: bool,
+) -> Issued:
+    """The first step of a login that always has two. Raises what `accounts.check_password` and `challenges.issue` raise."""
+    proof = accounts.check_password(rt, origin, identifier, password)
+    return _challenge(
+        rt, origin, proof, handout=handout, client_id=client_id, resource=resource, allows_fixed=allows_fixed
+    )
+
+
+def complete(
+    rt: Runtime, origin: Origin, *, token: str, handout: Handout, code: str, factor: Factor | None = None
+) -> Grant:
+    """The second step: a right code for a pending challenge of the same handout.
+
+    `factor` says what the code is; None: whatever the challenge asks for. Raises Refused(INVALID_CODE) for everything wrong with challenge,
+    code or user alike, Refused(LOCKED_OUT) during a lockout.
+    """
+    pending = challenges.get(rt, token, handout=handout)
+    reservation = factors.reserve_guess(rt, origin, pending.user_id)
+    with attempts.given_back(rt, origin, reservation), rt.unit(origin) as unit:
+        answered = challenges.answer(rt, unit, pending, reservation, code=code, factor=factor)
+        opened = _open(
+            rt,
+            unit,
+            answered.user,
+            handout,
+            amr=answered.amr,
+            resource=answered.resource,
+            client_id=answered.client_id,
+        )
+    return _hand_out(rt, answered.user, opened, handout)
+
+
+def refresh(rt: Runtime, origin: Origin, token: str) -> tuple[AccessToken, Secret]:
+    """A new hour's token and the successor of a refresh token; see `sessions.refresh`."""
+    with rt.unit(origin) as unit:
+        user, session, successor = sessions.refresh(rt, unit, token)
+    return sessions.token_for(
+        rt, sessions.live_of(rt, user, session), seconds=rt.settings.access_token_seconds
+    ), successor
+
+
+def _grant(rt: Runtime, origin: Origin, proof: PasswordProof, *, handout: Handout, resource: str) -> Grant:
+    with attempts.given_back(rt, origin, proof.reservation), rt.unit(origin) as unit:
+        user = accounts.admit(unit, proof)
+        factors.refuse_enrolled(unit, user.id)
+        opened = _open(rt, unit, user, handout, amr=("pwd",), resource=resource)
+    return _hand_out(rt, user, opened, handout)
+
+
+def _challenge(
+    rt: Runtime,
+    origin: Origin,
+    proof: PasswordProof,
+    *,
+    handout: Handout,
+    client_id: str,
+    resource: str,
+    allows_fixed: bool,
+) -> Issued:
+    with attempts.given_back(rt, origin, proof.reservation), rt.unit(origin) as unit:
+        user = accounts.admit(unit, proof)
+        return challenges.issue(
+            rt, unit, user, handout=handout, client_id=client_id, resource=resource, allows_fixed=allows_fixed
+        )
+
+
+def _open(
+    rt: Runtime,
+    unit: Unit,
+    user: UserInfo,
+    handout: Handout,
+    *,
+    amr: Sequence[str],
+    resource: str,
+    client_id: str | None = None,
+) -> Opened:
+    settings, is_day = rt.settings, handout is Handout.DAY
+    return sessions.open_session(
+        rt,
+        unit,
+        user,
+        kind=handout,
+        amr=amr,
+        client_id=client_id or standard_client(rt),
+        resource=resource,
+        idle_seconds=settings.user_token_seconds if is_day else settings.refresh_idle_seconds,
+        absolute_seconds=settings.user_token_seconds if is_day else settings.session_absolute_seconds,
+        with_refresh=not is_day,
+    )
+
+
+def _hand_out(rt: Runtime, user: UserInfo, opened: Opened, handout: Handout) -> Grant:
+    seconds = rt.settings.user_token_seconds if handout is Handout.DAY else rt.settings.access_token_seconds
+    access = sessions.token_for(rt, sessions.live_of(rt, user, opened.session), seconds=seconds)
+    return Grant(user, access, opened.refresh)

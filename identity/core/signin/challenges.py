@@ -1,0 +1,281 @@
+"""Logins that wait for their second step: one row each, good for one success and five tries.
+
+A dialect spells the challenge as a compact JWT of a type of its own, signed (HS256) with a secret that is no key of the ring: nothing
+that reads access tokens reads it, and nothing in the JWKS verifies it. What it is good for stands in the row, not in the token.
+A guess at it counts towards the account's lockouts like every other; what a right one opens is decided by `logins`.
+"""
+
+from __future__ import annotations
+
+import base64
+import hmac
+import json
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Final, assert_never
+
+from sqlalchemy import BigInteger, ForeignKey, String, bindparam, delete, select, update
+from sqlalchemy.orm import Mapped, mapped_column
+
+from identity.ambient import later
+from identity.core.people import accounts
+from identity.core.people.accounts import UserInfo
+from identity.core.proofs import attempts, codes
+from identity.core.proofs.attempts import Reservation
+from identity.core.proofs.codes import Purpose
+from identity.core.record import audit
+from identity.core.record.audit import Action
+from identity.core.signin import factors
+from identity.core.signin.factors import Factor
+from identity.errors import INVALID_CODE, Refused
+from identity.instruments.opaque import Secret
+from identity.runtime import Runtime
+from identity.storage import Base, Instant, Prepared, Unit
+
+MAX_ATTEMPTS: Final = 5
+TYPE: Final = "mfa-challenge+jwt"
+_KEEP_SECONDS: Final = 86_400
+
+
+class State(StrEnum):
+    """What became of a challenge. Expiry and exhausted tries are no states: both are checked at use."""
+
+    PENDING = "pending"
+    SPENT = "spent"
+
+
+class Challenge(Base):
+    """A right password that waits for its second factor, and what it will open. `version` is the user's when it was made."""
+
+    __tablename__ = "challenge"
+
+    id: Mapped[str] = mapped_column(String(36), primary_key=True)
+    user_id: Mapped[str] = mapped_column(ForeignKey("user_account.id", ondelete="CASCADE"), index=True)
+    version: Mapped[int] = mapped_column(BigInteger)
+    factor: Mapped[str] = mapped_column(String(8))
+    allows_fixed: Mapped[bool]
+    verification_id: Mapped[str] = mapped_column(String(36), default="")
+    handout: Mapped[str] = mapped_column(String(16))
+    client_id: Mapped[str] = mapped_column(String(36))
+    resource: Mapped[str] = mapped_column(String(300))
+    attempts: Mapped[int] = mapped_column(BigInteger, default=0)
+    state: Mapped[str] = mapped_column(String(8))
+    created_at: Mapped[datetime] = mapped_column(Instant)
+    expires_at: Mapped[datetime] = mapped_column(Instant, index=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Issued:
+    """A challenge on its way to whoever gave the right password."""
+
+    token: Secret
+    factor: Factor
+    expires_in: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """A challenge that may still be answered."""
+
+    id: str
+    user_id: str
+    version: int
+    factor: Factor
+    allows_fixed: bool
+    verification_id: str
+    client_id: str
+    resource: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A challenge that was met: who signs in, and how they proved it."""
+
+    user: UserInfo
+    amr: tuple[str, ...]
+    client_id: str
+    resource: str
+
+
+_BY_ID = Prepared(
+    select(
+        Challenge.user_id,
+        Challenge.version,
+        Challenge.factor,
+        Challenge.allows_fixed,
+        Challenge.verification_id,
+        Challenge.client_id,
+        Challenge.resource,
+        Challenge.handout,
+        Challenge.state,
+        Challenge.attempts,
+        Challenge.expires_at,
+    ).where(Challenge.id == bindparam("id"))
+)
+
+
+def issue(
+    rt: Runtime, unit: Unit, user: UserInfo, *, handout: str, client_id: str, resource: str, allows_fixed: bool = False
+) -> Issued:
+    """A challenge for a user whose password was right; where they have neither TOTP nor a fixed code, a code is mailed.
+
+    `handout` says what its success opens, and only whoever asks for the same may answer it. Raises Refused(RATE_LIMITED) when too
+    many codes went to the address.
+    """
+    factor = factors.factor_of(rt, unit, user.id, allows_fixed=allows_fixed)
+    challenge_id = rt.new_id()
+    verification_id = ""
+    if factor is Factor.EMAIL:
+        verification_id = codes.issue(
+            rt,
+            unit,
+            Purpose.LOGIN,
+            subject=challenge_id,
+            user_id=user.id,
+            address=user.email,
+            values={"account": user.alias},
+        )
+    seconds = rt.settings.challenge_seconds
+    expires_at = later(unit.now, seconds)
+    unit.add(
+        Challenge(
+            id=challenge_id,
+            user_id=user.id,
+            version=user.version,
+            factor=factor,
+            allows_fixed=allows_fixed,
+            verification_id=verification_id,
+            handout=handout,
+            client_id=client_id,
+            resource=resource,
+            state=State.PENDING,
+            created_at=unit.now,
+            expires_at=expires_at,
+        )
+    )
+    audit.record(rt, unit, Action.LOGIN_CHALLENGED, actor=user.id, target=challenge_id, factor=factor)
+    return Issued(_spell(rt, challenge_id, unit.now, expires_at), factor, seconds)
+
+
+def get(rt: Runtime, token: str, *, handout: str) -> Pending:
+    """The challenge behind a token, if it may still be answered for this handout.
+
+    Raises Refused(INVALID_CODE) for forged, unknown, expired, spent, exhausted and another handout's alike.
+    """
+    challenge_id = _read(rt, token)
+    row = rt.database.row(_BY_ID, id=challenge_id) if challenge_id else None
+    if challenge_id is None or row is None:
+        raise Refused(INVALID_CODE, detail="no such challenge")
+    user_id, version, factor, allows_fixed, verification_id, client_id, resource, made_for, state, tries, end = row
+    if made_for != handout or state != State.PENDING or tries >= MAX_ATTEMPTS or end <= rt.clock.now():
+        seen = {"handout": made_for, "state": state, "attempts": tries, "expires_at": end.isoformat()}
+        raise Refused(INVALID_CODE, detail="the challenge is over", evidence=seen)
+    return Pending(challenge_id, user_id, version, Factor(factor), allows_fixed, verification_id, client_id, resource)
+
+
+def answer(
+    rt: Runtime, unit: Unit, pending: Pending, reservation: Reservation, *, code: str, factor: Factor | None = None
+) -> Answered:
+    """Spend a challenge with a right code: of any number of right answers exactly one succeeds, and five are looked at in all.
+
+    `factor` is what the code claims to be; None: whatever the challenge asks for. `reservation` is `mfa.reserve_guess`'s; it
+    is settled here. The user is looked at again: one who was disabled, or whose password, rights or factors changed since, is refused
+    like a wrong code (INVALID_CODE); that refusal keeps the unit.
+    """
+    # 1. Take one of the tries, before looking: what is counted first cannot be evaluated twice.
+    taken = (
+        update(Challenge)
+        .where(
+            Challenge.id == pending.id,
+            Challenge.state == State.PENDING,
+            Challenge.attempts < MAX_ATTEMPTS,
+            Challenge.expires_at > unit.now,
+        )
+        .values(attempts=Challenge.attempts + 1)
+    )
+    if not unit.changed(taken):
+        attempts.refund(unit, reservation)  # Nothing was looked at, so nothing was guessed.
+        raise Refused(INVALID_CODE, detail="somebody else answered first, or the tries are used up")
+    # 2. The code, as long as the user would still be asked for it.
+    if factors.factor_of(rt, unit, pending.user_id, allows_fixed=pending.allows_fixed) is not pending.factor:
+        attempts.refund(unit, reservation)
+        raise Refused(INVALID_CODE, detail="the user's factors changed meanwhile")
+    right = _is_right(rt, unit, pending, code, factor or pending.factor)
+    totp = code if pending.factor is Factor.TOTP else None
+    factors.settle(rt, unit, pending.user_id, reservation, right=right, totp=totp)
+    # 3. The user, last: their row is locked after the counters, as by every other login.
+    user = accounts.recheck(unit, pending.user_id, instead=INVALID_CODE)
+    if user.version != pending.version:
+        raise Refused(INVALID_CODE, detail="password or rights changed meanwhile")
+    # 4. Spend.
+    spent = update(Challenge).where(Challenge.id == pending.id, Challenge.state == State.PENDING)
+    if not unit.changed(spent.values(state=State.SPENT)):
+        raise Refused(INVALID_CODE, detail="somebody else answered first")
+    second = "email" if pending.factor is Factor.EMAIL else "otp"
+    return Answered(user, ("pwd", second), pending.client_id, pending.resource)
+
+
+def purge(unit: Unit) -> int:
+    """Forget challenges that are long over; for the janitor."""
+    return unit.changed(delete(Challenge).where(Challenge.expires_at < later(unit.now, -_KEEP_SECONDS)))
+
+
+def _is_right(rt: Runtime, unit: Unit, pending: Pending, code: str, given: Factor) -> bool:
+    if given is not pending.factor and not (given is Factor.RECOVERY and pending.factor is Factor.TOTP):
+        return False
+    match given:
+        case Factor.TOTP:
+            return factors.take_totp(rt, unit, pending.user_id, code)
+        case Factor.RECOVERY:
+            return factors.take_recovery_code(rt, unit, pending.user_id, code)
+        case Factor.FIXED:
+            return factors.is_fixed_otp(rt, unit, pending.user_id, code)
+        case Factor.EMAIL:
+            try:
+                codes.consume(rt, unit, Purpose.LOGIN, pending.verification_id, code)
+            except Refused as refused:
+                if not refused.problem.keeps_writes:
+                    raise  # Not the code is wrong, the database is.
+                return False
+            return True
+        case _:
+            assert_never(given)
+
+
+# The spelling: a JWT (RFC 7519) in one canonical form. There is no parser for others to confuse: header and signature are
+# compared as text, and only what we signed is ever decoded.
+
+_HEADER: Final = base64.urlsafe_b64encode(
+    json.dumps({"alg": "HS256", "typ": TYPE}, separators=(",", ":")).encode()
+).rstrip(b"=")
+
+
+def _spell(rt: Runtime, challenge_id: str, issued_at: datetime, expires_at: datetime) -> Secret:
+    claims: dict[str, Any] = {
+        "iss": rt.settings.issuer,
+        "jti": challenge_id,
+        "iat": int(issued_at.timestamp()),
+        "exp": int(expires_at.timestamp()),
+    }
+    signed = _HEADER + b"." + _b64(json.dumps(claims, separators=(",", ":")).encode())
+    return Secret((signed + b"." + _signature(rt, signed)).decode())
+
+
+def _read(rt: Runtime, token: str) -> str | None:
+    """The id of the challenge that a token of ours names, or None."""
+    raw = token.encode("utf-8", "surrogatepass")
+    signed, _, signature = raw.rpartition(b".")
+    if not hmac.compare_digest(signature, _signature(rt, signed)) or not signed.startswith(_HEADER + b"."):
+        return None
+    payload = signed[len(_HEADER) + 1 :]
+    found: str = json.loads(base64.urlsafe_b64decode(payload + b"=" * (-len(payload) % 4)))["jti"]
+    return found
+
+
+def _signature(rt: Runtime, signed: bytes) -> bytes:
+    return _b64(hmac.digest(rt.ring.vault.derive("challenges"), signed, "sha256"))
+
+
+def _b64(raw: bytes) -> bytes:
+    return base64.urlsafe_b64encode(raw).rstrip(b"=")

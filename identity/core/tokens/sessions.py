@@ -1,0 +1,488 @@
+"""Sessions: every login of every dialect is one row, and what a dialect hands out is a view of it.
+
+A row says whose it is, how it was proven, from where, and until when. It can be shown as an opaque bearer, as a signed token, or as
+a chain of refresh tokens. Those are not rows: generation n is an HMAC over the session's seed and n, and the row keeps only n and when
+it turned. So a retry gets the identical successor, a token of the past is recognised by its number, and a session stays one row.
+"""
+
+from __future__ import annotations
+
+import hmac
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final, NamedTuple, NoReturn
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    ForeignKey,
+    Index,
+    LargeBinary,
+    Select,
+    String,
+    bindparam,
+    case,
+    delete,
+    func,
+    literal,
+    or_,
+    select,
+    text,
+    update,
+)
+from sqlalchemy.orm import Mapped, mapped_column
+
+from identity.ambient import later
+from identity.canonical import canonical_id
+from identity.core.mail import outbox
+from identity.core.mail.letters import Template
+from identity.core.people import tenancy
+from identity.core.people.accounts import Email, User, UserInfo, recheck
+from identity.core.people.tenancy import Memberships
+from identity.core.record import audit
+from identity.core.record.audit import Action
+from identity.core.tokens import claims
+from identity.core.tokens.claims import AccessToken, Subject
+from identity.errors import INVALID_TOKEN, NOT_FOUND, TOKEN_EXPIRED, Refused
+from identity.instruments import opaque
+from identity.instruments.keyring import CURRENT_VERSION
+from identity.instruments.opaque import Kind, Secret
+from identity.runtime import Runtime
+from identity.storage import Base, Instant, Names, Prepared, Unit
+
+_REFRESH_BYTES: Final = 40
+_MAC_BYTES: Final = 20
+
+
+class UserSession(Base):
+    """A login of a user; or of nobody, where an unknown address asked for one: such a row can never be used."""
+
+    __tablename__ = "user_session"
+    __table_args__ = (
+        Index("ix_user_session_user_id_expires_at", "user_id", "expires_at"),
+        Index("ix_user_session_keypair_id", "keypair_id"),
+        Index(
+            "ix_user_session_waiting",
+            "created_at",
+            sqlite_where=text("verified = 0"),
+            postgresql_where=text("NOT verified"),
+        ),
+    )
+
+    id: Mapped[str] = mapped_column(String(36), primary_key=True)
+    user_id: Mapped[str | None] = mapped_column(ForeignKey("user_account.id", ondelete="CASCADE"))
+    keypair_id: Mapped[str | None] = mapped_column(String(36))
+    client_id: Mapped[str] = mapped_column(String(36))
+    kind: Mapped[str] = mapped_column(String(64))
+    amr: Mapped[tuple[str, ...]] = mapped_column(Names)
+    verified: Mapped[bool] = mapped_column(Boolean)
+    bearer: Mapped[bytes | None] = mapped_column(LargeBinary(32), unique=True)
+    seed: Mapped[bytes | None] = mapped_column(LargeBinary(16))
+    generation: Mapped[int] = mapped_column(BigInteger, default=0)
+    turned_at: Mapped[datetime | None] = mapped_column(Instant)
+    resource: Mapped[str] = mapped_column(String(300))
+    created_at: Mapped[datetime] = mapped_column(Instant)
+    auth_time: Mapped[datetime] = mapped_column(Instant)
+    idle_expires_at: Mapped[datetime] = mapped_column(Instant)
+    expires_at: Mapped[datetime] = mapped_column(Instant, index=True)
+    revoked_at: Mapped[datetime | None] = mapped_column(Instant)
+    ip: Mapped[str] = mapped_column(String(64))
+    user_agent: Mapped[str] = mapped_column(String(400))
+
+
+class SessionInfo(NamedTuple):
+    """A session as its owner and administrators see it."""
+
+    id: str
+    user_id: str
+    client_id: str
+    kind: str
+    amr: tuple[str, ...]
+    verified: bool
+    resource: str
+    created_at: datetime
+    auth_time: datetime
+    idle_expires_at: datetime
+    absolute_expires_at: datetime
+    revoked_at: datetime | None
+    ip: str
+    user_agent: str
+
+    @property
+    def expires_at(self) -> datetime:
+        """When it ends if it is not used."""
+        return min(self.idle_expires_at, self.absolute_expires_at)
+
+    def is_over(self, now: datetime) -> bool:
+        """Whether it was revoked or has expired."""
+        return self.revoked_at is not None or self.expires_at <= now
+
+
+class Live(NamedTuple):
+    """A session that is good now, and its user as of now."""
+
+    session: SessionInfo
+    user_id: str
+    alias: str
+    full_name: str
+    roles: tuple[str, ...]
+    groups: tuple[str, ...]
+    memberships: Memberships
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A new session and the secrets that it is shown as; they exist only here."""
+
+    session: SessionInfo
+    bearer: Secret | None
+    refresh: Secret | None
+
+
+_INFO = (
+    UserSession.id,
+    UserSession.user_id,
+    UserSession.client_id,
+    UserSession.kind,
+    UserSession.amr,
+    UserSession.verified,
+    UserSession.resource,
+    UserSession.created_at,
+    UserSession.auth_time,
+    UserSession.idle_expires_at,
+    UserSession.expires_at,
+    UserSession.revoked_at,
+    UserSession.ip,
+    UserSession.user_agent,
+)
+_WIDTH: Final = len(_INFO)
+
+
+def _live_select() -> Select[*tuple[Any, ...]]:
+    person = (User.alias, User.full_name, User.roles, User.groups, User.enabled, User.starts_at, User.ends_at)
+    return select(*_INFO, *person, tenancy.memberships(User.id), CURRENT_VERSION).join(
+        User, User.id == UserSession.user_id
+    )
+
+
+_LIVE_BY_ID = Prepared(_live_select().where(UserSession.id == bindparam("id")))
+_EMAIL = Prepared(select(Email.address).where(Email.user_id == bindparam("user_id"), Email.preferred))
+_LIVE_BY_BEARER = Prepared(_live_select().where(UserSession.bearer == bindparam("bearer")))
+
+
+# Opening.
+
+
+def open_session(
+    rt: Runtime,
+    unit: Unit,
+    user: UserInfo | None,
+    *,
+    kind: str,
+    amr: Sequence[str],
+    client_id: str,
+    resource: str,
+    idle_seconds: int,
+    absolute_seconds: int,
+    verified: bool = True,
+    with_bearer: bool = False,
+    with_refresh: bool = False,
+    keypair_id: str | None = None,
+) -> Opened:
+    """A new session of `user`, verified or waiting for its code. Ids and secrets are always fresh, whatever the client sent.
+
+    `user` None: a session of nobody, which costs the same and never works. `keypair_id`: the key pair that stands for the login;
+    the session ends with it.
+    """
+    bearer = opaque.mint(Kind.SESSION, rt.entropy) if with_bearer else None
+    end = later(unit.now, absolute_seconds)
+    values: dict[str, Any] = {
+        "id": rt.new_id(),
+        "user_id": user.id if user else None,
+        "keypair_id": keypair_id,
+        "client_id": client_id,
+        "kind": kind,
+        "amr": tuple(sorted(amr)),
+        "verified": verified,
+        "bearer": bearer and _fingerprint(rt, bearer.reveal()),
+        "seed": rt.entropy.bytes(16) if with_refresh else None,
+        "generation": 0,
+        "turned_at": None,
+        "resource": resource,
+        "created_at": unit.now,
+        "auth_time": unit.now,
+        "idle_expires_at": min(later(unit.now, idle_seconds), end),
+        "expires_at": end,
+        "revoked_at": None,
+        "ip": unit.origin.address[:64],
+        "user_agent": unit.origin.user_agent[:400],
+    }
+    unit.insert(UserSession, **values)
+    actor = user.id if user else ""
+    audit.record(
+        rt, unit, Action.SESSION_CREATED, actor=actor, target=values["id"], kind=kind, amr=list(amr), verified=verified
+    )
+    refresh = _refresh_token(rt, values["id"], values["seed"], 0) if with_refresh else None
+    return Opened(SessionInfo(*(values[column.key] for column in _INFO)), bearer, refresh)
+
+
+def verify(rt: Runtime, unit: Unit, session_id: str, *, amr: Sequence[str], actor: str = "") -> None:
+    """Make a waiting session usable: its code was right. The user is checked again. Raises Refused(INVALID_TOKEN) for one that is over."""
+    row = unit.session.get(UserSession, session_id)
+    if row is None or row.user_id is None or _from_row(row).is_over(unit.now):
+        raise Refused(INVALID_TOKEN, detail="the session is over")
+    recheck(unit, row.user_id)
+    unit.execute(
+        update(UserSession)
+        .where(UserSession.id == session_id)
+        .values(verified=True, auth_time=unit.now, amr=tuple(amr))
+    )
+    audit.record(rt, unit, Action.SESSION_VERIFIED, actor=actor or row.user_id, target=session_id)
+
+
+# Using.
+
+
+def find_live(rt: Runtime, session_id: str) -> Live:
+    """The session behind a signed token, if it and its user are still good. Raises Refused(INVALID_TOKEN) or Refused(TOKEN_EXPIRED)."""
+    return _live(rt, rt.database.row(_LIVE_BY_ID, id=session_id) if canonical_id(session_id) else None)
+
+
+def find_live_bearer(rt: Runtime, bearer: str) -> Live:
+    """The verified session behind an opaque bearer. Raises Refused(INVALID_TOKEN) or Refused(TOKEN_EXPIRED)."""
+    if not opaque.is_well_formed(Kind.SESSION, bearer):
+        raise Refused(INVALID_TOKEN, detail="not a session bearer")
+    return _live(rt, rt.database.row(_LIVE_BY_BEARER, bearer=_fingerprint(rt, bearer)))
+
+
+def token_for(rt: Runtime, live: Live, *, seconds: int, resource: str | None = None) -> AccessToken:
+    """A signed token backed by a live session; it never outlives the session's absolute end."""
+    rt.ring.reload_if_changed()  # A key that was withdrawn a moment ago must not sign.
+    now = rt.clock.now()
+    remaining = int((live.session.absolute_expires_at - now).total_seconds())
+    email = ""
+    if "email" in rt.settings.user_claims:
+        found = rt.database.row(_EMAIL, user_id=live.user_id)
+        email = found[0] if found else ""
+    subject = Subject(
+        user_id=live.user_id,
+        client_id=live.session.client_id,
+        session_id=live.session.id,
+        auth_time=live.session.auth_time,
+        amr=live.session.amr,
+        roles=live.roles,
+        groups=live.groups,
+        tenants=live.memberships.roles(),
+        email=email,
+        full_name=live.full_name,
+    )
+    return claims.issue_user_token(
+        rt, subject, resource=resource or live.session.resource, seconds=max(1, min(seconds, remaining)), now=now
+    )
+
+
+def live_of(rt: Runtime, user: UserInfo, session: SessionInfo) -> Live:
+    """A session just opened, as `token_for` takes it."""
+    memberships = tenancy.memberships_of(rt, user.id)
+    return Live(session, user.id, user.alias, user.full_name, user.roles, user.groups, memberships)
+
+
+def extend(rt: Runtime, unit: Unit, session_id: str, *, idle_seconds: int, actor: str) -> None:
+    """Slide the end of a session: never past its absolute end, and never back."""
+    slid = literal(later(unit.now, idle_seconds), Instant)
+    end = case(
+        (UserSession.idle_expires_at > slid, UserSession.idle_expires_at),
+        (UserSession.expires_at < slid, UserSession.expires_at),
+        else_=slid,
+    )
+    living = (UserSession.id == session_id, UserSession.revoked_at.is_(None), UserSession.idle_expires_at > unit.now)
+    if not unit.changed(update(UserSession).where(*living).values(idle_expires_at=end)):
+        raise Refused(INVALID_TOKEN, detail="the session is over")
+    audit.record(rt, unit, Action.SESSION_EXTENDED, actor=actor, target=session_id)
+
+
+def refresh(rt: Runtime, unit: Unit, token: str) -> tuple[UserInfo, SessionInfo, Secret]:
+    """Exchange a refresh token for its successor.
+
+    Within the grace the previous token gets the same successor: a lost answer and two tabs are no attack. Seen later than that, it
+    ends its session and its user is told by mail; that end is kept even though this call refuses (INVALID_TOKEN). Raises
+    Refused(TOKEN_EXPIRED) for a genuine token that was not used in time.
+    """
+    # 1. Whose is it? Every generation is recognised by computing it, so that one of the past is told from a forged one.
+    parsed = _parse_refresh(token)
+    if parsed is None:
+        raise Refused(INVALID_TOKEN, detail="not a refresh token")
+    session_id, generation = parsed
+    row = unit.execute(select(UserSession).where(UserSession.id == session_id).with_for_update()).scalar_one_or_none()
+    if row is None or row.user_id is None or row.seed is None:
+        raise Refused(INVALID_TOKEN, detail="no session made that refresh token")
+    if not hmac.compare_digest(_refresh_token(rt, row.id, row.seed, generation).reveal(), token):
+        raise Refused(INVALID_TOKEN, detail="no session made that refresh token")
+    # 2. Is the session good? What is over stays over, whichever generation asks.
+    if row.revoked_at is not None or not row.verified:
+        raise Refused(INVALID_TOKEN, detail="the session was ended, or waits for its code")
+    if _from_row(row).is_over(unit.now):
+        raise Refused(TOKEN_EXPIRED, detail="the refresh token was not used in time")
+    user = recheck(unit, row.user_id, instead=INVALID_TOKEN)
+    # 3. The present generation turns; the one before it has the grace; any other is a copy.
+    if generation == row.generation:
+        row.generation = generation + 1
+        row.turned_at = unit.now
+        row.idle_expires_at = min(later(unit.now, rt.settings.refresh_idle_seconds), row.expires_at)
+        unit.session.flush()
+    elif generation != row.generation - 1 or not _is_recent(row.turned_at, unit.now, rt.settings.refresh_grace_seconds):
+        _end_reused(rt, unit, row, user, seen=generation)
+    return user, _from_row(row), _refresh_token(rt, row.id, row.seed, row.generation)
+
+
+def find_by_refresh(rt: Runtime, token: str) -> SessionInfo | None:
+    """The session that made a refresh token, of whatever generation and whether it is over or not; or None."""
+    parsed = _parse_refresh(token)
+    if parsed is None:
+        return None
+    with rt.database.reading() as session:
+        row = session.get(UserSession, parsed[0])
+    genuine = row is not None and row.seed is not None and _refresh_token(rt, row.id, row.seed, parsed[1]).reveal()
+    return _from_row(row) if row is not None and genuine and hmac.compare_digest(genuine, token) else None
+
+
+# Ending.
+
+
+def revoke(rt: Runtime, unit: Unit, session_id: str, *, actor: str, reason: str) -> bool:
+    """End a session; doing it twice is the same. Tells whether this call ended it."""
+    living = (UserSession.id == session_id, UserSession.revoked_at.is_(None))
+    if not unit.changed(update(UserSession).where(*living).values(revoked_at=unit.now)):
+        return False
+    audit.record(rt, unit, Action.SESSION_REVOKED, actor=actor, target=session_id, reason=reason)
+    return True
+
+
+def revoke_own(rt: Runtime, unit: Unit, user_id: str, session_id: str) -> None:
+    """End a session of this user. Another user's, like an unknown one, is NOT_FOUND."""
+    row = unit.session.get(UserSession, canonical_id(session_id)) if canonical_id(session_id) else None
+    if row is None or row.user_id != user_id:
+        raise Refused(NOT_FOUND, detail="no such session of this user")
+    revoke(rt, unit, row.id, actor=user_id, reason="asked by its user")
+
+
+def revoke_all(rt: Runtime, unit: Unit, user_id: str, *, actor: str, reason: str, keep: str = "") -> int:
+    """End every session of a user but `keep`; tell how many."""
+    living = (UserSession.user_id == user_id, UserSession.revoked_at.is_(None), UserSession.expires_at > unit.now)
+    ids = unit.execute(select(UserSession.id).where(*living)).scalars().all()
+    return sum(revoke(rt, unit, one, actor=actor, reason=reason) for one in ids if one != keep)
+
+
+def revoke_of_keypair(rt: Runtime, unit: Unit, keypair_id: str, *, actor: str) -> None:
+    """End what a key pair has opened: it is gone itself."""
+    living = (UserSession.keypair_id == keypair_id, UserSession.revoked_at.is_(None), UserSession.expires_at > unit.now)
+    for session_id in unit.execute(select(UserSession.id).where(*living)).scalars().all():
+        revoke(rt, unit, session_id, actor=actor, reason="key pair revoked")
+
+
+def forget_user(unit: Unit, user_id: str) -> None:
+    """Delete the sessions of a user who is erased."""
+    unit.execute(delete(UserSession).where(UserSession.user_id == user_id))
+
+
+def purge(unit: Unit, *, batch: int = 1000) -> int:
+    """Delete sessions that ended, or have waited for their code, for more than a day, a batch at a time; for the janitor."""
+    horizon = later(unit.now, -86_400)
+    waiting = ~UserSession.verified & (UserSession.created_at < horizon)
+    over = select(UserSession.id).where(or_(UserSession.expires_at < horizon, waiting)).limit(batch).scalar_subquery()
+    return unit.changed(delete(UserSession).where(UserSession.id.in_(over)))
+
+
+# Listing.
+
+
+def listing_of(rt: Runtime, user_id: str) -> list[SessionInfo]:
+    """The living sessions of a user, newest first. One that waits for its code is none: anybody can ask for those."""
+    now = rt.clock.now()
+    living = (
+        UserSession.user_id == user_id,
+        UserSession.verified,
+        UserSession.revoked_at.is_(None),
+        UserSession.expires_at > now,
+    )
+    with rt.database.reading() as session:
+        rows = session.execute(select(*_INFO).where(*living).order_by(UserSession.created_at.desc()).limit(500))
+        return [info for info in (SessionInfo(*tuple(row)) for row in rows) if not info.is_over(now)]
+
+
+def listing(rt: Runtime, *, limit: int, offset: int) -> tuple[int, list[SessionInfo]]:
+    """How many living sessions there are, and a page of them, newest first."""
+    now = rt.clock.now()
+    living = (
+        UserSession.user_id.is_not(None),
+        UserSession.revoked_at.is_(None),
+        UserSession.expires_at > now,
+        UserSession.idle_expires_at > now,
+    )
+    with rt.database.reading() as session:
+        total = session.scalar(select(func.count()).select_from(UserSession).where(*living)) or 0
+        ordered = select(*_INFO).where(*living).order_by(UserSession.created_at.desc(), UserSession.id.desc())
+        return total, [SessionInfo(*tuple(row)) for row in session.execute(ordered.limit(limit).offset(offset))]
+
+
+def find(rt: Runtime, session_id: str) -> SessionInfo | None:
+    """A session, living or over; or None."""
+    with rt.database.reading() as session:
+        row = session.get(UserSession, session_id) if canonical_id(session_id) else None
+        if row is not None and row.user_id is None:
+            return None
+        return _from_row(row) if row else None
+
+
+def _live(rt: Runtime, row: tuple[Any, ...] | None) -> Live:
+    if row is None:
+        raise Refused(INVALID_TOKEN, detail="no such session")
+    info = SessionInfo(*row[:_WIDTH])
+    alias, full_name, roles, groups, enabled, starts_at, ends_at, lines, version = row[_WIDTH:]
+    rt.ring.ensure_version(version)
+    now = rt.clock.now()
+    if info.revoked_at is not None or not info.verified or not enabled:
+        reason = "revoked" if info.revoked_at else "user disabled" if info.verified else "not verified yet"
+        raise Refused(INVALID_TOKEN, detail=f"session: {reason}", evidence={"session": info.id})
+    if (starts_at is not None and now < starts_at) or (ends_at is not None and ends_at <= now):
+        raise Refused(INVALID_TOKEN, detail="session: outside the user's access window", evidence={"session": info.id})
+    if info.expires_at <= now:
+        late = int((now - info.expires_at).total_seconds())
+        evidence = {"expected": "a session that has not ended", "seen": {"ended": info.expires_at.isoformat()}}
+        raise Refused(TOKEN_EXPIRED, detail="session expired", evidence=evidence | {"skew_seconds": late})
+    return Live(info, info.user_id, alias, full_name, roles, groups, Memberships(lines or ""))
+
+
+def _end_reused(rt: Runtime, unit: Unit, row: UserSession, user: UserInfo, *, seen: int) -> NoReturn:
+    """A spent refresh token came back after its grace: whoever holds the present one may have copied it."""
+    revoke(rt, unit, row.id, actor=user.id, reason="refresh token reuse")
+    audit.record(rt, unit, Action.REFRESH_REUSED, actor=user.id, target=row.id, seen=seen, current=row.generation)
+    if user.email:
+        outbox.queue(rt, unit, Template.SESSIONS_ENDED, to=user.email, values={"account": user.alias})
+    evidence = {"session": row.id, "seen": seen, "current": row.generation, "turned_at": str(row.turned_at)}
+    raise Refused(INVALID_TOKEN, detail="a spent refresh token was used again", evidence=evidence)
+
+
+def _refresh_token(rt: Runtime, session_id: str, seed: bytes | None, generation: int) -> Secret:
+    head = uuid.UUID(session_id).bytes + generation.to_bytes(4)
+    mac = hmac.digest(rt.ring.vault.derive("refresh tokens"), head + (seed or b""), "sha256")[:_MAC_BYTES]
+    return opaque.encode(Kind.REFRESH, head + mac)
+
+
+def _parse_refresh(token: str) -> tuple[str, int] | None:
+    payload = opaque.decode(Kind.REFRESH, token, _REFRESH_BYTES)
+    return None if payload is None else (str(uuid.UUID(bytes=payload[:16])), int.from_bytes(payload[16:20]))
+
+
+def _is_recent(turned_at: datetime | None, now: datetime, grace_seconds: int) -> bool:
+    return turned_at is not None and now < later(turned_at, grace_seconds)
+
+
+def _fingerprint(rt: Runtime, bearer: str) -> bytes:
+    return opaque.fingerprint(rt.ring.vault.derive("session bearers"), bearer)
+
+
+def _from_row(row: UserSession) -> SessionInfo:
+    return SessionInfo(*(getattr(row, column.key) for column in _INFO))

@@ -1,0 +1,151 @@
+"""Warnings of credentials that are about to stop working: who hears, when, and only once."""
+
+from __future__ import annotations
+
+import threading
+from datetime import timedelta
+
+import pytest
+from sqlalchemy import update
+
+from identity.core.admin import users
+from identity.core.admin.users import By
+from identity.core.clients import expiry, keypairs
+from identity.core.clients.applications import ClientSecret
+from identity.core.clients.keypairs import KeyPair
+from identity.core.mail import outbox
+from identity.runtime import Runtime
+from tests.builders import Person, a_user, an_application
+from tests.world import ORIGIN, FakeClock, Mailbox
+
+DAY = 86_400
+BY = By("boss", ORIGIN)
+
+
+def a_pair(rt: Runtime, owner: Person, *, days: int) -> str:
+    with rt.unit(ORIGIN) as unit:
+        return keypairs.create(rt, unit, owner.id, name="feed", days=days, actor="test", verified=True)[0].id
+
+
+def warned(rt: Runtime, mailbox: Mailbox) -> list[str]:
+    """Who was told by this run."""
+    mailbox.mails.clear()
+    expiry.warn(rt)
+    outbox.deliver_due(rt)
+    return sorted(str(mail["To"]) for mail in mailbox.mails)
+
+
+def test_the_owner_of_a_key_pair_is_told_at_30_7_and_1_days_once_each(
+    rt: Runtime, clock: FakeClock, mailbox: Mailbox
+) -> None:
+    ada = a_user(rt)
+    a_pair(rt, ada, days=60)
+    told = []
+    for day in range(61):
+        if warned(rt, mailbox):
+            told.append(60 - day)
+            assert "feed" in mailbox.mails[0].as_string()
+        assert warned(rt, mailbox) == []
+        clock.tick(DAY)
+    assert told == [30, 7, 1]
+
+
+@pytest.mark.parametrize(("seconds", "told"), [(30 * DAY + 1, False), (30 * DAY, True), (30 * DAY - 1, True)])
+def test_a_warning_comes_at_its_day(rt: Runtime, clock: FakeClock, mailbox: Mailbox, seconds: int, told: bool) -> None:
+    a_pair(rt, a_user(rt), days=31)
+    clock.tick(31 * DAY - seconds)
+    assert bool(warned(rt, mailbox)) is told
+
+
+@pytest.mark.parametrize(("days", "told"), [(1, []), (2, [1]), (7, [1]), (8, [7, 1]), (31, [30, 7, 1])])
+def test_who_chose_a_short_life_is_not_warned_of_it(
+    rt: Runtime, clock: FakeClock, mailbox: Mailbox, days: int, told: list[int]
+) -> None:
+    a_pair(rt, a_user(rt), days=days)
+    seen = []
+    for day in range(days):
+        if warned(rt, mailbox):
+            seen.append(days - day)
+        clock.tick(DAY)
+    assert seen == told
+
+
+def test_a_service_that_was_off_warns_once_not_thrice(rt: Runtime, clock: FakeClock, mailbox: Mailbox) -> None:
+    ada = a_user(rt)
+    a_pair(rt, ada, days=60)
+    clock.tick(60 * DAY - 3600)
+    assert warned(rt, mailbox) == [ada.email]
+    assert warned(rt, mailbox) == []
+
+
+def test_the_owners_of_a_tenant_are_told_of_its_applications_secrets(
+    rt: Runtime, clock: FakeClock, mailbox: Mailbox
+) -> None:
+    owner = a_user(rt, tenants={"acme-bank": ("owner", "analyst")})
+    a_user(rt, tenants={"acme-bank": ("co-owner", "owner2")})
+    a_user(rt, tenants={"other": ("owner",)})
+    a_user(rt, roles=("users_admin", "owner"))
+    a_user(rt, tenants={"acme-bank": ("owner",)}, enabled=False)
+    machine = an_application(rt, name="feed", tenant="acme-bank")
+    clock.tick(60 * DAY)
+    users.rotate_secret(rt, BY, machine.client_id, expires_in=DAY)
+    assert warned(rt, mailbox) == [owner.email]
+    text = mailbox.mails[0].as_string()
+    assert machine.secret_id in text
+    assert machine.secret not in text
+
+
+def test_administrators_are_told_where_a_secret_has_no_owner(rt: Runtime, clock: FakeClock, mailbox: Mailbox) -> None:
+    boss = a_user(rt, roles=("users_admin",))
+    a_user(rt, roles=("users-admin",))
+    for tenant in (None, "acme-bank"):
+        if tenant:
+            a_user(rt, tenants={tenant: ("analyst",)})
+        machine = an_application(rt, tenant=tenant)
+        with rt.unit(ORIGIN) as unit:
+            end = clock.now() + timedelta(days=40)
+            unit.execute(update(ClientSecret).where(ClientSecret.id == machine.secret_id).values(expires_at=end))
+    clock.tick(39.5 * DAY)
+    assert warned(rt, mailbox) == [boss.email, boss.email]
+
+
+def test_nobody_is_told_of_what_does_not_work_anyway(rt: Runtime, clock: FakeClock, mailbox: Mailbox) -> None:
+    a_user(rt, roles=("users_admin",))
+    off = a_user(rt, enabled=False)
+    a_pair(rt, off, days=40)
+    waiting = a_pair(rt, a_user(rt), days=40)
+    machine = an_application(rt)
+    with rt.unit(ORIGIN) as unit:
+        unit.execute(update(KeyPair).where(KeyPair.id == waiting).values(verified=False))
+        unit.execute(update(ClientSecret).values(expires_at=clock.now() + timedelta(days=40)))
+    users.change_application(rt, BY, machine.client_id, enabled=False)
+    clock.tick(39.5 * DAY)
+    assert warned(rt, mailbox) == []
+    clock.tick(DAY)
+    assert warned(rt, mailbox) == []
+
+
+def test_of_many_processes_one_warns(rt: Runtime, clock: FakeClock, mailbox: Mailbox) -> None:
+    ada = a_user(rt)
+    a_pair(rt, ada, days=60)
+    clock.tick(59.5 * DAY)
+    runs = [threading.Thread(target=expiry.warn, args=(rt,)) for _ in range(4)]
+    for run in runs:
+        run.start()
+    for run in runs:
+        run.join()
+    outbox.deliver_due(rt)
+    assert [str(mail["To"]) for mail in mailbox.mails] == [ada.email]
+
+
+def test_the_metric_tells_the_soonest_of_each_kind(rt: Runtime, clock: FakeClock) -> None:
+    assert expiry.soonest(rt.database, clock.now()) == {}
+    ada = a_user(rt)
+    for days in (5, 9, 100):
+        a_pair(rt, ada, days=days)
+    assert expiry.soonest(rt.database, clock.now()) == {"keypair": 5 * DAY}
+    machine = an_application(rt)
+    users.rotate_secret(rt, BY, machine.client_id, expires_in=3600)
+    assert expiry.soonest(rt.database, clock.now()) == {"keypair": 5 * DAY, "client_secret": 3600}
+    clock.tick(3600)
+    assert expiry.soonest(rt.database, clock.now()) == {"keypair": 5 * DAY - 3600}

@@ -1,0 +1,194 @@
+"""What an access token says, whom it is for, and how long it is good."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import jwt
+import pytest
+
+from identity.core.access import callers
+from identity.core.access.callers import Presented
+from identity.core.clients import applications
+from identity.core.tokens import claims, sessions
+from identity.core.tokens.claims import resource_of
+from identity.errors import FORBIDDEN, INVALID_TOKEN, TOKEN_EXPIRED, VALIDATION, Refused
+from identity.runtime import Runtime
+from identity.settings import Settings
+from tests.builders import a_session, a_token, a_user, an_application
+from tests.forgeries import forgeries
+from tests.world import ORIGIN, FakeClock
+
+USER_CLAIMS = {
+    "iss", "sub", "client_id", "aud", "iat", "nbf", "exp", "jti", "auth_time", "amr", "sid", "roles", "groups", "tenants",
+}  # fmt: skip
+MACHINE_CLAIMS = {
+    "iss", "sub", "client_id", "aud", "iat", "nbf", "exp", "jti", "roles", "groups", "tenants", "scope",
+}  # fmt: skip
+
+
+def claims_of(token: str) -> dict[str, object]:
+    return jwt.decode(token, options={"verify_signature": False})
+
+
+def an_application_token(rt: Runtime, **options: object) -> str:
+    feed = an_application(rt, **options)
+    proven = applications.authenticate(rt, ORIGIN, feed.client_id, feed.secret)
+    return applications.issue_token(rt, proven, scope=None, audience=(rt.settings.issuer,)).text
+
+
+def code_of(rt: Runtime, token: str) -> str:
+    """The code with which a token is refused; empty when it is good."""
+    try:
+        callers.identify(rt, ORIGIN, Presented(token))
+    except Refused as refused:
+        return refused.problem.code
+    return ""
+
+
+def test_a_token_has_the_header_of_rfc_9068(rt: Runtime) -> None:
+    header = jwt.get_unverified_header(a_token(rt, a_user(rt)))
+    assert header == {"alg": "RS256", "typ": "at+jwt", "kid": rt.ring.list()[0].kid}
+    assert list(header) == ["alg", "typ", "kid"]
+
+
+def test_a_user_token_has_the_claims_of_the_contract_and_no_other(rt: Runtime) -> None:
+    ada = a_user(rt, roles=("b", "a"), groups=("z", "y"), tenants={"globex": (), "acme-bank": ("owner", "analyst")})
+    opened = a_session(rt, ada)
+    live = sessions.find_live(rt, opened.session.id)
+    claims = claims_of(sessions.token_for(rt, live, seconds=3600, resource="https://api.acme.example").text)
+    assert claims.keys() == USER_CLAIMS
+    assert claims["sub"] == ada.id
+    assert claims["sid"] == opened.session.id
+    assert claims["aud"] == ["https://api.acme.example", rt.settings.issuer]
+    assert (claims["roles"], claims["groups"]) == (["a", "b"], ["y", "z"])
+    assert json.dumps(claims["tenants"]) == '{"acme-bank": ["analyst", "owner"], "globex": []}'
+    assert claims["exp"] - claims["iat"] == 3600
+    assert claims["nbf"] == claims["iat"] == int(rt.clock.now().timestamp())
+
+
+def test_an_application_token_has_the_claims_of_the_contract_and_no_other(rt: Runtime) -> None:
+    claims = claims_of(an_application_token(rt, scopes=("write", "read"), roles=("feeder",)))
+    assert claims.keys() == MACHINE_CLAIMS
+    assert claims["sub"] == claims["client_id"]
+    assert claims["scope"] == "read write"
+    assert claims["exp"] - claims["iat"] == 86_400
+
+
+def test_no_two_tokens_have_the_same_jti(rt: Runtime) -> None:
+    ada = a_user(rt)
+    assert len({claims_of(a_token(rt, ada))["jti"] for _ in range(20)}) == 20
+
+
+def test_personal_claims_are_added_only_where_the_setting_names_them(rt: Runtime) -> None:
+    ada = a_user(rt, email="ada@acme.example", full_name="Ada Lovelace")
+    assert not {"email", "name"} & claims_of(a_token(rt, ada)).keys()
+    rt.settings = replace(rt.settings, user_claims=("email", "name"))
+    claims = claims_of(a_token(rt, ada))
+    assert (claims["email"], claims["name"]) == ("ada@acme.example", "Ada Lovelace")
+
+
+def test_a_token_never_outlives_its_session(rt: Runtime, clock: FakeClock) -> None:
+    opened = a_session(rt, a_user(rt))
+    clock.tick(rt.settings.session_idle_seconds - 10)
+    live = sessions.find_live(rt, opened.session.id)
+    remaining = int((live.session.absolute_expires_at - clock.now()).total_seconds())
+    assert sessions.token_for(rt, live, seconds=10**8).expires_in == remaining
+
+
+@pytest.mark.parametrize(("seconds", "code"), [(3599, ""), (3600, "TOKEN_EXPIRED"), (3601, "TOKEN_EXPIRED")])
+def test_a_token_is_good_until_its_second(rt: Runtime, clock: FakeClock, seconds: int, code: str) -> None:
+    clock.tick(1 - clock.now().microsecond / 1e6)
+    token = a_token(rt, a_user(rt))
+    clock.tick(seconds)
+    assert code_of(rt, token) == code
+
+
+def test_an_expired_token_says_to_operators_how_late_it_is(rt: Runtime, clock: FakeClock) -> None:
+    token = a_token(rt, a_user(rt))
+    clock.tick(3700)
+    with pytest.raises(Refused) as caught:
+        claims.read(rt, token)
+    assert caught.value.problem == TOKEN_EXPIRED
+    assert caught.value.evidence
+
+
+def test_no_forgery_is_read(rt: Runtime) -> None:
+    genuine = a_token(rt, a_user(rt))
+    for name, forged in forgeries(rt, genuine, "127.0.0.1:1").items():
+        assert code_of(rt, forged) == INVALID_TOKEN.code, name
+    assert code_of(rt, genuine) == ""
+
+
+def test_no_part_of_a_token_is_a_token(rt: Runtime) -> None:
+    """A cache of verdicts must not answer for what merely begins or ends like a token that was good."""
+    token = a_token(rt, a_user(rt))
+    assert code_of(rt, token) == ""
+    for cut in (1, 2, 3, 20, 64, 256, len(token) // 2, len(token) - 1):
+        assert code_of(rt, token[:-cut]) == INVALID_TOKEN.code
+        assert code_of(rt, token[cut:]) == INVALID_TOKEN.code
+    for more in ("A", "=", ".", "\n", "\0", token):
+        assert code_of(rt, token + more) == INVALID_TOKEN.code
+
+
+def test_an_application_token_must_name_us_as_audience_on_our_own_routes(rt: Runtime) -> None:
+    feed = an_application(rt)
+    proven = applications.authenticate(rt, ORIGIN, feed.client_id, feed.secret)
+    token = applications.issue_token(rt, proven, scope=None, audience=("https://api.acme.example",)).text
+    assert code_of(rt, token) == INVALID_TOKEN.code
+    assert callers.identify(rt, ORIGIN, Presented(token), own_routes=False).subject == feed.client_id
+
+
+class TestResource:
+    """`Origin` and the audience that it names."""
+
+    def asked(self, origin: str | None, *, allowed: tuple[str, ...] = (), required: bool = False) -> str:
+        return resource_of(origin, allowed=allowed, required=required, fallback="https://fallback.example")
+
+    def test_without_an_origin_the_default_is_the_audience(self) -> None:
+        assert self.asked(None) == "https://fallback.example"
+
+    @pytest.mark.parametrize(
+        ("origin", "resource"),
+        [
+            ("https://api.acme.example", "https://api.acme.example"),
+            ("HTTPS://API.Acme.Example", "https://api.acme.example"),
+            ("http://localhost:3000", "http://localhost:3000"),
+            ("https://[2001:db8::1]:8443", "https://[2001:db8::1]:8443"),
+        ],
+    )
+    def test_an_origin_is_the_audience(self, origin: str, resource: str) -> None:
+        assert self.asked(origin) == resource
+
+    @pytest.mark.parametrize(
+        "origin",
+        [
+            "", "null", "*", "api.acme.example", "ftp://a.example", "https://", "https://a.example/", "https://a.example/path",
+            "https://user@a.example", "https://a.example:port", "https://a.example:123456", "https://a.example https://b.example",
+            "https://a.example,https://b.example", "https://ä.example", " https://a.example", "https://a.example\n", "javascript:x",
+        ],
+    )  # fmt: skip
+    def test_what_is_no_origin_is_refused(self, origin: str) -> None:
+        with pytest.raises(Refused) as caught:
+            self.asked(origin)
+        assert (caught.value.problem.code, caught.value.field) == (VALIDATION.code, "Origin")
+
+    def test_a_missing_origin_is_refused_where_one_is_required(self) -> None:
+        with pytest.raises(Refused) as caught:
+            self.asked(None, required=True)
+        assert (caught.value.problem.code, caught.value.field) == (VALIDATION.code, "Origin")
+
+    @pytest.mark.parametrize(
+        "origin",
+        ["https://evil.example", "https://a.example.evil.example", "http://a.example", "https://a.example:444"],
+    )
+    def test_another_origin_than_the_allowed_is_forbidden(self, origin: str) -> None:
+        with pytest.raises(Refused) as caught:
+            self.asked(origin, allowed=("https://a.example",))
+        assert caught.value.problem.code == FORBIDDEN.code
+        assert self.asked("https://A.example", allowed=("https://a.example",)) == "https://a.example"
+
+
+def test_the_issuer_is_in_the_audience_once(rt: Runtime, settings: Settings) -> None:
+    assert claims_of(a_token(rt, a_user(rt)))["aud"] == [settings.issuer]
