@@ -9,9 +9,11 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from identity.core.admin.users import CreatedUser, Member, UserDetail
-from identity.core.clients.applications import ApplicationInfo, SecretInfo
+from identity.core.admin.tenants import Member
+from identity.core.admin.users import CreatedUser, UserDetail
+from identity.core.clients.applications import ApplicationInfo
 from identity.core.clients.keypairs import KeyPairInfo, Requested
+from identity.core.clients.secrets import SecretInfo
 from identity.core.mail.outbox import MailInfo
 from identity.core.people.tenancy import TenantInfo
 from identity.core.record.audit import Event

@@ -11,7 +11,7 @@ from typing import Any
 import pyotp
 from sqlalchemy import update
 
-from identity.core.clients import applications
+from identity.core.clients import applications, registration
 from identity.core.people import accounts, tenancy
 from identity.core.people.accounts import User
 from identity.core.signin import factors
@@ -101,7 +101,7 @@ def a_tenant(rt: Runtime, tenant_id: str, *, name: str = "", limits: Mapping[str
 def an_application(rt: Runtime, *, name: str = "feed", **options: Any) -> Machine:
     """An application with one secret."""
     with rt.unit(ORIGIN) as unit:
-        info, secret_info, secret = applications.register(rt, unit, name=name, actor="test", **options)
+        info, secret_info, secret = registration.register(rt, unit, name=name, actor="test", **options)
     return Machine(info.id, info.app_id, secret.reveal(), secret_info.id)
 
 

@@ -17,9 +17,9 @@ from sqlalchemy import BigInteger, Boolean, bindparam, delete, select, text, upd
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from identity.ambient import later
-from identity.core.clients.applications import RevokedToken
 from identity.core.people.accounts import User
 from identity.core.proofs.codes import Code
+from identity.core.tokens.revoked import RevokedToken
 from identity.core.upkeep import Lease, take_lease
 from identity.errors import CONFLICT, INVALID_CODE, NOT_FOUND, Refused
 from identity.runtime import Runtime

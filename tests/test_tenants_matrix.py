@@ -16,9 +16,10 @@ from sqlalchemy import select
 from werkzeug.test import TestResponse
 
 from identity.app import create_app, endpoints
-from identity.core.clients import applications, keypairs
-from identity.core.clients.applications import Application, ClientSecret
+from identity.core.clients import keypairs, machine_tokens, secrets
+from identity.core.clients.applications import Application
 from identity.core.clients.keypairs import KeyPair
+from identity.core.clients.secrets import ClientSecret
 from identity.core.people import tenancy
 from identity.core.people.accounts import Email, User
 from identity.core.people.tenancy import Membership, Tenant
@@ -221,8 +222,8 @@ def _tenant_admin(rt: Runtime) -> dict[str, str]:
 
 def _machine(rt: Runtime) -> dict[str, str]:
     feed = an_application(rt, tenant="acme-bank", scopes=("read",), roles=("users_admin",))
-    proven = applications.authenticate(rt, ORIGIN, feed.client_id, feed.secret)
-    token = applications.issue_token(rt, proven, scope=None, audience=(rt.settings.issuer,))
+    proven = secrets.authenticate(rt, ORIGIN, feed.client_id, feed.secret)
+    token = machine_tokens.issue_token(rt, proven, scope=None, audience=(rt.settings.issuer,))
     return {"Authorization": f"Bearer {token.text}"}
 
 

@@ -11,7 +11,7 @@ from statistics import fmean, variance
 
 import pytest
 
-from identity.core.people import accounts
+from identity.core.signin import password_proof
 from identity.errors import Refused
 from identity.instruments.hashing import Passwords
 from identity.runtime import Runtime
@@ -41,7 +41,7 @@ def samples(rt: Runtime, clock: FakeClock, identifiers: dict[str, str], rounds: 
                 clock.tick(400)  # No failure of before counts any more.
                 started = time.perf_counter()
                 with pytest.raises(Refused, match="INVALID_CREDENTIALS"):
-                    accounts.check_password(rt, ORIGIN, identifiers[name], "wrong password")
+                    password_proof.check_password(rt, ORIGIN, identifiers[name], "wrong password")
                 spent[name].append(time.perf_counter() - started)
     finally:
         gc.enable()

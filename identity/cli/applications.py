@@ -36,9 +36,9 @@ def _key_set(_context: click.Context, _parameter: click.Parameter, file: TextIO 
 def create(opened: Opened, **options: Any) -> Any:
     """Make an application, and its first secret, which is shown once."""
     from identity import documents
-    from identity.core.admin import users
+    from identity.core.admin import applications
 
-    return documents.created_application(*users.create_application(opened.rt, opened.by, **options))
+    return documents.created_application(*applications.create_application(opened.rt, opened.by, **options))
 
 
 @command(application, "list")
@@ -47,9 +47,9 @@ def create(opened: Opened, **options: Any) -> Any:
 def list_applications(opened: Opened, limit: int, page: int) -> Any:
     """List applications by their number."""
     from identity import documents
-    from identity.core.clients import applications
+    from identity.core.clients import applications as clients
 
-    total, found = applications.listing(opened.rt, limit=limit, offset=(page - 1) * limit)
+    total, found = clients.listing(opened.rt, limit=limit, offset=(page - 1) * limit)
     return documents.page("applications", total, [documents.application(one) for one in found], limit=limit)
 
 
@@ -58,11 +58,12 @@ def list_applications(opened: Opened, limit: int, page: int) -> Any:
 def show(opened: Opened, client_id: str) -> Any:
     """Show an application, and when and from where each of its secrets was last used."""
     from identity import documents
-    from identity.core.clients import applications
+    from identity.core.clients import applications, secrets
 
     found = applications.get(opened.rt, client_id)
-    secrets = [documents.secret(one) for one in applications.secrets_of(opened.rt, found.id)]
-    return documents.application(found) | {"secrets": secrets}
+    return documents.application(found) | {
+        "secrets": [documents.secret(one) for one in secrets.secrets_of(opened.rt, found.id)]
+    }
 
 
 @command(application, "disable")
@@ -83,11 +84,11 @@ def enable(opened: Opened, client_id: str) -> Any:
 @click.argument("client_id", metavar="CLIENT_ID")
 def delete(opened: Opened, client_id: str) -> Any:
     """Delete an application; its secrets and tokens end with it."""
-    from identity.core.admin import users
-    from identity.core.clients import applications
+    from identity.core.admin import applications
+    from identity.core.clients import applications as clients
 
-    found = applications.get(opened.rt, client_id)
-    users.delete_application(opened.rt, opened.by, found.id)
+    found = clients.get(opened.rt, client_id)
+    applications.delete_application(opened.rt, opened.by, found.id)
     return {"clientId": found.id, "deleted": True}
 
 
@@ -104,16 +105,16 @@ def delete(opened: Opened, client_id: str) -> Any:
 def rotate_secret(opened: Opened, client_id: str, expires_in: int) -> Any:
     """Make a new secret, which is shown once, and let the one before it run out."""
     from identity import documents
-    from identity.core.admin import users
-    from identity.core.clients import applications
+    from identity.core.admin import applications
+    from identity.core.clients import applications as clients
 
-    found = applications.get(opened.rt, client_id)
-    made = users.rotate_secret(opened.rt, opened.by, found.id, expires_in=expires_in)
+    found = clients.get(opened.rt, client_id)
+    made = applications.rotate_secret(opened.rt, opened.by, found.id, expires_in=expires_in)
     return {"clientId": found.id} | documents.created_secret(*made)
 
 
 def _set_enabled(opened: Opened, client_id: str, *, enabled: bool) -> Any:
     from identity import documents
-    from identity.core.admin import users
+    from identity.core.admin import applications
 
-    return documents.application(users.change_application(opened.rt, opened.by, client_id, enabled=enabled))
+    return documents.application(applications.change_application(opened.rt, opened.by, client_id, enabled=enabled))

@@ -17,7 +17,7 @@ from identity.errors import NOT_FOUND, Refused
 from identity.settings import BadSettings, Settings
 
 if TYPE_CHECKING:
-    from identity.core.admin.users import By
+    from identity.core.admin.by import By
     from identity.runtime import Runtime
 
 _TRIES: Final = 5
@@ -47,7 +47,7 @@ class Opened:
 
     @property
     def by(self) -> By:
-        from identity.core.admin.users import By
+        from identity.core.admin.by import By
 
         return By.command_line()
 

@@ -27,18 +27,18 @@ def list_keys(opened: Opened) -> Any:
 def rotate(opened: Opened) -> Any:
     """Have the next key sign as soon as verifiers can have seen it; the one before stays published until its last token is dead."""
     from identity import documents
-    from identity.core.admin import users
+    from identity.core.admin import keys
 
-    return documents.signing_key(users.rotate_key(opened.rt, opened.by))
+    return documents.signing_key(keys.rotate_key(opened.rt, opened.by))
 
 
 @command(keys, "revoke")
 @click.argument("kid")
 def revoke(opened: Opened, kid: str) -> Any:
     """Withdraw a key at once: every token that it signed is refused. For a key that may be stolen."""
-    from identity.core.admin import users
+    from identity.core.admin import keys
 
-    users.revoke_key(opened.rt, opened.by, kid)
+    keys.revoke_key(opened.rt, opened.by, kid)
     return {"kid": kid, "revoked": True}
 
 
@@ -47,14 +47,14 @@ def revoke(opened: Opened, kid: str) -> Any:
 def import_key(opened: Opened, file: BinaryIO) -> Any:
     """Take the RSA key in FILE (PEM, unencrypted; `-` is standard input) as the one that signs next; `keys rotate` starts it."""
     from identity import documents
-    from identity.core.admin import users
+    from identity.core.admin import keys
 
-    return documents.signing_key(users.import_key(opened.rt, opened.by, file.read(65_536)))
+    return documents.signing_key(keys.import_key(opened.rt, opened.by, file.read(65_536)))
 
 
 @command(keys, "reseal")
 def reseal(opened: Opened) -> Any:
     """Seal everything anew under the newest master key; after that the older ones can go from IDENTITY_MASTER_KEYS."""
-    from identity.core.admin import users
+    from identity.core.admin import keys
 
-    return {"resealed": users.reseal(opened.rt, opened.by)}
+    return {"resealed": keys.reseal(opened.rt, opened.by)}

@@ -20,9 +20,9 @@ def tenant() -> None:
 def create(opened: Opened, tenant_id: str, name: str) -> Any:
     """Make a tenant."""
     from identity import documents
-    from identity.core.admin import users
+    from identity.core.admin import tenants
 
-    return documents.tenant(users.create_tenant(opened.rt, opened.by, tenant_id=tenant_id, name=name))
+    return documents.tenant(tenants.create_tenant(opened.rt, opened.by, tenant_id=tenant_id, name=name))
 
 
 @command(tenant, "list")
@@ -42,11 +42,11 @@ def list_tenants(opened: Opened, limit: int, page: int) -> Any:
 def show(opened: Opened, tenant_id: str) -> Any:
     """Show a tenant and its first 200 members."""
     from identity import documents
-    from identity.core.admin import users
+    from identity.core.admin import tenants
     from identity.core.people import tenancy
 
     found = documents.tenant(tenancy.describe(opened.rt, tenant_id))
-    _, members = users.list_members(opened.rt, tenant_id, limit=200, offset=0)
+    _, members = tenants.list_members(opened.rt, tenant_id, limit=200, offset=0)
     return found | {"members": [documents.member(one) for one in members]}
 
 
@@ -54,9 +54,9 @@ def show(opened: Opened, tenant_id: str) -> Any:
 @click.argument("tenant_id", metavar="ID")
 def delete(opened: Opened, tenant_id: str) -> Any:
     """Delete a tenant with its memberships and its applications."""
-    from identity.core.admin import users
+    from identity.core.admin import tenants
 
-    users.delete_tenant(opened.rt, opened.by, tenant_id)
+    tenants.delete_tenant(opened.rt, opened.by, tenant_id)
     return {"id": tenant_id, "deleted": True}
 
 
@@ -67,10 +67,10 @@ def delete(opened: Opened, tenant_id: str) -> Any:
 def add_member(opened: Opened, tenant_id: str, identifier: str, roles: tuple[str, ...]) -> Any:
     """Make a user a member with exactly these roles."""
     from identity import documents
-    from identity.core.admin import users
+    from identity.core.admin import tenants, users
 
     user = users.find_user(opened.rt, identifier)
-    return documents.member(users.set_member(opened.rt, opened.by, tenant_id, user.id, roles=roles))
+    return documents.member(tenants.set_member(opened.rt, opened.by, tenant_id, user.id, roles=roles))
 
 
 @command(tenant, "remove-member")
@@ -78,8 +78,8 @@ def add_member(opened: Opened, tenant_id: str, identifier: str, roles: tuple[str
 @click.option("--user", "identifier", required=True, metavar="USER", help="Id, address or alias.")
 def remove_member(opened: Opened, tenant_id: str, identifier: str) -> Any:
     """End a membership."""
-    from identity.core.admin import users
+    from identity.core.admin import tenants, users
 
     user = users.find_user(opened.rt, identifier)
-    users.remove_member(opened.rt, opened.by, tenant_id, user.id)
+    tenants.remove_member(opened.rt, opened.by, tenant_id, user.id)
     return {"id": tenant_id, "userID": user.id, "removed": True}

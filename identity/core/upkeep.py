@@ -19,7 +19,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, mapped_column
 
 from identity.ambient import Origin, later
-from identity.core.clients import applications, expiry, keypairs
+from identity.core.clients import expiry, keypairs, machine_tokens
 from identity.core.mail import outbox
 from identity.core.proofs import attempts, codes
 from identity.core.record import audit, explain
@@ -101,7 +101,7 @@ def sweep(rt: Runtime) -> None:
         sessions.purge,
         challenges.purge,
         attempts.purge,
-        applications.purge,
+        machine_tokens.purge,
         codes.purge,
         keypairs.purge,
         outbox.purge,

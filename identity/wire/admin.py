@@ -15,9 +15,10 @@ from typing import Any, Final, TypeVar
 from marshmallow import Schema
 
 from identity import documents
-from identity.core.admin import on_behalf, users
-from identity.core.admin.users import By
-from identity.core.clients import applications, keypairs
+from identity.core.admin import applications, keys, on_behalf, tenants, users
+from identity.core.admin.by import By
+from identity.core.clients import applications as clients
+from identity.core.clients import keypairs, secrets
 from identity.core.people import tenancy
 from identity.core.record import audit, explain
 from identity.core.tokens import sessions
@@ -326,7 +327,7 @@ def remove_email(call: Call) -> Reply:
 def create_application(call: Call) -> Reply:
     """Register an application; its first secret is shown once."""
     options = _renamed(call.body, tokenSeconds="token_seconds")
-    return Reply(documents.created_application(*users.create_application(call.rt, _by(call), **options)))
+    return Reply(documents.created_application(*applications.create_application(call.rt, _by(call), **options)))
 
 
 @_list("/admin/applications", "applications", schemas.ApplicationAnswer)
@@ -336,14 +337,14 @@ def list_applications(call: Call) -> Reply:
         call,
         "applications",
         documents.application,
-        lambda limit, offset: applications.listing(call.rt, limit=limit, offset=offset),
+        lambda limit, offset: clients.listing(call.rt, limit=limit, offset=offset),
     )
 
 
 @_show("/admin/application/{clientId}", schemas.ApplicationAnswer)
 def show_application(call: Call) -> Reply:
     """Show an application; the `ETag` guards a change of it."""
-    return _application(applications.get(call.rt, call.params["clientId"]))
+    return _application(clients.get(call.rt, call.params["clientId"]))
 
 
 @_deed("PATCH", "/admin/application/{clientId}", body=schemas.ApplicationChange, answer=schemas.ApplicationAnswer)
@@ -352,35 +353,35 @@ def change_application(call: Call) -> Reply:
     changes = _renamed(_changes(call), tokenSeconds="token_seconds")
     version = _expected_version(call)
     return _application(
-        users.change_application(call.rt, _by(call), call.params["clientId"], version=version, **changes)
+        applications.change_application(call.rt, _by(call), call.params["clientId"], version=version, **changes)
     )
 
 
 @_deed("DELETE", "/admin/application/{clientId}")
 def delete_application(call: Call) -> Reply:
     """Delete an application; its secrets and tokens end with it."""
-    users.delete_application(call.rt, _by(call), call.params["clientId"])
+    applications.delete_application(call.rt, _by(call), call.params["clientId"])
     return Reply(_ACKNOWLEDGED)
 
 
 @_deed("POST", "/admin/application/{clientId}/secret", body=schemas.SecretBody, answer=schemas.NewSecretAnswer)
 def add_secret(call: Call) -> Reply:
     """Make a second live secret, which is shown once, so that the first can be retired."""
-    made = users.add_secret(call.rt, _by(call), call.params["clientId"], expires_in=call.body.get("expiresIn"))
+    made = applications.add_secret(call.rt, _by(call), call.params["clientId"], expires_in=call.body.get("expiresIn"))
     return Reply(documents.created_secret(*made))
 
 
 @_list("/admin/application/{clientId}/secrets", "secrets", schemas.SecretAnswer, refusals=(NOT_FOUND,))
 def list_secrets(call: Call) -> Reply:
     """List the secrets of an application, and when and from where each was last used."""
-    found = applications.secrets_of(call.rt, call.params["clientId"])
+    found = secrets.secrets_of(call.rt, call.params["clientId"])
     return _page(call, "secrets", documents.secret, lambda limit, offset: (len(found), found[offset : offset + limit]))
 
 
 @_deed("DELETE", "/admin/application/{clientId}/secret/{secretID}")
 def delete_secret(call: Call) -> Reply:
     """End a secret and every token that it earned."""
-    users.delete_secret(call.rt, _by(call), call.params["clientId"], call.params["secretID"])
+    applications.delete_secret(call.rt, _by(call), call.params["clientId"], call.params["secretID"])
     return Reply(_ACKNOWLEDGED)
 
 
@@ -390,7 +391,7 @@ def delete_secret(call: Call) -> Reply:
 @_deed("POST", "/admin/tenant", body=schemas.NewTenant, answer=schemas.TenantAnswer)
 def create_tenant(call: Call) -> Reply:
     """Make a tenant; its id is what callers send as `X-Tenant-Id`."""
-    return _tenant(users.create_tenant(call.rt, _by(call), tenant_id=call.body["id"], name=call.body["name"]))
+    return _tenant(tenants.create_tenant(call.rt, _by(call), tenant_id=call.body["id"], name=call.body["name"]))
 
 
 @_list("/admin/tenants", "tenants", schemas.TenantAnswer)
@@ -411,27 +412,27 @@ def show_tenant(call: Call) -> Reply:
 def change_tenant(call: Call) -> Reply:
     """Rename a tenant or give it budgets of its own; `If-Match` guards against a change in between."""
     version = _expected_version(call)
-    return _tenant(users.change_tenant(call.rt, _by(call), call.params["id"], version=version, **_changes(call)))
+    return _tenant(tenants.change_tenant(call.rt, _by(call), call.params["id"], version=version, **_changes(call)))
 
 
 @_deed("DELETE", "/admin/tenant/{id}")
 def delete_tenant(call: Call) -> Reply:
     """Delete a tenant with its memberships and its applications."""
-    users.delete_tenant(call.rt, _by(call), call.params["id"])
+    tenants.delete_tenant(call.rt, _by(call), call.params["id"])
     return Reply(_ACKNOWLEDGED)
 
 
 @_deed("PUT", "/admin/tenant/{id}/member/{userID}", body=schemas.MemberBody, answer=schemas.MemberAnswer)
 def set_member(call: Call) -> Reply:
     """Make a user a member with exactly these roles."""
-    made = users.set_member(call.rt, _by(call), call.params["id"], call.params["userID"], roles=call.body["roles"])
+    made = tenants.set_member(call.rt, _by(call), call.params["id"], call.params["userID"], roles=call.body["roles"])
     return Reply(documents.member(made))
 
 
 @_deed("DELETE", "/admin/tenant/{id}/member/{userID}")
 def remove_member(call: Call) -> Reply:
     """End a membership."""
-    users.remove_member(call.rt, _by(call), call.params["id"], call.params["userID"])
+    tenants.remove_member(call.rt, _by(call), call.params["id"], call.params["userID"])
     return Reply(_ACKNOWLEDGED)
 
 
@@ -442,7 +443,7 @@ def list_members(call: Call) -> Reply:
         call,
         "members",
         documents.member,
-        lambda limit, offset: users.list_members(call.rt, call.params["id"], limit=limit, offset=offset),
+        lambda limit, offset: tenants.list_members(call.rt, call.params["id"], limit=limit, offset=offset),
     )
 
 
@@ -461,13 +462,13 @@ def list_keys(call: Call) -> Reply:
 @_deed("POST", "/admin/signing-keys/rotate", answer=schemas.SigningKeyAnswer)
 def rotate_key(call: Call) -> Reply:
     """Have the next key sign as soon as verifiers can have seen it."""
-    return Reply(documents.signing_key(users.rotate_key(call.rt, _by(call))))
+    return Reply(documents.signing_key(keys.rotate_key(call.rt, _by(call))))
 
 
 @_deed("DELETE", "/admin/signing-key/{kid}")
 def revoke_key(call: Call) -> Reply:
     """Withdraw a key that may be stolen: every token that it signed is refused at once."""
-    users.revoke_key(call.rt, _by(call), call.params["kid"])
+    keys.revoke_key(call.rt, _by(call), call.params["kid"])
     return Reply(_ACKNOWLEDGED)
 
 
@@ -568,7 +569,7 @@ def _roles(detail: users.UserDetail) -> Reply:
     return _tagged({"roles": list(detail.info.roles)}, detail.info.version)
 
 
-def _application(info: applications.ApplicationInfo) -> Reply:
+def _application(info: clients.ApplicationInfo) -> Reply:
     return _tagged(documents.application(info), info.version)
 
 

@@ -25,8 +25,9 @@ from marshmallow import Schema, fields
 
 from identity.canonical import canonical_id
 from identity.core.access import introspection
-from identity.core.clients import applications
-from identity.core.clients.applications import SCOPE_REFUSED, TARGET_REFUSED, Authenticated
+from identity.core.clients import assertions, machine_tokens, secrets
+from identity.core.clients.machine_tokens import SCOPE_REFUSED, TARGET_REFUSED
+from identity.core.clients.secrets import Authenticated
 from identity.errors import CLIENT_MISMATCH, LOCKED_OUT, MALFORMED, UNAUTHENTICATED, Problem, Refused
 from identity.instruments import limits
 from identity.instruments.jws import unverified_claims
@@ -333,7 +334,7 @@ def _by_post(_query_client: Any, request: _Request) -> _Client | None:
 def _by_secret(request: _Request, client_id: str, secret: str) -> _Client:
     call = request.call
     _admit(request, client_id)
-    return _Client(call, applications.authenticate(call.rt, call.origin, client_id, secret))
+    return _Client(call, secrets.authenticate(call.rt, call.origin, client_id, secret))
 
 
 def _by_assertion(_query_client: Any, request: _Request) -> _Client | None:
@@ -344,7 +345,7 @@ def _by_assertion(_query_client: Any, request: _Request) -> _Client | None:
     _admit(request, str(unverified_claims(assertion).get("sub", "")))
     issuer = call.rt.settings.issuer
     ours = (issuer, f"{issuer}/oauth/token")
-    return _Client(call, applications.authenticate_assertion(call.rt, call.origin, assertion, audiences=ours))
+    return _Client(call, assertions.authenticate_assertion(call.rt, call.origin, assertion, audiences=ours))
 
 
 def _admit(request: _Request, client_id: str) -> None:
@@ -364,10 +365,10 @@ def _issue(client: _Client, scope: str | None, **_unused: Any) -> dict[str, Any]
     call, app = client.call, client.proven.application
     resource = call.body.get("resource")
     if resource:
-        audience = applications.audience_for_resource(call.rt, app, resource)
+        audience = machine_tokens.audience_for_resource(call.rt, app, resource)
     else:
-        audience = applications.audience_of(call.rt, app, origin=call.header("origin"))
+        audience = machine_tokens.audience_of(call.rt, app, origin=call.header("origin"))
     asked = scope.split() if scope else None
-    issued = applications.issue_token(call.rt, client.proven, scope=asked, audience=audience)
+    issued = machine_tokens.issue_token(call.rt, client.proven, scope=asked, audience=audience)
     answer = {"access_token": issued.text, "token_type": issued.token_type, "expires_in": issued.expires_in}
     return answer | ({"scope": " ".join(issued.scope)} if issued.scope else {})

@@ -7,7 +7,7 @@ from typing import Any
 from marshmallow import Schema, fields
 
 from identity.canonical import canonical_id
-from identity.core.clients import applications
+from identity.core.clients import machine_tokens, secrets
 from identity.core.signin import by_password
 from identity.core.tokens.claims import AccessToken
 from identity.errors import (
@@ -106,10 +106,10 @@ def application_token(call: Call) -> Reply:
     client_id = call.body["clientId"]
     name = canonical_id(client_id) or client_id
     call.limit(Policy.APPLICATION, f"{name} {limits.address_key(call.origin.address)}")
-    proven = applications.authenticate(call.rt, call.origin, client_id, call.body["secret"])
-    audience = applications.audience_of(call.rt, proven.application, origin=call.header("origin"))
+    proven = secrets.authenticate(call.rt, call.origin, client_id, call.body["secret"])
+    audience = machine_tokens.audience_of(call.rt, proven.application, origin=call.header("origin"))
     scope = call.body["scope"].split() if "scope" in call.body else None
-    return Reply(_envelope(applications.issue_token(call.rt, proven, scope=scope, audience=audience)))
+    return Reply(_envelope(machine_tokens.issue_token(call.rt, proven, scope=scope, audience=audience)))
 
 
 def _envelope(token: AccessToken) -> dict[str, Any]:

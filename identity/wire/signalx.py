@@ -16,8 +16,8 @@ from marshmallow import Schema, fields
 
 from identity.core.clients import applications
 from identity.core.clients.applications import STANDARD_APP_ID, ApplicationInfo
-from identity.core.people import accounts
-from identity.core.signin import by_password, challenges
+from identity.core.proofs import guesses
+from identity.core.signin import by_password, challenges, password_proof
 from identity.core.signin.by_password import Handout
 from identity.errors import INTERNAL, INVALID_CODE, MALFORMED, RATE_LIMITED, Refused
 from identity.instruments.limits import Policy
@@ -225,8 +225,8 @@ def _login(call: Call, arguments: dict[str, Any]) -> dict[str, Any]:
     app = _find_application(call, arguments)
     if app is None:
         # The same work and the same count as for a wrong password: the numbers of applications cannot be listed by time or text.
-        proof = accounts.check_password(rt, origin, identifier, password)
-        accounts.refuse_guess(rt, origin, proof.reservation, actor=proof.user.id, detail="no such application")
+        proof = password_proof.check_password(rt, origin, identifier, password)
+        guesses.refuse_guess(rt, origin, proof.reservation, actor=proof.user.id, detail="no such application")
     issued = by_password.begin(
         rt,
         origin,

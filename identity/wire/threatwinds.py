@@ -9,6 +9,7 @@ from marshmallow import Schema, fields
 
 from identity.canonical import get_address
 from identity.core.access.callers import Caller
+from identity.core.admin import erasure
 from identity.core.clients import keypairs
 from identity.core.clients.keypairs import KeyInfo
 from identity.core.people import accounts, addresses
@@ -662,7 +663,7 @@ def erase_user(call: Call) -> Reply:
     user_id = _live(call.caller).user_id
     call.caller.require_recent_login(call.rt)
     with call.rt.unit(call.origin) as unit:
-        sign_up.erase(call.rt, unit, user_id, actor=user_id)
+        erasure.erase(call.rt, unit, user_id, actor=user_id)
     return Reply(_ACKNOWLEDGED)
 
 

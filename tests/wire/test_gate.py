@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import update
 from werkzeug.test import TestResponse
 
-from identity.core.clients import applications, keypairs
+from identity.core.clients import keypairs, machine_tokens, registration, secrets
 from identity.core.people import tenancy
 from identity.core.people.accounts import User
 from identity.core.tokens import sessions
@@ -26,8 +26,8 @@ ACME = {"X-Tenant-Id": "acme-bank"}
 def an_application_token(rt: Runtime, **options: object) -> str:
     """A token of a new application."""
     feed = an_application(rt, **options)
-    proven = applications.authenticate(rt, ORIGIN, feed.client_id, feed.secret)
-    return applications.issue_token(rt, proven, scope=None, audience=("https://api.acme.example",)).text
+    proven = secrets.authenticate(rt, ORIGIN, feed.client_id, feed.secret)
+    return machine_tokens.issue_token(rt, proven, scope=None, audience=("https://api.acme.example",)).text
 
 
 def a_key_pair(rt: Runtime, person: Person, *, verified: bool = True, days: int = 30) -> dict[str, str]:
@@ -258,11 +258,11 @@ def test_a_revoked_session_ends_its_bearer_and_its_tokens(web: Web) -> None:
 
 def test_a_disabled_application_is_refused_at_once(web: Web) -> None:
     feed = an_application(web.rt)
-    proven = applications.authenticate(web.rt, ORIGIN, feed.client_id, feed.secret)
-    token = applications.issue_token(web.rt, proven, scope=None, audience=("x",)).text
+    proven = secrets.authenticate(web.rt, ORIGIN, feed.client_id, feed.secret)
+    token = machine_tokens.issue_token(web.rt, proven, scope=None, audience=("x",)).text
     assert web.get("/verify?tenant=optional", bearer=token).status_code == 200
     with web.rt.unit(ORIGIN) as unit:
-        applications.change(web.rt, unit, feed.client_id, actor="test", enabled=False)
+        registration.change(web.rt, unit, feed.client_id, actor="test", enabled=False)
     assert refusal(web.get("/verify?tenant=optional", bearer=token)) == (401, "INVALID_TOKEN")
 
 
@@ -364,8 +364,8 @@ def test_every_scope_that_is_named_is_needed(web: Web, query: str, status: int) 
 
 def test_a_token_with_fewer_scopes_than_its_application_has_only_those(web: Web) -> None:
     feed = an_application(web.rt, scopes=("read", "write"))
-    proven = applications.authenticate(web.rt, ORIGIN, feed.client_id, feed.secret)
-    token = applications.issue_token(web.rt, proven, scope=("read",), audience=("x",)).text
+    proven = secrets.authenticate(web.rt, ORIGIN, feed.client_id, feed.secret)
+    token = machine_tokens.issue_token(web.rt, proven, scope=("read",), audience=("x",)).text
     assert web.get("/verify?tenant=optional&scope=read", bearer=token).headers["X-Auth-Scopes"] == "read"
     assert web.get("/verify?tenant=optional&scope=write", bearer=token).status_code == 403
 

@@ -14,8 +14,8 @@ from werkzeug.test import TestResponse
 
 from identity.app import create_app, endpoints
 from identity.core.access import introspection
-from identity.core.clients import applications
-from identity.core.clients.applications import SpentAssertion
+from identity.core.clients import machine_tokens, registration, secrets
+from identity.core.clients.assertions import SpentAssertion
 from identity.core.people.accounts import User
 from identity.core.tokens import sessions
 from identity.errors import CATALOGUE, UNAVAILABLE, Refused
@@ -289,7 +289,7 @@ def test_malformed_basic_credentials_are_an_invalid_client(web: Web, header: str
 def test_unknown_disabled_and_wrong_look_alike(web: Web) -> None:
     feed, gone = an_application(web.rt), an_application(web.rt)
     with web.rt.unit(ORIGIN) as unit:
-        applications.change(web.rt, unit, gone.client_id, actor="test", enabled=False)
+        registration.change(web.rt, unit, gone.client_id, actor="test", enabled=False)
     answers = [
         ask(web, "/oauth/token", asking(), basic(client_id, secret))
         for client_id, secret in (
@@ -418,7 +418,7 @@ def test_a_spent_assertion_is_forgotten_only_once_it_is_dead(web: Web) -> None:
     for seconds, kept in ((60, 1), (59, 1), (2, 0)):
         web.clock.tick(seconds)
         with web.rt.unit(ORIGIN) as unit:
-            applications.purge(unit)
+            machine_tokens.purge(unit)
             assert unit.execute(select(func.count()).select_from(SpentAssertion)).scalar_one() == kept
         refused(present(web, text), 401, "invalid_client")
 
@@ -493,7 +493,7 @@ def test_an_assertion_of_a_disabled_application_is_refused(web: Web) -> None:
     feed = signing(web)
     token = present(web, assertion(web.rt, feed.client_id)).json["access_token"]
     with web.rt.unit(ORIGIN) as unit:
-        applications.change(web.rt, unit, feed.client_id, actor="test", enabled=False)
+        registration.change(web.rt, unit, feed.client_id, actor="test", enabled=False)
     refused(present(web, assertion(web.rt, feed.client_id)), 401, "invalid_client")
     assert introspected(web, watcher(web), token) == {"active": False}
 
@@ -545,7 +545,7 @@ def test_the_rights_told_are_those_of_now(web: Web) -> None:
     feed = an_application(web.rt, scopes=("read", "write"), roles=("one",))
     token = granted(web, feed)
     with web.rt.unit(ORIGIN) as unit:
-        applications.change(web.rt, unit, feed.client_id, actor="test", scopes=("read",), roles=("two",))
+        registration.change(web.rt, unit, feed.client_id, actor="test", scopes=("read",), roles=("two",))
     answer = introspected(web, feed, token)
     assert (answer["scope"], answer["roles"]) == ("read", ["two"])
 
@@ -584,7 +584,7 @@ def test_disabling_an_application_ends_its_tokens_at_once(web: Web) -> None:
     feed, asking_client = an_application(web.rt), watcher(web)
     token = granted(web, feed)
     with web.rt.unit(ORIGIN) as unit:
-        applications.change(web.rt, unit, feed.client_id, actor="test", enabled=False)
+        registration.change(web.rt, unit, feed.client_id, actor="test", enabled=False)
     assert introspected(web, asking_client, token) == {"active": False}
 
 
@@ -592,7 +592,7 @@ def test_removing_a_secret_ends_the_tokens_that_it_earned(web: Web) -> None:
     feed, asking_client = an_application(web.rt), watcher(web)
     token = granted(web, feed)
     with web.rt.unit(ORIGIN) as unit:
-        applications.remove_secret(web.rt, unit, feed.client_id, feed.secret_id, actor="test")
+        secrets.remove_secret(web.rt, unit, feed.client_id, feed.secret_id, actor="test")
     assert introspected(web, asking_client, token) == {"active": False}
 
 

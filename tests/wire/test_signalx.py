@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import select, update
 from werkzeug.test import TestResponse
 
-from identity.core.clients import applications
+from identity.core.clients import applications, registration
 from identity.core.people import accounts
 from identity.core.people.accounts import User
 from identity.core.record.audit import Action, AuditEvent
@@ -201,7 +201,7 @@ def test_a_disabled_application_is_refused(web: Web) -> None:
     ada, portal = a_user(web.rt), an_application(web.rt)
     session_id = session_of(log_in(web, ada, appId=portal.app_id))
     with web.rt.unit(ORIGIN) as unit:
-        applications.change(web.rt, unit, portal.client_id, actor="test", enabled=False)
+        registration.change(web.rt, unit, portal.client_id, actor="test", enabled=False)
     assert refused(log_in(web, ada, appId=portal.app_id), "login") == "INVALID_CREDENTIALS"
     assert refused(answer_otp(web, web.last_code(), session_id, appId=portal.app_id), "otp") == "INVALID_CODE"
 

@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import Final, NamedTuple
 
 from identity.ambient import Origin
-from identity.core.clients import applications, keypairs
+from identity.core.clients import keypairs, machine_tokens
 from identity.core.clients.applications import ADMIN_SCOPE
 from identity.core.people.accounts import ADMIN_ROLE
 from identity.core.people.tenancy import Memberships
@@ -146,7 +146,7 @@ def _user(live: Live, claims: Claims | None = None) -> Caller:
 
 
 def _application(rt: Runtime, bearer: str, claims: Claims) -> Caller:
-    state = applications.live_state(rt, claims.client_id, claims.token_id, issued_at=claims.issued_at)
+    state = machine_tokens.live_state(rt, claims.client_id, claims.token_id, issued_at=claims.issued_at)
     if state is None or not rt.ring.can_verify(bearer):
         raise Refused(
             INVALID_TOKEN,

@@ -12,9 +12,8 @@ from typing import Any
 from identity.ambient import Origin, later
 from identity.core.access import callers
 from identity.core.access.callers import Caller, Presented
-from identity.core.clients import applications
 from identity.core.clients.applications import INTROSPECT_SCOPE, ApplicationInfo
-from identity.core.tokens import claims, sessions
+from identity.core.tokens import claims, revoked, sessions
 from identity.core.tokens.claims import Claims
 from identity.core.tokens.sessions import SessionInfo
 from identity.errors import INVALID_TOKEN, TOKEN_EXPIRED, Refused
@@ -53,7 +52,7 @@ def revoke(rt: Runtime, origin: Origin, asking: ApplicationInfo, token: str) -> 
         # Remembered a little beyond its end: a janitor on a host with a fast clock must not revive it.
         end = later(from_micros(claims.expires_at * 1_000_000), SKEW_SECONDS)
         with rt.unit(origin) as unit:
-            applications.revoke_token(rt, unit, claims.token_id, end, actor=asking.id)
+            revoked.revoke_token(rt, unit, claims.token_id, end, actor=asking.id)
 
 
 def _facts(rt: Runtime, caller: Caller) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Final
 
 from identity.canonical import canonical_id
-from identity.core.admin.users import By
+from identity.core.admin.by import By
 from identity.core.clients import keypairs
 from identity.core.clients.keypairs import Requested
 from identity.core.people import accounts, addresses

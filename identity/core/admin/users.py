@@ -10,48 +10,35 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 from sqlalchemy import ColumnElement, func, select, update
 from sqlalchemy.exc import IntegrityError
 
-from identity.ambient import Origin
 from identity.canonical import canonical_address, canonical_id, get_address, get_alias, get_names, is_name
-from identity.core.clients import applications, keypairs
-from identity.core.clients.applications import ADMIN_SCOPE, ApplicationInfo, SecretInfo
+from identity.core.admin import erasure
+from identity.core.admin.by import STALE, By
+from identity.core.admin.portal import check_portal
+from identity.core.admin.tenants import put_member
+from identity.core.clients import keypairs
 from identity.core.clients.keypairs import KeyPairInfo
 from identity.core.mail import outbox
 from identity.core.mail.letters import Template
-from identity.core.people import accounts, addresses, tenancy
+from identity.core.people import accounts, addresses
 from identity.core.people.accounts import ADMIN_ROLE, Email, User, UserInfo, clean_name
 from identity.core.people.addresses import EmailInfo
-from identity.core.people.tenancy import Membership, TenantInfo
+from identity.core.people.tenancy import Membership
 from identity.core.record import audit
 from identity.core.record.audit import Action
-from identity.core.signin import factors, sign_up
+from identity.core.signin import factors
 from identity.core.tokens import sessions
 from identity.errors import CONFLICT, NOT_FOUND, VALIDATION, Refused
 from identity.instruments.hashing import is_password_hash
-from identity.instruments.keyring import KeyInfo
 from identity.instruments.opaque import Secret
 from identity.runtime import Runtime
 from identity.storage import Unit, is_violation
 
 FIRST_KEY_NAME: Final = "first"
 FIRST_KEY_DAYS: Final = 365
-_STALE: Final = CONFLICT.saying("It has changed in between; read it again")
-
-
-@dataclass(frozen=True, slots=True)
-class By:
-    """Who administers, and from where."""
-
-    actor: str
-    origin: Origin
-
-    @classmethod
-    def command_line(cls) -> By:
-        return cls("command line", Origin.command_line())
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,18 +60,6 @@ class CreatedUser:
     email: str
     key: KeyPairInfo | None
     secret: Secret | None
-
-
-@dataclass(frozen=True, slots=True)
-class Member:
-    """A user in a tenant."""
-
-    user_id: str
-    alias: str
-    roles: tuple[str, ...]
-
-
-# Users.
 
 
 def create_user(
@@ -133,7 +108,7 @@ def create_user(
             actor=by.actor,
         )
         for tenant, held in sorted((tenants or {}).items()):
-            _set_member(rt, unit, tenant, user_id, roles=held, actor=by.actor)
+            put_member(rt, unit, tenant, user_id, roles=held, actor=by.actor)
         if notify:
             values = {"account": get_alias(alias), "by": "an administrator"}
             outbox.queue(
@@ -144,45 +119,6 @@ def create_user(
             rt, unit, user_id, name=FIRST_KEY_NAME, days=FIRST_KEY_DAYS, actor=by.actor, verified=True
         )
     return CreatedUser(user_id, address, key, secret)
-
-
-def check_portal(rt: Runtime, url: str) -> None:
-    """Refuse (VALIDATION) a link that an invitation must not carry: it has to lie under one of `IDENTITY_PORTAL_URLS`.
-
-    Origins are compared as a whole and paths by segment: `https://portal.example.evil` does not lie under `https://portal.example`,
-    nor `/appendix` under `/app`.
-    """
-    parts = _parts(url)
-    if parts is None:
-        raise Refused(
-            VALIDATION.saying("A portalURL is an absolute http or https URL without user information"),
-            field="portalURL",
-        )
-    for allowed in map(_parts, rt.settings.portal_urls):
-        if allowed is None or allowed[:3] != parts[:3]:
-            continue
-        prefix = allowed[3].rstrip("/")
-        if parts[3] == prefix or parts[3].startswith(f"{prefix}/"):
-            return
-    raise Refused(VALIDATION.saying("That portalURL is not on the list of allowed ones"), field="portalURL")
-
-
-def _parts(url: str) -> tuple[str, str, int, str] | None:
-    """Scheme, host, port and path of a URL that every program reads alike; None for any other."""
-    if not url.isascii() or not url.isprintable() or " " in url or "\\" in url or "@" in url or len(url) > 1000:
-        return None
-    try:
-        parts = urlsplit(url)
-        port = parts.port or {"http": 80, "https": 443}.get(parts.scheme, 0)
-    except ValueError:
-        return None
-    if parts.scheme not in ("http", "https") or not parts.hostname or "%" in parts.netloc:
-        return None
-    # A path that climbs would leave its prefix in the reader's browser; so would one that hides its dots.
-    plain = parts.path.lower().replace("%2e", ".").replace("%2f", "/").replace("%5c", "/")
-    if any(segment in (".", "..") for segment in plain.split("/")):
-        return None
-    return parts.scheme, parts.hostname, port, parts.path.rstrip("/") if parts.path == "/" else parts.path
 
 
 def find_user(rt: Runtime, identifier: str) -> UserInfo:
@@ -342,147 +278,7 @@ def set_access_window(rt: Runtime, by: By, user_id: str, **bounds: datetime | No
 def erase_user(rt: Runtime, by: By, user_id: str) -> None:
     """Delete a user and everything that names them; the audit keeps only the id. The last administrator stays (CONFLICT)."""
     with rt.unit(by.origin) as unit:
-        sign_up.erase(rt, unit, user_id, actor=by.actor)
-
-
-# Applications.
-
-
-def create_application(
-    rt: Runtime, by: By, *, name: str, tenant: str | None = None, scopes: Sequence[str] = (), **options: Any
-) -> tuple[ApplicationInfo, SecretInfo, Secret]:
-    """Make an application and its first secret, which is shown once. See `applications.register` for `options` and refusals."""
-    _check_grant(tenant, scopes, options.get("roles", ()))
-    with rt.unit(by.origin) as unit:
-        return applications.register(
-            rt,
-            unit,
-            name=clean_name(name, field="name"),
-            actor=by.actor,
-            tenant=tenant,
-            scopes=scopes,
-            **options,
-        )
-
-
-def change_application(
-    rt: Runtime, by: By, client_id: str, *, version: int | None = None, **changes: Any
-) -> ApplicationInfo:
-    """Change an application; see `applications.change`."""
-    app = applications.get(rt, client_id)
-    _check_grant(app.tenant, changes.get("scopes", ()), changes.get("roles", ()))
-    if "name" in changes:
-        changes["name"] = clean_name(changes["name"], field="name")
-    with rt.unit(by.origin) as unit:
-        return applications.change(rt, unit, app.id, actor=by.actor, version=version, **changes)
-
-
-def delete_application(rt: Runtime, by: By, client_id: str) -> None:
-    """Delete an application; its secrets and tokens end with it."""
-    with rt.unit(by.origin) as unit:
-        applications.remove(rt, unit, client_id, actor=by.actor)
-
-
-def add_secret(rt: Runtime, by: By, client_id: str, *, expires_in: int | None = None) -> tuple[SecretInfo, Secret]:
-    """A second live secret, so that the first can be retired."""
-    with rt.unit(by.origin) as unit:
-        return applications.add_secret(rt, unit, client_id, actor=by.actor, expires_in=expires_in)
-
-
-def rotate_secret(rt: Runtime, by: By, client_id: str, *, expires_in: int) -> tuple[SecretInfo, Secret]:
-    """A new secret, while the one before works for `expires_in` seconds more."""
-    with rt.unit(by.origin) as unit:
-        return applications.rotate_secret(rt, unit, client_id, actor=by.actor, expires_in=expires_in)
-
-
-def delete_secret(rt: Runtime, by: By, client_id: str, secret_id: str) -> None:
-    """End a secret and every token that it earned."""
-    with rt.unit(by.origin) as unit:
-        applications.get_row(unit.session, client_id)
-        applications.remove_secret(rt, unit, client_id, secret_id, actor=by.actor)
-
-
-# Tenants.
-
-
-def create_tenant(rt: Runtime, by: By, *, tenant_id: str, name: str) -> TenantInfo:
-    """Make a tenant. Raises Refused(VALIDATION) or Refused(CONFLICT)."""
-    with rt.unit(by.origin) as unit:
-        return tenancy.create(rt, unit, tenant_id=tenant_id, name=clean_name(name, field="name"), actor=by.actor)
-
-
-def change_tenant(rt: Runtime, by: By, tenant_id: str, *, version: int | None = None, **changes: Any) -> TenantInfo:
-    """Rename a tenant, or set its budgets; see `tenancy.change`."""
-    if "name" in changes:
-        changes["name"] = clean_name(changes["name"], field="name")
-    with rt.unit(by.origin) as unit:
-        return tenancy.change(rt, unit, tenant_id, actor=by.actor, version=version, **changes)
-
-
-def delete_tenant(rt: Runtime, by: By, tenant_id: str) -> None:
-    """Delete a tenant with its memberships and its applications."""
-    with rt.unit(by.origin) as unit:
-        tenancy.remove(rt, unit, tenant_id, actor=by.actor)
-
-
-def set_member(rt: Runtime, by: By, tenant_id: str, user_id: str, *, roles: Sequence[str]) -> Member:
-    """Make a user a member with exactly these roles."""
-    with rt.unit(by.origin) as unit:
-        user = accounts.get_row(unit.session, user_id)
-        return Member(user.id, user.alias, _set_member(rt, unit, tenant_id, user.id, roles=roles, actor=by.actor))
-
-
-def remove_member(rt: Runtime, by: By, tenant_id: str, user_id: str) -> None:
-    """End a membership. Raises Refused(NOT_FOUND) where there is none."""
-    with rt.unit(by.origin) as unit:
-        if not canonical_id(user_id):
-            raise Refused(NOT_FOUND, detail="no such membership")
-        tenancy.remove_member(rt, unit, tenant_id, user_id, actor=by.actor)
-
-
-def list_members(rt: Runtime, tenant_id: str, *, limit: int, offset: int) -> tuple[int, list[Member]]:
-    """How many members a tenant has, and a page of them in the order in which their accounts were made."""
-    belongs = Membership.tenant_id == tenant_id
-    with rt.database.reading() as session:
-        tenancy.get(session, tenant_id)
-        total = session.scalar(select(func.count()).select_from(Membership).where(belongs)) or 0
-        query = select(User.id, User.alias, Membership.roles).join(User, User.id == Membership.user_id).where(belongs)
-        return total, [Member(*row) for row in session.execute(query.order_by(User.id).limit(limit).offset(offset))]
-
-
-# Signing keys and master keys.
-
-
-def rotate_key(rt: Runtime, by: By) -> KeyInfo:
-    """Have the standby key sign as soon as verifiers can know it; publishes one first where none waits."""
-    rt.ring.ensure_standby()
-    with rt.unit(by.origin) as unit:
-        rotated = rt.ring.rotate(unit)
-        audit.record(rt, unit, Action.KEY_ROTATED, actor=by.actor, target=rotated.kid)
-    return next(key for key in rt.ring.list() if key.kid == rotated.kid)
-
-
-def revoke_key(rt: Runtime, by: By, kid: str) -> None:
-    """Withdraw a signing key at once: everything that it signed is refused from now on."""
-    with rt.unit(by.origin) as unit:
-        rt.ring.revoke(unit, kid)
-        audit.record(rt, unit, Action.KEY_REVOKED, actor=by.actor, target=kid)
-
-
-def import_key(rt: Runtime, by: By, pem: bytes) -> KeyInfo:
-    """Take a private RSA key as the one that signs next."""
-    with rt.unit(by.origin) as unit:
-        imported = rt.ring.import_pem(unit, pem)
-        audit.record(rt, unit, Action.KEY_IMPORTED, actor=by.actor, target=imported.kid)
-    return imported
-
-
-def reseal(rt: Runtime, by: By) -> int:
-    """Seal everything anew under the newest master key, so that the older ones can go; tell how many rows changed."""
-    with rt.unit(by.origin) as unit:
-        changed = rt.ring.reseal(unit) + outbox.reseal(rt, unit) + factors.reseal(rt, unit)
-        audit.record(rt, unit, Action.MASTER_KEY_CHANGED, actor=by.actor, rows=changed)
-    return changed
+        erasure.erase(rt, unit, user_id, actor=by.actor)
 
 
 def _update_user(unit: Unit, row: User, version: int | None, **values: Any) -> None:
@@ -490,25 +286,7 @@ def _update_user(unit: Unit, row: User, version: int | None, **values: Any) -> N
     expected = row.version if version is None else version
     changing = update(User).where(User.id == row.id, User.version == expected)
     if not unit.changed(changing.values(**values, version=expected + 1)):
-        raise Refused(_STALE, detail="stale version", evidence={"expected": row.version, "seen": expected})
-
-
-def _set_member(
-    rt: Runtime, unit: Unit, tenant_id: str, user_id: str, *, roles: Sequence[str], actor: str
-) -> tuple[str, ...]:
-    if ADMIN_ROLE in roles:
-        raise Refused(
-            VALIDATION.saying("A membership cannot hold the role users_admin, which is global"), field="roles"
-        )
-    return tenancy.set_member(rt, unit, tenant_id, user_id, roles=roles, actor=actor)
-
-
-def _check_grant(tenant: str | None, scopes: Sequence[str], roles: Sequence[str]) -> None:
-    """Refuse what no application may hold: an administrator's role, or, for a tenant's own, the scope that reaches every tenant."""
-    if ADMIN_ROLE in roles:
-        raise Refused(VALIDATION.saying("An application administers by the scope admin, not by a role"), field="roles")
-    if tenant is not None and ADMIN_SCOPE in scopes:
-        raise Refused(VALIDATION.saying("An application of a tenant cannot hold the scope admin"), field="scopes")
+        raise Refused(STALE, detail="stale version", evidence={"expected": row.version, "seen": expected})
 
 
 def _is_inside(window: Mapping[str, datetime | None], now: datetime) -> bool:

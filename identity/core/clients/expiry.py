@@ -15,8 +15,9 @@ from sqlalchemy import ColumnElement, or_, select, update
 from sqlalchemy.orm import Session
 
 from identity.ambient import Origin, later
-from identity.core.clients.applications import Application, ClientSecret
+from identity.core.clients.applications import Application
 from identity.core.clients.keypairs import KeyPair
+from identity.core.clients.secrets import ClientSecret
 from identity.core.mail import outbox
 from identity.core.mail.letters import Template
 from identity.core.people import accounts, addresses

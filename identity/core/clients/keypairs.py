@@ -36,12 +36,11 @@ from identity.core.mail.letters import Template
 from identity.core.people import addresses, tenancy
 from identity.core.people.accounts import User, UserInfo, recheck
 from identity.core.people.tenancy import Memberships
-from identity.core.proofs import attempts, codes
+from identity.core.proofs import attempts, codes, guesses
 from identity.core.proofs.attempts import FAILURES, MACHINE_AND_ADDRESS, Charge
 from identity.core.proofs.codes import Purpose
 from identity.core.record import audit
 from identity.core.record.audit import Action
-from identity.core.signin import factors
 from identity.core.tokens import sessions
 from identity.core.tokens.claims import AccessToken
 from identity.errors import CONFLICT, INVALID_CODE, KEY_MISMATCH, NOT_FOUND, VALIDATION, Refused
@@ -222,7 +221,7 @@ def request(
 
 def confirm(rt: Runtime, origin: Origin, verification_id: str, code: str) -> None:
     """Switch a pair on by its emailed code, and tell its owner. Raises Refused(INVALID_CODE), Refused(LOCKED_OUT)."""
-    with factors.mailed_code(rt, origin, Purpose.KEYPAIR, verification_id, code) as (unit, consumed):
+    with guesses.mailed_code(rt, origin, Purpose.KEYPAIR, verification_id, code) as (unit, consumed):
         row = unit.session.get(KeyPair, consumed.subject)
         if row is None or row.expires_at <= unit.now:
             raise Refused(INVALID_CODE, detail="the key pair was revoked or has expired meanwhile")

@@ -3,7 +3,7 @@
 A mail is a row until it has left: pending, then sent, or dead when it was tried long enough or came to be worth nothing. Its
 body is sealed at rest and erased once sent. Sending happens outside any transaction, under a claim: when a process dies
 between sending and noting it, the claim runs out and the mail goes once more, with the same Message-ID; it is never lost. What
-a letter says is `mailing`'s matter, how it travels `transports`'. Callers: the concepts, with `queue`; the background loop, the
+a letter says is `letters`'s matter, how it travels `transports`'. Callers: the concepts, with `queue`; the background loop, the
 janitor and the command line with the rest.
 """
 
@@ -141,7 +141,7 @@ def queue(
     """Have a letter delivered once the transaction of `unit` is committed; a rollback takes it back. Returns the mail's id.
 
     `to` is a stored, normalised address; anything else is a ValueError, as are `values` that do not fit the template (see
-    `mailing.render`). From where and when is taken from `unit`. After `expires_at` the mail is worth nothing and is not sent.
+    `letters.render`). From where and when is taken from `unit`. After `expires_at` the mail is worth nothing and is not sent.
     """
     if not _ADDRESS.fullmatch(to):
         raise ValueError("the recipient of a mail must be a normalised address")

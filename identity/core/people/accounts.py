@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 from sqlalchemy import (
     BigInteger,
@@ -31,18 +31,14 @@ from sqlalchemy import (
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, Session, aliased, mapped_column
 
-from identity.ambient import Origin
 from identity.canonical import (
     canonical_address,
     canonical_alias,
     canonical_id,
-    canonical_identifier,
     get_address,
     get_alias,
     get_names,
 )
-from identity.core.proofs import attempts, codes
-from identity.core.proofs.attempts import ACCOUNT, ACCOUNT_AND_ADDRESS, ADDRESS, Charge, Reservation
 from identity.core.record import audit
 from identity.core.record.audit import Action
 from identity.errors import (
@@ -54,7 +50,6 @@ from identity.errors import (
     Problem,
     Refused,
 )
-from identity.instruments.limits import address_key
 from identity.runtime import Runtime
 from identity.storage import Base, Instant, Names, Prepared, Unit, holds, is_violation
 
@@ -135,16 +130,6 @@ class UserInfo:
         return (self.starts_at is None or self.starts_at <= now) and (self.ends_at is None or now < self.ends_at)
 
 
-@dataclass(frozen=True, slots=True)
-class PasswordProof:
-    """A right password: what `admit` needs to let its user in."""
-
-    user: UserInfo
-    password_hash: str
-    fresh_hash: str | None
-    reservation: Reservation
-
-
 def _user_columns() -> Select[*tuple[Any, ...]]:
     shown = aliased(Email)
     preferred = select(shown.address).where(shown.user_id == User.id, shown.preferred).correlate(User).scalar_subquery()
@@ -203,7 +188,7 @@ def get(rt: Runtime, user_id: str) -> UserInfo:
 
 def find_by_identifier(rt: Runtime, identifier: str) -> UserInfo | None:
     """The user with this verified address or this alias, or None."""
-    found = _find_with_hash(rt, identifier)
+    found = find_with_hash(rt, identifier)
     return found[0] if found else None
 
 
@@ -223,63 +208,7 @@ def get_row(session: Session, user_id: str) -> User:
     return row
 
 
-# Signing in.
-
-
-def check_password(rt: Runtime, origin: Origin, identifier: str, password: str) -> PasswordProof:
-    """The proof that `password` is right for `identifier`, from this origin, now.
-
-    Unknown, disabled and password-less users cost the same and are refused alike (INVALID_CREDENTIALS); so is a right password outside
-    the access window, but in words of its own. Raises Refused(LOCKED_OUT) during a lockout, whatever the password.
-    A proof must end in `admit` or `waste`.
-    """
-    found = _find_with_hash(rt, identifier)
-    account = f"user:{found[0].id if found else codes.nobody(rt, canonical_identifier(identifier))}"
-    # 1. A slot first, a reservation second: guesses that wait for a processor must not fill the budget.
-    with rt.passwords.turn():
-        reservation = attempts.reserve(rt, origin, guess_charges(account, origin))
-        # 2. The slow work, outside of any unit.
-        stored = found[1] if found else None
-        right = rt.passwords.verify(stored, password)
-        fresh = rt.passwords.hash(password) if right and stored and rt.passwords.is_outdated(stored) else None
-    # 3. The verdict.
-    if not right or found is None or stored is None or not found[0].enabled:
-        refuse_guess(rt, origin, reservation, actor=found[0].id if found else "", detail=_flaw(found, right=right))
-    user = found[0]
-    if not user.is_inside_window(rt.clock.now()):
-        with rt.unit(origin) as unit:
-            attempts.refund(unit, reservation)
-            audit.record(rt, unit, Action.LOGIN_FAILED, actor=user.id, reason="access window")
-        evidence = {
-            "expected": {"from": str(user.starts_at), "until": str(user.ends_at)},
-            "seen": str(rt.clock.now()),
-            "near_miss": "the password was right",
-        }
-        raise Refused(ACCESS_WINDOW_EXPIRED, detail="outside the access window", evidence=evidence)
-    return PasswordProof(user, stored, fresh, reservation)
-
-
-def admit(unit: Unit, proof: PasswordProof) -> UserInfo:
-    """Let the proven user in, in the unit that creates what they get: refunds the guess, upgrades an old hash.
-
-    What was read before the slow work is checked again: a user who was disabled or whose password changed meanwhile is refused
-    (INVALID_CREDENTIALS).
-    """
-    attempts.refund(unit, proof.reservation)
-    user = recheck(unit, proof.user.id, password_hash=proof.password_hash)
-    if proof.fresh_hash:
-        unit.execute(
-            update(User)
-            .where(User.id == user.id, User.password_hash == proof.password_hash)
-            .values(password_hash=proof.fresh_hash)
-        )
-    return user
-
-
-def waste(rt: Runtime, origin: Origin, proof: PasswordProof) -> None:
-    """End a proof that leads nowhere (a second factor is missing): the password was right, so it counts as no failure."""
-    with rt.unit(origin) as unit:
-        attempts.refund(unit, proof.reservation)
+# Looking again.
 
 
 def recheck(unit: Unit, user_id: str, *, password_hash: str | None = None, instead: Problem | None = None) -> UserInfo:
@@ -297,25 +226,7 @@ def recheck(unit: Unit, user_id: str, *, password_hash: str | None = None, inste
     return user
 
 
-def guess_charges(account: str, origin: Origin) -> tuple[Charge, ...]:
-    """What a failed guess at `account` from `origin` counts against."""
-    address = address_key(origin.address)
-    return (
-        Charge(ACCOUNT_AND_ADDRESS, f"{account} {address}"),
-        Charge(ACCOUNT, account),
-        Charge(ADDRESS, address),
-    )
-
-
-def refuse_guess(rt: Runtime, origin: Origin, reservation: Reservation, *, actor: str, detail: str) -> NoReturn:
-    """Count a wrong guess and refuse it."""
-    with rt.unit(origin) as unit:
-        attempts.charge(unit, reservation)
-        audit.record(rt, unit, Action.LOGIN_FAILED, actor=actor, reason=detail)
-    raise Refused(INVALID_CREDENTIALS, detail=detail)
-
-
-# Making and changing users. Each takes the unit of its caller; `provisioning` and the dialects compose them.
+# Making and changing users. Each takes the unit of its caller; `admin` and `signin` compose them.
 
 
 def create(
@@ -413,16 +324,8 @@ def erase_row(unit: Unit, user_id: str) -> None:
         raise Refused(NOT_FOUND, detail="no such user")
 
 
-def _flaw(found: tuple[UserInfo, str | None] | None, *, right: bool) -> str:
-    """Why a guess does not pass, for operators only: clients and clocks see one refusal."""
-    if found is None:
-        return "unknown user"
-    if found[1] is None:
-        return "a user without a password"
-    return "wrong password" if not right else "right password of a disabled user"
-
-
-def _find_with_hash(rt: Runtime, identifier: str) -> tuple[UserInfo, str | None] | None:
+def find_with_hash(rt: Runtime, identifier: str) -> tuple[UserInfo, str | None] | None:
+    """The user with this verified address or alias, and their password hash; one read whether or not there is one."""
     address, alias = canonical_address(identifier), canonical_alias(identifier)
     # An unknown name costs a read too.
     by_address = address is not None

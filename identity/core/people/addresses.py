@@ -17,11 +17,10 @@ from identity.canonical import canonical_id, get_address
 from identity.core.mail import outbox
 from identity.core.mail.letters import Template
 from identity.core.people.accounts import Email, User
-from identity.core.proofs import codes
+from identity.core.proofs import codes, guesses
 from identity.core.proofs.codes import Purpose
 from identity.core.record import audit
 from identity.core.record.audit import Action
-from identity.core.signin import factors
 from identity.errors import CONFLICT, INVALID_CODE, NOT_FOUND, Refused
 from identity.runtime import Runtime
 from identity.storage import Unit
@@ -85,7 +84,7 @@ def resend(rt: Runtime, unit: Unit, user_id: str, address: str) -> str:
 
 def verify(rt: Runtime, origin: Origin, verification_id: str, code: str) -> None:
     """Make an address its user's own by the code that was mailed to it. Raises Refused(INVALID_CODE), Refused(LOCKED_OUT)."""
-    with factors.mailed_code(rt, origin, Purpose.EMAIL, verification_id, code) as (unit, consumed):
+    with guesses.mailed_code(rt, origin, Purpose.EMAIL, verification_id, code) as (unit, consumed):
         row = unit.session.get(Email, consumed.subject)
         if row is None:
             raise Refused(INVALID_CODE, detail="the address was removed meanwhile")

@@ -1,2 +1,1 @@
-"""What happened, and why something was refused: the audit, and the explanations behind each `x-error-id`.
-"""
+"""What happened, and why something was refused: the audit, and the explanations behind each `x-error-id`."""

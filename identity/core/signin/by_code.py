@@ -17,7 +17,7 @@ from identity.core.clients import applications
 from identity.core.mail.letters import Template
 from identity.core.people import accounts, addresses
 from identity.core.people.accounts import UserInfo
-from identity.core.proofs import attempts, codes
+from identity.core.proofs import attempts, codes, guesses
 from identity.core.proofs.attempts import Reservation
 from identity.core.proofs.codes import Purpose, WrongCode
 from identity.core.signin import factors
@@ -113,11 +113,11 @@ def complete(
     account = codes.find_account(rt, Purpose.SESSION, verification_id)
     if account is None:
         raise Refused(INVALID_CODE, detail="no code that could be tried has this id")
-    reservation = factors.reserve_guess(rt, origin, account, by_anybody=True)
+    reservation = guesses.reserve_guess(rt, origin, account, by_anybody=True)
     reservations = [reservation]
     if totp_code is not None or recovery_code is not None:
         with attempts.given_back(rt, origin, reservation):
-            reservations.append(factors.reserve_second(rt, origin, account))
+            reservations.append(guesses.reserve_second(rt, origin, account))
     with attempts.given_back(rt, origin, *reservations), rt.unit(origin) as unit:
         # 1. The emailed code.
         try:

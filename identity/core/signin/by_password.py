@@ -12,12 +12,12 @@ from enum import StrEnum
 
 from identity.ambient import Origin
 from identity.core.clients.applications import standard_client
-from identity.core.people import accounts
-from identity.core.people.accounts import PasswordProof, UserInfo
-from identity.core.proofs import attempts
-from identity.core.signin import challenges, factors
+from identity.core.people.accounts import UserInfo
+from identity.core.proofs import attempts, guesses
+from identity.core.signin import challenges, factors, password_proof
 from identity.core.signin.challenges import Issued
 from identity.core.signin.factors import Factor
+from identity.core.signin.password_proof import PasswordProof
 from identity.core.tokens import sessions
 from identity.core.tokens.claims import AccessToken, resource_of
 from identity.core.tokens.sessions import Opened
@@ -55,26 +55,26 @@ def by_password(
     rt: Runtime, origin: Origin, *, identifier: str, password: str, totp_code: str | None, resource: str
 ) -> AccessToken:
     """A day's token for a right password, and a right TOTP code where the user has TOTP (else MFA_REQUIRED)."""
-    proof = accounts.check_password(rt, origin, identifier, password)
+    proof = password_proof.check_password(rt, origin, identifier, password)
     if not factors.is_enrolled(rt, proof.user.id):
         return _grant(rt, origin, proof, handout=Handout.DAY, resource=resource).access
     if totp_code is None:
-        accounts.waste(rt, origin, proof)
+        password_proof.waste(rt, origin, proof)
         raise Refused(MFA_REQUIRED, detail="enrolled in TOTP, no code given")
     with attempts.given_back(rt, origin, proof.reservation):
-        second = factors.reserve_second(rt, origin, proof.user.id)
+        second = guesses.reserve_second(rt, origin, proof.user.id)
     with attempts.given_back(rt, origin, proof.reservation, second), rt.unit(origin) as unit:
         # The code first: a wrong one charges the password's reservation too, so that nobody who knows it guesses codes for nothing.
         right = factors.take_totp(rt, unit, proof.user.id, totp_code)
         factors.settle(rt, unit, proof.user.id, second, right=right, first=proof.reservation, totp=totp_code)
-        user = accounts.admit(unit, proof)
+        user = password_proof.admit(unit, proof)
         opened = _open(rt, unit, user, Handout.DAY, amr=("pwd", "otp"), resource=resource)
     return _hand_out(rt, user, opened, Handout.DAY).access
 
 
 def sign_in(rt: Runtime, origin: Origin, *, identifier: str, password: str, resource: str) -> Issued | Grant:
     """The first step of a login that may have one only: a user without TOTP is in at once where `IDENTITY_SECOND_FACTOR=enrolled`."""
-    proof = accounts.check_password(rt, origin, identifier, password)
+    proof = password_proof.check_password(rt, origin, identifier, password)
     if rt.settings.second_factor == "enrolled" and not factors.is_enrolled(rt, proof.user.id):
         return _grant(rt, origin, proof, handout=Handout.REFRESHABLE, resource=resource)
     return _challenge(
@@ -100,7 +100,7 @@ def begin(
     allows_fixed: bool,
 ) -> Issued:
     """The first step of a login that always has two. Raises what `accounts.check_password` and `challenges.issue` raise."""
-    proof = accounts.check_password(rt, origin, identifier, password)
+    proof = password_proof.check_password(rt, origin, identifier, password)
     return _challenge(
         rt, origin, proof, handout=handout, client_id=client_id, resource=resource, allows_fixed=allows_fixed
     )
@@ -115,7 +115,7 @@ def complete(
     code or user alike, Refused(LOCKED_OUT) during a lockout.
     """
     pending = challenges.get(rt, token, handout=handout)
-    reservation = factors.reserve_guess(rt, origin, pending.user_id)
+    reservation = guesses.reserve_guess(rt, origin, pending.user_id)
     with attempts.given_back(rt, origin, reservation), rt.unit(origin) as unit:
         answered = challenges.answer(rt, unit, pending, reservation, code=code, factor=factor)
         opened = _open(
@@ -141,7 +141,7 @@ def refresh(rt: Runtime, origin: Origin, token: str) -> tuple[AccessToken, Secre
 
 def _grant(rt: Runtime, origin: Origin, proof: PasswordProof, *, handout: Handout, resource: str) -> Grant:
     with attempts.given_back(rt, origin, proof.reservation), rt.unit(origin) as unit:
-        user = accounts.admit(unit, proof)
+        user = password_proof.admit(unit, proof)
         factors.refuse_enrolled(unit, user.id)
         opened = _open(rt, unit, user, handout, amr=("pwd",), resource=resource)
     return _hand_out(rt, user, opened, handout)
@@ -158,7 +158,7 @@ def _challenge(
     allows_fixed: bool,
 ) -> Issued:
     with attempts.given_back(rt, origin, proof.reservation), rt.unit(origin) as unit:
-        user = accounts.admit(unit, proof)
+        user = password_proof.admit(unit, proof)
         return challenges.issue(
             rt, unit, user, handout=handout, client_id=client_id, resource=resource, allows_fixed=allows_fixed
         )

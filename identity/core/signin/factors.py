@@ -9,8 +9,6 @@ from __future__ import annotations
 import base64
 import hmac
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -26,10 +24,10 @@ from sqlalchemy.orm import Mapped, mapped_column
 from identity.ambient import Origin, later
 from identity.core.mail import outbox
 from identity.core.mail.letters import Template
-from identity.core.people.accounts import UserInfo, guess_charges
-from identity.core.proofs import attempts, codes
-from identity.core.proofs.attempts import SECOND_FACTOR, Charge, Reservation
-from identity.core.proofs.codes import Consumed, Purpose, WrongCode
+from identity.core.people.accounts import UserInfo
+from identity.core.proofs import attempts
+from identity.core.proofs.attempts import Reservation
+from identity.core.proofs.guesses import reserve_guess
 from identity.core.record import audit
 from identity.core.record.audit import Action
 from identity.errors import CONFLICT, FORBIDDEN, INVALID_CODE, MFA_REQUIRED, NOT_FOUND, VALIDATION, Refused
@@ -133,21 +131,6 @@ def factor_of(rt: Runtime, unit: Unit, user_id: str, *, allows_fixed: bool) -> F
 # Guessing. Lock order in a unit: the factor's rows first, the attempt counters last.
 
 
-def reserve_guess(rt: Runtime, origin: Origin, account: str, *, by_anybody: bool = False) -> Reservation:
-    """The right to try one code of the user, in a unit of its own; it must end in `settle`. Raises Refused(LOCKED_OUT).
-
-    `by_anybody`: a stranger may ask for such a code, without password or session. Wrong ones fill a budget of the day of their own, so
-    that strangers do not use up what the owner needs.
-    """
-    subject = f"asked by anybody {account}" if by_anybody else account
-    return attempts.reserve(rt, origin, (*guess_charges(f"user:{account}", origin), Charge(SECOND_FACTOR, subject)))
-
-
-def reserve_second(rt: Runtime, origin: Origin, user_id: str) -> Reservation:
-    """`reserve_guess` beside a first factor whose own reservation is still open: what both would count is counted there."""
-    return attempts.reserve(rt, origin, (Charge(SECOND_FACTOR, user_id),))
-
-
 def settle(
     rt: Runtime,
     unit: Unit,
@@ -172,32 +155,6 @@ def settle(
     audit.record(rt, unit, Action.LOGIN_FAILED, actor=user_id, reason="second factor")
     evidence = _near_miss(rt, unit, user_id, totp) if totp is not None else {}
     raise Refused(INVALID_CODE, detail="the second factor is wrong or spent", evidence=evidence)
-
-
-@contextmanager
-def mailed_code(
-    rt: Runtime, origin: Origin, purpose: Purpose, verification_id: str, code: str
-) -> Iterator[tuple[Unit, Consumed]]:
-    """The unit in which a right emailed code is spent, and what it was for; a wrong one counts like every guess at its account.
-
-    Raises Refused(INVALID_CODE), Refused(LOCKED_OUT). A refusal inside that rolls back gives the code back too.
-    """
-    account = codes.find_account(rt, purpose, verification_id)
-    if account is None:
-        raise Refused(INVALID_CODE, detail="no code that could be tried has this id")
-    reservation = reserve_guess(rt, origin, account, by_anybody=purpose is Purpose.RESET)
-    with attempts.given_back(rt, origin, reservation), rt.unit(origin) as unit:
-        try:
-            consumed = codes.consume(rt, unit, purpose, verification_id, code)
-        except WrongCode:
-            attempts.charge(unit, reservation)
-            raise
-        except Refused as refused:
-            if refused.problem.keeps_writes:
-                attempts.refund(unit, reservation)  # Somebody else was first: nothing was guessed.
-            raise
-        attempts.refund(unit, reservation)
-        yield unit, consumed
 
 
 def take_totp(rt: Runtime, unit: Unit, user_id: str, code: str) -> bool:

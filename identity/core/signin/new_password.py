@@ -12,11 +12,11 @@ from identity.core.mail import outbox
 from identity.core.mail.letters import Template
 from identity.core.people import accounts
 from identity.core.people.accounts import UserInfo
-from identity.core.proofs import attempts, codes
+from identity.core.proofs import attempts, codes, guesses
 from identity.core.proofs.codes import Purpose
 from identity.core.record import audit
 from identity.core.record.audit import Action
-from identity.core.signin import factors
+from identity.core.signin import password_proof
 from identity.core.tokens import sessions
 from identity.errors import INVALID_CODE, Refused
 from identity.runtime import Runtime
@@ -32,11 +32,11 @@ def change(
     Refused(VALIDATION) for a new one that is too weak. The dialect has made sure that the login is recent.
     """
     rt.passwords.check_policy(new_password, about=_words_of(user), field="newPassword")
-    proof = accounts.check_password(rt, origin, user.alias, current_password)
+    proof = password_proof.check_password(rt, origin, user.alias, current_password)
     with attempts.given_back(rt, origin, proof.reservation):
         hashed = _hashed(rt, new_password)
         with rt.unit(origin) as unit:
-            accounts.admit(unit, proof)
+            password_proof.admit(unit, proof)
             _replace(rt, unit, user, hashed, keep=session_id, how="with the old one")
 
 
@@ -73,7 +73,7 @@ def reset(rt: Runtime, origin: Origin, *, verification_id: str, code: str, new_p
     if codes.find_account(rt, Purpose.RESET, verification_id) is None:
         raise Refused(INVALID_CODE, detail="no code that could be tried has this id")
     hashed = _hashed(rt, new_password)
-    with factors.mailed_code(rt, origin, Purpose.RESET, verification_id, code) as (unit, consumed):
+    with guesses.mailed_code(rt, origin, Purpose.RESET, verification_id, code) as (unit, consumed):
         user = accounts.recheck(unit, consumed.user_id or "", instead=INVALID_CODE)
         # Once more with what only the account knows; a refusal here rolls back and gives the code back.
         rt.passwords.check_policy(new_password, about=_words_of(user), field="newPassword")

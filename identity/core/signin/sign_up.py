@@ -5,21 +5,14 @@ from __future__ import annotations
 from typing import Final
 
 from sqlalchemy import delete, select
-from sqlalchemy.orm import aliased
 
 from identity.ambient import Origin, later
 from identity.canonical import get_address
-from identity.core.clients import keypairs
-from identity.core.mail import outbox
 from identity.core.mail.letters import Template
-from identity.core.people import accounts, tenancy
-from identity.core.people.accounts import ADMIN_ROLE, Email, User
-from identity.core.proofs import codes
-from identity.core.record import audit
-from identity.core.record.audit import Action
+from identity.core.people import accounts
+from identity.core.people.accounts import Email, User
 from identity.core.signin import by_code
 from identity.core.signin.by_code import Waiting
-from identity.core.tokens import sessions
 from identity.errors import REGISTRATION_DISABLED, Refused
 from identity.runtime import Runtime
 from identity.storage import Unit
@@ -58,33 +51,6 @@ def register(rt: Runtime, origin: Origin, *, email: str, full_name: str, alias: 
         )
 
 
-def erase(rt: Runtime, unit: Unit, user_id: str, *, actor: str) -> None:
-    """Delete a user and all that is personal: addresses, mails, codes, sessions, key pairs, memberships, factors.
-
-    What stays is the audit, which names ids only. Raises Refused(NOT_FOUND), Refused(CONFLICT) for the last administrator.
-    """
-    row = accounts.get_row(unit.session, user_id)
-    was_admin = row.enabled and ADMIN_ROLE in row.roles
-    for address in _only_theirs(unit, user_id):
-        outbox.forget(unit, address)
-    codes.forget(unit, user_id)
-    sessions.forget_user(unit, user_id)
-    keypairs.forget_user(unit, user_id)
-    tenancy.forget_user(unit, user_id)
-    # Second factors and pending challenges go with the row.
-    accounts.erase_row(unit, user_id)
-    if was_admin:
-        accounts.guard_last_admin(unit, user_id)
-    audit.record(rt, unit, Action.USER_ERASED, actor=actor, target=user_id)
-
-
 def purge(unit: Unit) -> int:
     """Forget registrations that were never confirmed; for the janitor."""
     return unit.changed(delete(User).where(User.unconfirmed_until < unit.now))
-
-
-def _only_theirs(unit: Unit, user_id: str) -> list[str]:
-    """The addresses of a user that no other user has verified: mails to those are the other's."""
-    other = aliased(Email)
-    taken = select(other.id).where(other.address == Email.address, other.user_id != user_id, other.verified).exists()
-    return list(unit.execute(select(Email.address).where(Email.user_id == user_id, ~taken)).scalars())

@@ -12,8 +12,8 @@ import pytest
 from sqlalchemy import update
 
 from identity import documents
-from identity.core.admin import users
-from identity.core.admin.users import By
+from identity.core.admin import applications, keys, portal, tenants, users
+from identity.core.admin.by import By
 from identity.core.people import accounts
 from identity.core.people.accounts import User
 from identity.core.record import audit
@@ -42,7 +42,7 @@ PORTALS: Any = SimpleNamespace(
     ],
 )
 def test_a_portal_on_the_list_is_taken(url: str) -> None:
-    users.check_portal(PORTALS, url)
+    portal.check_portal(PORTALS, url)
 
 
 @pytest.mark.parametrize(
@@ -79,13 +79,13 @@ def test_a_portal_on_the_list_is_taken(url: str) -> None:
 )
 def test_any_other_portal_is_refused(url: str) -> None:
     with pytest.raises(Refused) as refused:
-        users.check_portal(PORTALS, url)
+        portal.check_portal(PORTALS, url)
     assert (refused.value.problem.code, refused.value.field) == (VALIDATION.code, "portalURL")
 
 
 def test_no_portal_is_allowed_unless_it_is_configured(rt: Runtime) -> None:
     with pytest.raises(Refused):
-        users.check_portal(rt, "https://portal.acme.example/")
+        portal.check_portal(rt, "https://portal.acme.example/")
 
 
 def test_a_user_is_found_by_id_address_and_alias(rt: Runtime) -> None:
@@ -197,23 +197,23 @@ def test_the_audit_of_a_change_names_no_person(rt: Runtime) -> None:
 def test_a_tenants_application_cannot_reach_every_tenant(rt: Runtime, scopes: tuple[str, ...]) -> None:
     a_tenant(rt, "acme-bank")
     with pytest.raises(Refused) as refused:
-        users.create_application(rt, BY, name="feed", tenant="acme-bank", scopes=scopes)
+        applications.create_application(rt, BY, name="feed", tenant="acme-bank", scopes=scopes)
     assert refused.value.field == "scopes"
     machine = an_application(rt, tenant="acme-bank")
     with pytest.raises(Refused):
-        users.change_application(rt, BY, machine.client_id, scopes=scopes)
+        applications.change_application(rt, BY, machine.client_id, scopes=scopes)
 
 
 def test_names_that_databases_would_read_differently_are_refused(rt: Runtime) -> None:
     for name in ("", " ", "a\0b", "x" * 201, "a\u202eb"):
         with pytest.raises(Refused):
-            users.create_application(rt, BY, name=name)
+            applications.create_application(rt, BY, name=name)
         with pytest.raises(Refused):
-            users.create_tenant(rt, BY, tenant_id="acme-bank", name=name)
+            tenants.create_tenant(rt, BY, tenant_id="acme-bank", name=name)
 
 
 def test_the_master_key_is_replaced_without_losing_anything(rt: Runtime) -> None:
-    assert users.reseal(rt, BY) == 0
+    assert keys.reseal(rt, BY) == 0
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,10 @@ import jwt
 import pytest
 from sqlalchemy import event, update
 
-from identity.core.clients import applications
-from identity.core.clients.applications import Application, ClientSecret
+from identity.core.clients import applications, registration, secrets
+from identity.core.clients.applications import Application
+from identity.core.clients.secrets import ClientSecret
+from identity.core.tokens import revoked
 from identity.errors import Refused
 from identity.runtime import Runtime
 from identity.storage import Contention
@@ -19,7 +21,7 @@ from tests.world import ORIGIN, FakeClock, Web
 
 def proves(rt: Runtime, client_id: str, secret: str) -> bool:
     try:
-        applications.authenticate(rt, ORIGIN, client_id, secret)
+        secrets.authenticate(rt, ORIGIN, client_id, secret)
     except Refused as refused:
         assert refused.problem.message == "Client ID and secret do not match"  # noqa: PT017 -- the verdict is what is returned
         return False
@@ -93,14 +95,14 @@ def test_unknown_disabled_and_wrong_look_alike(web: Web) -> None:
 def test_two_secrets_live_at_once_and_a_third_is_refused(rt: Runtime) -> None:
     feed = an_application(rt)
     with rt.unit(ORIGIN) as unit:
-        second, secret = applications.add_secret(rt, unit, feed.client_id, actor="test")
+        second, secret = secrets.add_secret(rt, unit, feed.client_id, actor="test")
     assert proves(rt, feed.client_id, feed.secret)
     assert proves(rt, feed.client_id, secret.reveal())
     with pytest.raises(Refused, match="CONFLICT"), rt.unit(ORIGIN) as unit:
-        applications.add_secret(rt, unit, feed.client_id, actor="test")
+        secrets.add_secret(rt, unit, feed.client_id, actor="test")
     with rt.unit(ORIGIN) as unit:
-        applications.remove_secret(rt, unit, feed.client_id, second.id, actor="test")
-        applications.add_secret(rt, unit, feed.client_id, actor="test")
+        secrets.remove_secret(rt, unit, feed.client_id, second.id, actor="test")
+        secrets.add_secret(rt, unit, feed.client_id, actor="test")
     assert not proves(rt, feed.client_id, secret.reveal())
 
 
@@ -110,7 +112,7 @@ def test_parallel_requests_make_no_third_secret(rt: Runtime) -> None:
     def add(_: int) -> str:
         try:
             with rt.unit(ORIGIN) as unit:
-                applications.add_secret(rt, unit, feed.client_id, actor="test")
+                secrets.add_secret(rt, unit, feed.client_id, actor="test")
         except Refused as refused:
             return refused.problem.code
         return "added"
@@ -123,7 +125,7 @@ def test_parallel_requests_make_no_third_secret(rt: Runtime) -> None:
 def test_a_secret_lives_until_just_before_its_end(rt: Runtime, clock: FakeClock, seconds: float, lives: bool) -> None:
     feed = an_application(rt)
     with rt.unit(ORIGIN) as unit:
-        _, secret = applications.add_secret(rt, unit, feed.client_id, actor="test", expires_in=60)
+        _, secret = secrets.add_secret(rt, unit, feed.client_id, actor="test", expires_in=60)
     clock.tick(seconds)
     assert proves(rt, feed.client_id, secret.reveal()) is lives
     assert proves(rt, feed.client_id, feed.secret)
@@ -133,7 +135,7 @@ def test_rotating_gives_the_old_secret_its_time_and_no_more(web: Web) -> None:
     feed = an_application(web.rt)
     old = token(web, feed)
     with web.rt.unit(ORIGIN) as unit:
-        _, fresh = applications.rotate_secret(web.rt, unit, feed.client_id, actor="test", expires_in=60)
+        _, fresh = secrets.rotate_secret(web.rt, unit, feed.client_id, actor="test", expires_in=60)
     assert proves(web.rt, feed.client_id, feed.secret)
     assert works(web, old)
     web.clock.tick(60)
@@ -192,12 +194,12 @@ def test_a_token_ends_at_once_with_what_stands_behind_it(web: Web, how: str) -> 
         if how == "disabled":
             unit.execute(update(Application).where(Application.id == feed.client_id).values(enabled=False))
         elif how == "deleted":
-            applications.remove(web.rt, unit, feed.client_id, actor="test")
+            registration.remove(web.rt, unit, feed.client_id, actor="test")
         elif how == "secret removed":
-            applications.remove_secret(web.rt, unit, feed.client_id, feed.secret_id, actor="test")
+            secrets.remove_secret(web.rt, unit, feed.client_id, feed.secret_id, actor="test")
         else:
-            applications.revoke_token(web.rt, unit, str(claims["jti"]), web.clock.now(), actor="test")
-            applications.revoke_token(web.rt, unit, str(claims["jti"]), web.clock.now(), actor="test")
+            revoked.revoke_token(web.rt, unit, str(claims["jti"]), web.clock.now(), actor="test")
+            revoked.revoke_token(web.rt, unit, str(claims["jti"]), web.clock.now(), actor="test")
     assert not works(web, text)
 
 
@@ -205,9 +207,9 @@ def test_enabling_an_application_again_revives_no_token(web: Web) -> None:
     feed = an_application(web.rt)
     before = token(web, feed)
     with web.rt.unit(ORIGIN) as unit:
-        applications.change(web.rt, unit, feed.client_id, actor="test", enabled=False)
+        registration.change(web.rt, unit, feed.client_id, actor="test", enabled=False)
     with web.rt.unit(ORIGIN) as unit:
-        applications.change(web.rt, unit, feed.client_id, actor="test", enabled=True)
+        registration.change(web.rt, unit, feed.client_id, actor="test", enabled=True)
     assert not works(web, before)
     web.clock.tick(1)
     assert works(web, token(web, feed))
@@ -226,9 +228,9 @@ def test_the_standard_application_always_exists_and_has_no_secret(rt: Runtime) -
     standard = applications.find_by_app_id(rt, 10)
     assert standard
     assert standard.app_id == 10
-    assert applications.secrets_of(rt, standard.id) == []
+    assert secrets.secrets_of(rt, standard.id) == []
     with pytest.raises(Refused, match="CONFLICT"), rt.unit(ORIGIN) as unit:
-        applications.remove(rt, unit, standard.id, actor="test")
+        registration.remove(rt, unit, standard.id, actor="test")
     assert an_application(rt).app_id > 10
 
 

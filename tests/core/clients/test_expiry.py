@@ -8,11 +8,11 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import update
 
-from identity.core.admin import users
-from identity.core.admin.users import By
+from identity.core.admin import applications
+from identity.core.admin.by import By
 from identity.core.clients import expiry, keypairs
-from identity.core.clients.applications import ClientSecret
 from identity.core.clients.keypairs import KeyPair
+from identity.core.clients.secrets import ClientSecret
 from identity.core.mail import outbox
 from identity.runtime import Runtime
 from tests.builders import Person, a_user, an_application
@@ -88,7 +88,7 @@ def test_the_owners_of_a_tenant_are_told_of_its_applications_secrets(
     a_user(rt, tenants={"acme-bank": ("owner",)}, enabled=False)
     machine = an_application(rt, name="feed", tenant="acme-bank")
     clock.tick(60 * DAY)
-    users.rotate_secret(rt, BY, machine.client_id, expires_in=DAY)
+    applications.rotate_secret(rt, BY, machine.client_id, expires_in=DAY)
     assert warned(rt, mailbox) == [owner.email]
     text = mailbox.mails[0].as_string()
     assert machine.secret_id in text
@@ -118,7 +118,7 @@ def test_nobody_is_told_of_what_does_not_work_anyway(rt: Runtime, clock: FakeClo
     with rt.unit(ORIGIN) as unit:
         unit.execute(update(KeyPair).where(KeyPair.id == waiting).values(verified=False))
         unit.execute(update(ClientSecret).values(expires_at=clock.now() + timedelta(days=40)))
-    users.change_application(rt, BY, machine.client_id, enabled=False)
+    applications.change_application(rt, BY, machine.client_id, enabled=False)
     clock.tick(39.5 * DAY)
     assert warned(rt, mailbox) == []
     clock.tick(DAY)
@@ -145,7 +145,7 @@ def test_the_metric_tells_the_soonest_of_each_kind(rt: Runtime, clock: FakeClock
         a_pair(rt, ada, days=days)
     assert expiry.soonest(rt.database, clock.now()) == {"keypair": 5 * DAY}
     machine = an_application(rt)
-    users.rotate_secret(rt, BY, machine.client_id, expires_in=3600)
+    applications.rotate_secret(rt, BY, machine.client_id, expires_in=3600)
     assert expiry.soonest(rt.database, clock.now()) == {"keypair": 5 * DAY, "client_secret": 3600}
     clock.tick(3600)
     assert expiry.soonest(rt.database, clock.now()) == {"keypair": 5 * DAY - 3600}

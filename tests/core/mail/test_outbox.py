@@ -327,7 +327,7 @@ def test_a_failure_under_a_lost_claim_does_not_disturb_the_new_holder(world: Wor
 _KILLED = """
 import os, signal, sys
 from identity.core.mail import outbox
-from identity.transports import FileMailer
+from identity.instruments.transports import FileMailer
 from tests.core.mail_world import HandClock, runtime
 
 class Killer:

@@ -10,8 +10,9 @@ from sqlalchemy import update
 
 from identity.core.people import accounts
 from identity.core.people.accounts import User, UserInfo
-from identity.core.proofs import attempts
+from identity.core.proofs import attempts, guesses
 from identity.core.record import audit
+from identity.core.signin import password_proof
 from identity.errors import Refused
 from identity.runtime import Runtime
 from identity.storage import Contention
@@ -119,29 +120,29 @@ def test_what_changed_while_the_hash_was_computed_is_seen(
     rt: Runtime, clock: FakeClock, values: dict[str, object], code: str
 ) -> None:
     ada = a_user(rt)
-    proof = accounts.check_password(rt, ORIGIN, ada.email, PASSWORD)
+    proof = password_proof.check_password(rt, ORIGIN, ada.email, PASSWORD)
     change(rt, ada, **{name: clock.now() if value == "now" else value for name, value in values.items()})
     with pytest.raises(Refused) as caught, rt.unit(ORIGIN) as unit:
-        accounts.admit(unit, proof)
+        password_proof.admit(unit, proof)
     assert caught.value.problem.code == code
 
 
 def test_a_user_who_was_deleted_meanwhile_is_refused(rt: Runtime) -> None:
     ada = a_user(rt)
-    proof = accounts.check_password(rt, ORIGIN, ada.email, PASSWORD)
+    proof = password_proof.check_password(rt, ORIGIN, ada.email, PASSWORD)
     with rt.unit(ORIGIN) as unit:
         accounts.erase_row(unit, ada.id)
     with pytest.raises(Refused, match="INVALID_CREDENTIALS"), rt.unit(ORIGIN) as unit:
-        accounts.admit(unit, proof)
+        password_proof.admit(unit, proof)
 
 
 def test_a_right_password_gives_its_guess_back(rt: Runtime) -> None:
     ada = a_user(rt)
     for _ in range(8):
-        proof = accounts.check_password(rt, ORIGIN, ada.email, PASSWORD)
+        proof = password_proof.check_password(rt, ORIGIN, ada.email, PASSWORD)
         with rt.unit(ORIGIN) as unit:
-            assert isinstance(accounts.admit(unit, proof), UserInfo)
-    attempts.check(rt, accounts.guess_charges(f"user:{ada.id}", ORIGIN))
+            assert isinstance(password_proof.admit(unit, proof), UserInfo)
+    attempts.check(rt, guesses.guess_charges(f"user:{ada.id}", ORIGIN))
 
 
 # Making.

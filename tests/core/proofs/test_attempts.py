@@ -11,8 +11,7 @@ from dataclasses import replace
 import pytest
 
 from identity.ambient import Origin
-from identity.core.clients import applications
-from identity.core.people import accounts
+from identity.core.clients import secrets
 from identity.core.proofs import attempts
 from identity.core.proofs.attempts import (
     ACCOUNT,
@@ -23,6 +22,7 @@ from identity.core.proofs.attempts import (
     Charge,
     Meter,
 )
+from identity.core.signin import password_proof
 from identity.errors import Refused
 from identity.runtime import Runtime
 from identity.settings import Settings
@@ -39,10 +39,10 @@ def from_address(number: int) -> Origin:
 def guess(rt: Runtime, identifier: str, password: str = "wrong", origin: Origin = ORIGIN) -> str:
     """How a login attempt ends."""
     try:
-        proof = accounts.check_password(rt, origin, identifier, password)
+        proof = password_proof.check_password(rt, origin, identifier, password)
     except Refused as refused:
         return refused.problem.code
-    accounts.waste(rt, origin, proof)
+    password_proof.waste(rt, origin, proof)
     return "right"
 
 
@@ -114,7 +114,7 @@ def test_twenty_failures_lock_a_machine_for_one_address(rt: Runtime) -> None:
 
     def ends(secret: str, origin: Origin = ORIGIN, client_id: str = feed.client_id) -> str:
         try:
-            applications.authenticate(rt, origin, client_id, secret)
+            secrets.authenticate(rt, origin, client_id, secret)
         except Refused as refused:
             return refused.problem.code
         return "right"

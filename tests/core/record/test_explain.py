@@ -13,11 +13,11 @@ import pytest
 from sqlalchemy import func, select, update
 
 from identity.ambient import Origin
-from identity.core.admin import users
-from identity.core.admin.users import By
+from identity.core.admin import applications, users
+from identity.core.admin.by import By
 from identity.core.clients import keypairs
-from identity.core.clients.applications import ClientSecret
 from identity.core.clients.keypairs import KeyPair
+from identity.core.clients.secrets import ClientSecret
 from identity.core.people import accounts
 from identity.core.record import explain
 from identity.core.signin import factors
@@ -152,7 +152,7 @@ def test_a_client_secret_that_nearly_passed_is_told(web: Web) -> None:
     assert expired["seen"] == {"secret": machine.secret_id}
     with web.rt.unit(ORIGIN) as unit:
         unit.execute(update(ClientSecret).values(expires_at=None))
-    users.change_application(web.rt, BY, machine.client_id, enabled=False)
+    applications.change_application(web.rt, BY, machine.client_id, enabled=False)
     assert ask(machine.secret)["check"] == "the application is disabled"
 
 

@@ -18,7 +18,7 @@ from identity.core.people.accounts import User
 from identity.core.proofs import attempts, codes
 from identity.core.record import audit
 from identity.core.record.audit import Action
-from identity.core.signin import by_password, challenges, factors
+from identity.core.signin import by_password, challenges, factors, password_proof
 from identity.core.signin.by_password import Grant, Handout
 from identity.core.signin.challenges import Challenge, Issued
 from identity.core.signin.factors import Factor
@@ -256,7 +256,7 @@ def test_who_is_locked_out_meanwhile_cannot_complete(
     issued = begin(rt, ada)
     for _ in range(5):
         with pytest.raises(Refused):
-            accounts.check_password(rt, ORIGIN, "ada", "wrong")
+            password_proof.check_password(rt, ORIGIN, "ada", "wrong")
     assert outcome(rt, issued, app.at(clock.now())) == LOCKED_OUT
 
 
@@ -438,7 +438,7 @@ def test_a_guess_that_a_full_day_refuses_is_not_held_against_the_password(
     for _ in range(6):
         assert day_token(rt, ada, app.at(clock.now())) == LOCKED_OUT
     clock.tick(31)  # a reservation that was left behind would count by now
-    assert accounts.check_password(rt, ORIGIN, "ada", ada.password).user.id == ada.id
+    assert password_proof.check_password(rt, ORIGIN, "ada", ada.password).user.id == ada.id
 
 
 # The token.

@@ -16,7 +16,7 @@ from identity.core.people.accounts import User
 from identity.core.proofs import attempts, codes
 from identity.core.record import audit
 from identity.core.record.audit import Action
-from identity.core.signin import by_password, new_password
+from identity.core.signin import by_password, new_password, password_proof
 from identity.core.signin.by_password import Handout
 from identity.core.tokens import sessions
 from identity.core.tokens.sessions import Opened
@@ -70,7 +70,7 @@ def reset(rt: Runtime, verification_id: str, code: str, new: str = FRESH) -> Pro
 
 def works(rt: Runtime, person: Person, password: str) -> bool:
     try:
-        accounts.waste(rt, ORIGIN, accounts.check_password(rt, ORIGIN, person.email, password))
+        password_proof.waste(rt, ORIGIN, password_proof.check_password(rt, ORIGIN, person.email, password))
     except Refused:
         return False
     return True
@@ -205,7 +205,7 @@ def test_five_wrong_codes_end_the_code_and_lock_the_account_for_this_address(
         assert reset(rt, verification_id, wrong) == INVALID_CODE
     assert reset(rt, verification_id, code) == INVALID_CODE
     with pytest.raises(Refused) as refused:
-        accounts.check_password(rt, ORIGIN, ada.email, ada.password)
+        password_proof.check_password(rt, ORIGIN, ada.email, ada.password)
     assert refused.value.problem == LOCKED_OUT
 
 

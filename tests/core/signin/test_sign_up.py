@@ -8,6 +8,7 @@ import pytest
 from sqlalchemy import select, text
 from sqlalchemy.exc import DatabaseError
 
+from identity.core.admin import erasure
 from identity.core.clients import keypairs
 from identity.core.people import accounts, addresses, tenancy
 from identity.core.people.accounts import User
@@ -26,7 +27,7 @@ def register(rt: Runtime, *, email: str = "grace@navy.example", alias: str = "gr
 
 def erase(rt: Runtime, user_id: str) -> None:
     with rt.unit(ORIGIN) as unit:
-        sign_up.erase(rt, unit, user_id, actor=user_id)
+        erasure.erase(rt, unit, user_id, actor=user_id)
 
 
 def tables_that_hold(rt: Runtime, needle: str) -> set[str]:

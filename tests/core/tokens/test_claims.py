@@ -10,7 +10,7 @@ import pytest
 
 from identity.core.access import callers
 from identity.core.access.callers import Presented
-from identity.core.clients import applications
+from identity.core.clients import machine_tokens, secrets
 from identity.core.tokens import claims, sessions
 from identity.core.tokens.claims import resource_of
 from identity.errors import FORBIDDEN, INVALID_TOKEN, TOKEN_EXPIRED, VALIDATION, Refused
@@ -34,8 +34,8 @@ def claims_of(token: str) -> dict[str, object]:
 
 def an_application_token(rt: Runtime, **options: object) -> str:
     feed = an_application(rt, **options)
-    proven = applications.authenticate(rt, ORIGIN, feed.client_id, feed.secret)
-    return applications.issue_token(rt, proven, scope=None, audience=(rt.settings.issuer,)).text
+    proven = secrets.authenticate(rt, ORIGIN, feed.client_id, feed.secret)
+    return machine_tokens.issue_token(rt, proven, scope=None, audience=(rt.settings.issuer,)).text
 
 
 def code_of(rt: Runtime, token: str) -> str:
@@ -134,8 +134,8 @@ def test_no_part_of_a_token_is_a_token(rt: Runtime) -> None:
 
 def test_an_application_token_must_name_us_as_audience_on_our_own_routes(rt: Runtime) -> None:
     feed = an_application(rt)
-    proven = applications.authenticate(rt, ORIGIN, feed.client_id, feed.secret)
-    token = applications.issue_token(rt, proven, scope=None, audience=("https://api.acme.example",)).text
+    proven = secrets.authenticate(rt, ORIGIN, feed.client_id, feed.secret)
+    token = machine_tokens.issue_token(rt, proven, scope=None, audience=("https://api.acme.example",)).text
     assert code_of(rt, token) == INVALID_TOKEN.code
     assert callers.identify(rt, ORIGIN, Presented(token), own_routes=False).subject == feed.client_id
 

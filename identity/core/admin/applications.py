@@ -1,0 +1,77 @@
+"""What administrators do with applications and their secrets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from identity.core.admin.by import By
+from identity.core.clients import applications, registration, secrets
+from identity.core.clients.applications import ADMIN_SCOPE, ApplicationInfo
+from identity.core.clients.secrets import SecretInfo
+from identity.core.people.accounts import ADMIN_ROLE, clean_name
+from identity.errors import VALIDATION, Refused
+from identity.instruments.opaque import Secret
+from identity.runtime import Runtime
+
+
+def create_application(
+    rt: Runtime, by: By, *, name: str, tenant: str | None = None, scopes: Sequence[str] = (), **options: Any
+) -> tuple[ApplicationInfo, SecretInfo, Secret]:
+    """Make an application and its first secret, which is shown once. See `applications.register` for `options` and refusals."""
+    _check_grant(tenant, scopes, options.get("roles", ()))
+    with rt.unit(by.origin) as unit:
+        return registration.register(
+            rt,
+            unit,
+            name=clean_name(name, field="name"),
+            actor=by.actor,
+            tenant=tenant,
+            scopes=scopes,
+            **options,
+        )
+
+
+def change_application(
+    rt: Runtime, by: By, client_id: str, *, version: int | None = None, **changes: Any
+) -> ApplicationInfo:
+    """Change an application; see `applications.change`."""
+    app = applications.get(rt, client_id)
+    _check_grant(app.tenant, changes.get("scopes", ()), changes.get("roles", ()))
+    if "name" in changes:
+        changes["name"] = clean_name(changes["name"], field="name")
+    with rt.unit(by.origin) as unit:
+        return registration.change(rt, unit, app.id, actor=by.actor, version=version, **changes)
+
+
+def delete_application(rt: Runtime, by: By, client_id: str) -> None:
+    """Delete an application; its secrets and tokens end with it."""
+    with rt.unit(by.origin) as unit:
+        registration.remove(rt, unit, client_id, actor=by.actor)
+
+
+def add_secret(rt: Runtime, by: By, client_id: str, *, expires_in: int | None = None) -> tuple[SecretInfo, Secret]:
+    """A second live secret, so that the first can be retired."""
+    with rt.unit(by.origin) as unit:
+        return secrets.add_secret(rt, unit, client_id, actor=by.actor, expires_in=expires_in)
+
+
+def rotate_secret(rt: Runtime, by: By, client_id: str, *, expires_in: int) -> tuple[SecretInfo, Secret]:
+    """A new secret, while the one before works for `expires_in` seconds more."""
+    with rt.unit(by.origin) as unit:
+        return secrets.rotate_secret(rt, unit, client_id, actor=by.actor, expires_in=expires_in)
+
+
+def delete_secret(rt: Runtime, by: By, client_id: str, secret_id: str) -> None:
+    """End a secret and every token that it earned."""
+    with rt.unit(by.origin) as unit:
+        applications.get_row(unit.session, client_id)
+        secrets.remove_secret(rt, unit, client_id, secret_id, actor=by.actor)
+
+
+def _check_grant(tenant: str | None, scopes: Sequence[str], roles: Sequence[str]) -> None:
+    """Refuse what no application may hold: an administrator's role, or, for a tenant's own, the scope that reaches every tenant."""
+    if ADMIN_ROLE in roles:
+        raise Refused(VALIDATION.saying("An application administers by the scope admin, not by a role"), field="roles")
+    if tenant is not None and ADMIN_SCOPE in scopes:
+        raise Refused(VALIDATION.saying("An application of a tenant cannot hold the scope admin"), field="scopes")

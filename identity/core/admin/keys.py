@@ -1,0 +1,43 @@
+"""What administrators do with signing keys and master keys."""
+
+from __future__ import annotations
+
+from identity.core.admin.by import By
+from identity.core.mail import outbox
+from identity.core.record import audit
+from identity.core.record.audit import Action
+from identity.core.signin import factors
+from identity.instruments.keyring import KeyInfo
+from identity.runtime import Runtime
+
+
+def rotate_key(rt: Runtime, by: By) -> KeyInfo:
+    """Have the standby key sign as soon as verifiers can know it; publishes one first where none waits."""
+    rt.ring.ensure_standby()
+    with rt.unit(by.origin) as unit:
+        rotated = rt.ring.rotate(unit)
+        audit.record(rt, unit, Action.KEY_ROTATED, actor=by.actor, target=rotated.kid)
+    return next(key for key in rt.ring.list() if key.kid == rotated.kid)
+
+
+def revoke_key(rt: Runtime, by: By, kid: str) -> None:
+    """Withdraw a signing key at once: everything that it signed is refused from now on."""
+    with rt.unit(by.origin) as unit:
+        rt.ring.revoke(unit, kid)
+        audit.record(rt, unit, Action.KEY_REVOKED, actor=by.actor, target=kid)
+
+
+def import_key(rt: Runtime, by: By, pem: bytes) -> KeyInfo:
+    """Take a private RSA key as the one that signs next."""
+    with rt.unit(by.origin) as unit:
+        imported = rt.ring.import_pem(unit, pem)
+        audit.record(rt, unit, Action.KEY_IMPORTED, actor=by.actor, target=imported.kid)
+    return imported
+
+
+def reseal(rt: Runtime, by: By) -> int:
+    """Seal everything anew under the newest master key, so that the older ones can go; tell how many rows changed."""
+    with rt.unit(by.origin) as unit:
+        changed = rt.ring.reseal(unit) + outbox.reseal(rt, unit) + factors.reseal(rt, unit)
+        audit.record(rt, unit, Action.MASTER_KEY_CHANGED, actor=by.actor, rows=changed)
+    return changed

@@ -1,0 +1,83 @@
+"""What administrators do with tenants and memberships."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import func, select
+
+from identity.canonical import canonical_id
+from identity.core.admin.by import By
+from identity.core.people import accounts, tenancy
+from identity.core.people.accounts import ADMIN_ROLE, User, clean_name
+from identity.core.people.tenancy import Membership, TenantInfo
+from identity.errors import NOT_FOUND, VALIDATION, Refused
+from identity.runtime import Runtime
+from identity.storage import Unit
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A user in a tenant."""
+
+    user_id: str
+    alias: str
+    roles: tuple[str, ...]
+
+
+def create_tenant(rt: Runtime, by: By, *, tenant_id: str, name: str) -> TenantInfo:
+    """Make a tenant. Raises Refused(VALIDATION) or Refused(CONFLICT)."""
+    with rt.unit(by.origin) as unit:
+        return tenancy.create(rt, unit, tenant_id=tenant_id, name=clean_name(name, field="name"), actor=by.actor)
+
+
+def change_tenant(rt: Runtime, by: By, tenant_id: str, *, version: int | None = None, **changes: Any) -> TenantInfo:
+    """Rename a tenant, or set its budgets; see `tenancy.change`."""
+    if "name" in changes:
+        changes["name"] = clean_name(changes["name"], field="name")
+    with rt.unit(by.origin) as unit:
+        return tenancy.change(rt, unit, tenant_id, actor=by.actor, version=version, **changes)
+
+
+def delete_tenant(rt: Runtime, by: By, tenant_id: str) -> None:
+    """Delete a tenant with its memberships and its applications."""
+    with rt.unit(by.origin) as unit:
+        tenancy.remove(rt, unit, tenant_id, actor=by.actor)
+
+
+def set_member(rt: Runtime, by: By, tenant_id: str, user_id: str, *, roles: Sequence[str]) -> Member:
+    """Make a user a member with exactly these roles."""
+    with rt.unit(by.origin) as unit:
+        user = accounts.get_row(unit.session, user_id)
+        return Member(user.id, user.alias, put_member(rt, unit, tenant_id, user.id, roles=roles, actor=by.actor))
+
+
+def remove_member(rt: Runtime, by: By, tenant_id: str, user_id: str) -> None:
+    """End a membership. Raises Refused(NOT_FOUND) where there is none."""
+    with rt.unit(by.origin) as unit:
+        if not canonical_id(user_id):
+            raise Refused(NOT_FOUND, detail="no such membership")
+        tenancy.remove_member(rt, unit, tenant_id, user_id, actor=by.actor)
+
+
+def list_members(rt: Runtime, tenant_id: str, *, limit: int, offset: int) -> tuple[int, list[Member]]:
+    """How many members a tenant has, and a page of them in the order in which their accounts were made."""
+    belongs = Membership.tenant_id == tenant_id
+    with rt.database.reading() as session:
+        tenancy.get(session, tenant_id)
+        total = session.scalar(select(func.count()).select_from(Membership).where(belongs)) or 0
+        query = select(User.id, User.alias, Membership.roles).join(User, User.id == Membership.user_id).where(belongs)
+        return total, [Member(*row) for row in session.execute(query.order_by(User.id).limit(limit).offset(offset))]
+
+
+def put_member(
+    rt: Runtime, unit: Unit, tenant_id: str, user_id: str, *, roles: Sequence[str], actor: str
+) -> tuple[str, ...]:
+    """Make a user a member with exactly these roles, in the caller's unit. Raises Refused(VALIDATION) for a role that only users hold."""
+    if ADMIN_ROLE in roles:
+        raise Refused(
+            VALIDATION.saying("A membership cannot hold the role users_admin, which is global"), field="roles"
+        )
+    return tenancy.set_member(rt, unit, tenant_id, user_id, roles=roles, actor=actor)

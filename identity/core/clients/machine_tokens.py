@@ -1,0 +1,144 @@
+"""The tokens of applications: stateless, no row and no write on success.
+
+What ends one early is the application (disabled, deleted), the secret that earned it, or its own revocation; all are asked of the live
+rows in one read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+from sqlalchemy import (
+    bindparam,
+    delete,
+    select,
+)
+
+from identity.core.clients.applications import (
+    Application,
+    ApplicationInfo,
+)
+from identity.core.clients.assertions import (
+    KEY_PROOF,
+    SpentAssertion,
+)
+from identity.core.clients.secrets import (
+    Authenticated,
+    ClientSecret,
+)
+from identity.core.people.tenancy import Memberships, Tenant
+from identity.core.tokens import claims
+from identity.core.tokens.claims import AccessToken
+from identity.core.tokens.revoked import RevokedToken
+from identity.errors import Problem, Refused
+from identity.instruments.keyring import CURRENT_VERSION
+from identity.runtime import Runtime
+from identity.storage import Prepared, Unit
+
+_RESOURCE: Final = re.compile(r"[a-z][a-z0-9+.-]*://[!-\"$-~]{1,190}", re.ASCII | re.IGNORECASE)
+SCOPE_REFUSED: Final = Problem(
+    "VALIDATION_ERROR", 422, "That scope is not this application's to ask for", oauth="invalid_scope"
+)
+
+
+TARGET_REFUSED: Final = Problem(
+    "VALIDATION_ERROR", 422, "That resource is not this application's to ask for", oauth="invalid_target"
+)
+
+
+class LiveApplication(NamedTuple):
+    """The rights of an application as of now, whatever its token says."""
+
+    roles: tuple[str, ...]
+    scopes: tuple[str, ...]
+    memberships: Memberships
+
+
+_LIVE = Prepared(
+    select(
+        Application.enabled,
+        Application.roles,
+        Application.tenant_id,
+        Application.scopes,
+        Application.jwks,
+        ClientSecret.id,
+        ClientSecret.expires_at,
+        RevokedToken.jti,
+        Application.disabled_at,
+        Tenant.limits,
+        CURRENT_VERSION,
+    )
+    .outerjoin(Tenant, Tenant.id == Application.tenant_id)
+    .outerjoin(ClientSecret, (ClientSecret.client_id == Application.id) & (ClientSecret.id == bindparam("secret_id")))
+    .outerjoin(RevokedToken, RevokedToken.jti == bindparam("jti"))
+    .where(Application.id == bindparam("id"))
+)
+
+
+def issue_token(
+    rt: Runtime, proven: Authenticated, *, scope: Sequence[str] | None, audience: Sequence[str]
+) -> AccessToken:
+    """A token for a proven application: the asked scopes, or all that it has.
+
+    Raises Refused(SCOPE_REFUSED) for a scope that it does not have.
+    """
+    app = proven.application
+    granted = app.scopes if scope is None else tuple(dict.fromkeys(scope))
+    if not set(granted) <= set(app.scopes):
+        raise Refused(SCOPE_REFUSED, field="scope", evidence={"asked": sorted(granted), "has": list(app.scopes)})
+    return claims.issue_application_token(
+        rt,
+        client_id=app.id,
+        secret_id=proven.secret_id,
+        roles=app.roles,
+        tenant=app.tenant,
+        scope=granted,
+        audience=audience,
+        seconds=app.token_seconds or rt.settings.application_token_seconds,
+        now=rt.clock.now(),
+    )
+
+
+def audience_of(rt: Runtime, app: ApplicationInfo, *, origin: str | None = None) -> tuple[str, ...]:
+    """The audience of a token asked for with this `Origin` header: the origin, if this application may name it, else its own default."""
+    allowed = app.audiences or rt.settings.origins
+    fallback = app.audiences[0] if app.audiences else rt.settings.default_audience
+    required = rt.settings.require_origin
+    return (claims.resource_of(origin, allowed=allowed, required=required, fallback=fallback),)
+
+
+def audience_for_resource(rt: Runtime, app: ApplicationInfo, resource: str) -> tuple[str, ...]:
+    """The audience that a `resource` parameter selects (RFC 8707 section 2), among those that this application may name.
+
+    Raises Refused(TARGET_REFUSED) for another, and, where nothing is listed, for what is no absolute URI without a fragment.
+    """
+    allowed = app.audiences or rt.settings.origins
+    if resource not in allowed if allowed else not _RESOURCE.fullmatch(resource):
+        raise Refused(TARGET_REFUSED, field="resource", evidence={"asked": resource[:200], "has": list(allowed)})
+    return (resource,)
+
+
+def live_state(rt: Runtime, client_id: str, token_id: str, *, issued_at: int) -> LiveApplication | None:
+    """What an application whose token `token_id`, issued at that Unix second, is still good may do now, or None."""
+    secret_id = claims.secret_of(token_id)
+    row = rt.database.row(_LIVE, id=client_id, secret_id=secret_id, jti=token_id)
+    if row is None:
+        return None
+    enabled, roles, tenant, scopes, jwks, secret, expires_at, revoked, disabled_at, limits, version = row
+    if rt.ring.ensure_version(version) and not rt.ring.is_ready():
+        return None
+    by_key = secret_id == KEY_PROOF and jwks is not None
+    by_secret = secret is not None and (expires_at is None or rt.clock.now() < expires_at)
+    # Enabling again revives nothing: what was issued before the application was last disabled has ended.
+    is_ended = revoked is not None or (disabled_at is not None and issued_at <= disabled_at.timestamp())
+    is_good = enabled and not is_ended and (by_key or by_secret)
+    belongs = Memberships.alone(tenant, roles, limits) if tenant else Memberships()
+    return LiveApplication(roles, scopes, belongs) if is_good else None
+
+
+def purge(unit: Unit) -> int:
+    """Forget revoked tokens and spent assertions that have expired; for the janitor."""
+    gone = unit.changed(delete(RevokedToken).where(RevokedToken.expires_at < unit.now))
+    return gone + unit.changed(delete(SpentAssertion).where(SpentAssertion.expires_at < unit.now))

@@ -1,0 +1,150 @@
+"""Making, changing and removing applications, and what their settings may be."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import (
+    delete,
+    func,
+    select,
+    update,
+)
+from sqlalchemy.exc import IntegrityError
+
+from identity.canonical import get_names
+from identity.core.clients.applications import (
+    STANDARD_APP_ID,
+    Application,
+    ApplicationInfo,
+    from_row,
+    get_row,
+)
+from identity.core.clients.secrets import (
+    ClientSecret,
+    SecretInfo,
+    add_secret,
+)
+from identity.core.people import tenancy
+from identity.core.record import audit
+from identity.core.record.audit import Action
+from identity.errors import CONFLICT, VALIDATION, Refused
+from identity.instruments.jws import load_jwks
+from identity.instruments.opaque import Secret
+from identity.runtime import Runtime
+from identity.storage import Contention, Unit
+
+
+def register(
+    rt: Runtime,
+    unit: Unit,
+    *,
+    name: str,
+    actor: str,
+    tenant: str | None = None,
+    scopes: Sequence[str] = (),
+    roles: Sequence[str] = (),
+    audiences: Sequence[str] = (),
+    token_seconds: int | None = None,
+    jwks: Mapping[str, Any] | None = None,
+) -> tuple[ApplicationInfo, SecretInfo, Secret]:
+    """Make an application and its first secret, which is shown once.
+
+    Raises Refused(VALIDATION) and Refused(NOT_FOUND) for a tenant that does not exist.
+    """
+    if tenant is not None:
+        tenancy.get(unit.session, tenant)
+    highest = unit.execute(select(func.coalesce(func.max(Application.app_id), STANDARD_APP_ID))).scalar_one()
+    row = Application(
+        id=rt.new_id(),
+        app_id=highest + 1,
+        name=name,
+        tenant_id=tenant,
+        scopes=get_names(tuple(scopes), field="scopes"),
+        roles=get_names(tuple(roles), field="roles"),
+        audiences=_checked_audiences(audiences),
+        token_seconds=_checked_seconds(token_seconds),
+        jwks=_checked_jwks(jwks),
+        enabled=True,
+        created_at=unit.now,
+        version=1,
+    )
+    try:
+        unit.add(row)
+    except IntegrityError as exc:
+        raise Contention("two applications at once took one number") from exc
+    audit.record(
+        rt,
+        unit,
+        Action.APPLICATION_CREATED,
+        actor=actor,
+        target=row.id,
+        name=name,
+        tenant=tenant,
+        scopes=list(row.scopes),
+    )
+    info, secret = add_secret(rt, unit, row.id, actor=actor)
+    return from_row(row), info, secret
+
+
+def change(
+    rt: Runtime, unit: Unit, client_id: str, *, actor: str, version: int | None = None, **changes: Any
+) -> ApplicationInfo:
+    """Change `name`, `scopes`, `roles`, `audiences`, `token_seconds`, `jwks` or `enabled`; `version` guards against a change in between.
+
+    Raises Refused(NOT_FOUND), Refused(VALIDATION), Refused(CONFLICT) for a stale version.
+    """
+    row = get_row(unit.session, client_id)
+    checks: dict[str, Callable[[Any], Any]] = {
+        "scopes": lambda value: get_names(tuple(value), field="scopes"),
+        "roles": lambda value: get_names(tuple(value), field="roles"),
+        "audiences": _checked_audiences,
+        "token_seconds": _checked_seconds,
+        "jwks": _checked_jwks,
+    }
+    values = {name: checks[name](value) if name in checks else value for name, value in changes.items()}
+    before = {name: getattr(row, name) for name in values}
+    ended = {"disabled_at": unit.now} if values.get("enabled") is False else {}
+    expected = row.version if version is None else version
+    if not unit.changed(
+        update(Application)
+        .where(Application.id == client_id, Application.version == expected)
+        .values(**values, **ended, version=expected + 1)
+    ):
+        raise Refused(CONFLICT.saying("It has changed in between; read it again"), detail="stale version")
+    unit.session.refresh(row)
+    audit.record(rt, unit, Action.APPLICATION_CHANGED, actor=actor, target=client_id, before=before, after=values)
+    return from_row(row)
+
+
+def remove(rt: Runtime, unit: Unit, client_id: str, *, actor: str) -> None:
+    """Delete an application; its secrets and tokens end with it. The standard one stays (CONFLICT)."""
+    row = get_row(unit.session, client_id)
+    if row.app_id == STANDARD_APP_ID:
+        raise Refused(CONFLICT.saying("The standard application always exists"))
+    unit.execute(delete(ClientSecret).where(ClientSecret.client_id == client_id))
+    unit.execute(delete(Application).where(Application.id == client_id))
+    audit.record(rt, unit, Action.APPLICATION_DELETED, actor=actor, target=client_id)
+
+
+def _checked_audiences(audiences: Sequence[str]) -> tuple[str, ...]:
+    if any(not 1 <= len(one) <= 200 or not one.isascii() or not one.isprintable() or " " in one for one in audiences):
+        raise Refused(
+            VALIDATION.saying("An audience has 1 to 200 printable ASCII characters without spaces"), field="audiences"
+        )
+    return tuple(sorted(set(audiences)))
+
+
+def _checked_seconds(seconds: int | None) -> int | None:
+    if seconds is not None and not 60 <= seconds <= 86_400:
+        raise Refused(VALIDATION.saying("A token lives from 60 to 86400 seconds"), field="tokenSeconds")
+    return seconds
+
+
+def _checked_jwks(jwks: Mapping[str, Any] | None) -> str | None:
+    if jwks is None:
+        return None
+    load_jwks(jwks)
+    return json.dumps(jwks, sort_keys=True)

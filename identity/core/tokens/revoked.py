@@ -1,0 +1,36 @@
+"""Application tokens that were revoked one by one, remembered until they would have ended by themselves."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from sqlalchemy import (
+    String,
+)
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Mapped, mapped_column
+
+from identity.core.record import audit
+from identity.core.record.audit import Action
+from identity.runtime import Runtime
+from identity.storage import Base, Instant, Unit
+
+
+class RevokedToken(Base):
+    """An application token that was revoked before its time, kept until that time."""
+
+    __tablename__ = "revoked_token"
+
+    jti: Mapped[str] = mapped_column(String(64), primary_key=True)
+    expires_at: Mapped[datetime] = mapped_column(Instant, index=True)
+
+
+def revoke_token(rt: Runtime, unit: Unit, token_id: str, expires_at: datetime, *, actor: str) -> None:
+    """End one application token; doing it twice is the same."""
+    if unit.session.get(RevokedToken, token_id) is None:
+        try:
+            with unit.session.begin_nested():
+                unit.session.add(RevokedToken(jti=token_id, expires_at=expires_at))
+        except IntegrityError:
+            return  # Revoked by another request at this moment.
+        audit.record(rt, unit, Action.TOKEN_REVOKED, actor=actor, jti=token_id)
