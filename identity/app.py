@@ -7,18 +7,18 @@ from flask import Flask
 from identity.opening import create_runtime
 from identity.runtime import Runtime
 from identity.settings import Settings
-from identity.wire import flask_mount
-from identity.wire.admin import admin
-from identity.wire.documentation import with_documentation
-from identity.wire.gate import gate
-from identity.wire.inbox import inbox
-from identity.wire.oauth import oauth
-from identity.wire.pipeline import Endpoint
-from identity.wire.public import public
-from identity.wire.risksage import risksage
-from identity.wire.s7risk import s7risk
-from identity.wire.signalx import signalx
-from identity.wire.threatwinds import threatwinds
+from identity.wire.dialects.admin import admin
+from identity.wire.dialects.documentation import with_documentation
+from identity.wire.dialects.gate import gate
+from identity.wire.dialects.inbox import inbox
+from identity.wire.dialects.oauth import oauth
+from identity.wire.dialects.public import public
+from identity.wire.dialects.risksage import risksage
+from identity.wire.dialects.s7risk import s7risk
+from identity.wire.dialects.signalx import signalx
+from identity.wire.dialects.threatwinds import threatwinds
+from identity.wire.endpoint import Endpoint
+from identity.wire.mounts import flask_mount
 
 DIALECTS = (s7risk, signalx, risksage, threatwinds, oauth, gate, admin, public, inbox)
 

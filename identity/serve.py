@@ -28,7 +28,7 @@ from identity.runtime import Runtime
 from identity.settings import Settings
 from identity.storage import Contention
 from identity.wire import metrics
-from identity.wire.fastlane import FastLane
+from identity.wire.mounts.fastlane import FastLane
 
 _ALLOCATIONS_BEFORE_COLLECTING: Final = 20_000
 _MAX_HEADER_BYTES: Final = 16_384
@@ -46,7 +46,7 @@ class Service(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
         options: dict[str, Any] = {
             "bind": settings.bind,
             "workers": settings.worker_count,
-            "worker_class": "identity.connections.Worker",
+            "worker_class": "identity.wire.mounts.connections.Worker",
             "worker_connections": 1000,
             "timeout": 30,
             "graceful_timeout": settings.graceful_stop_seconds,

@@ -16,7 +16,7 @@ from sqlalchemy import inspect, text
 
 from identity.app import endpoints
 from identity.instruments.limits import Policy
-from identity.wire.pipeline import Endpoint, Reads
+from identity.wire.endpoint import Endpoint, Reads
 from tests.builders import PASSWORD, a_user, an_application
 from tests.world import CODE, MASTER_KEY, Live, Web
 

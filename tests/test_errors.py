@@ -27,7 +27,8 @@ from identity.core.signin import factors
 from identity.core.tokens import claims
 from identity.errors import CATALOGUE, RATE_LIMITED, UNAVAILABLE, Problem, Refused
 from identity.runtime import Runtime
-from identity.wire.pipeline import Request, Shape, refuse_outside
+from identity.wire.endpoint import Request, Shape
+from identity.wire.exchange import refuse_outside
 from tests.builders import a_token, a_user, an_application
 from tests.world import ORIGIN, Live, Web
 

@@ -21,7 +21,7 @@ from identity.core.signin import factors
 from identity.core.tokens import sessions
 from identity.runtime import Runtime
 from identity.settings import Settings
-from identity.wire.pipeline import Endpoint, Reads
+from identity.wire.endpoint import Endpoint, Reads
 from tests.builders import Authenticator, Person, a_session, a_user, an_authenticator
 from tests.world import Web, code_in
 

@@ -18,7 +18,7 @@ from identity.core.people import accounts
 from identity.core.signin import factors
 from identity.settings import Settings
 from identity.storage import Base
-from identity.wire.pipeline import Endpoint
+from identity.wire.endpoint import Endpoint
 from tests.builders import PASSWORD, a_session, a_token, a_user, an_application, an_authenticator
 from tests.conftest import fresh_database
 from tests.oauth_world import as_client

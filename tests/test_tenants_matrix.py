@@ -27,7 +27,7 @@ from identity.core.tokens import sessions
 from identity.core.tokens.sessions import UserSession
 from identity.opening import create_runtime
 from identity.runtime import Runtime
-from identity.wire.pipeline import Endpoint
+from identity.wire.endpoint import Endpoint
 from tests.builders import PASSWORD, Person, a_session, a_tenant, a_user, an_application
 from tests.conftest import BACKENDS, fresh_database
 from tests.world import ORIGIN, FakeClock, Mailbox, Web, fast_settings

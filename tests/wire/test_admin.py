@@ -14,8 +14,8 @@ from identity import app as composition
 from identity.core.record import audit
 from identity.core.tokens import sessions
 from identity.settings import Settings
-from identity.wire.admin import admin as group_h
-from identity.wire.pipeline import Endpoint
+from identity.wire.dialects.admin import admin as group_h
+from identity.wire.endpoint import Endpoint
 from tests.builders import a_session, a_tenant, a_token, a_user, an_application
 from tests.world import Web, code_in
 

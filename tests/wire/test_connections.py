@@ -18,9 +18,9 @@ import pytest
 from gunicorn.asgi.protocol import ASGIProtocol
 
 from identity.app import endpoints
-from identity.connections import Connection
 from identity.serve import Service
-from identity.wire.fastlane import FastLane
+from identity.wire.mounts.connections import Connection
+from identity.wire.mounts.fastlane import FastLane
 from tests.builders import a_session, a_token, a_user, an_application
 from tests.wire.sockets import Heard, Wire, get, post
 from tests.world import Live, Web

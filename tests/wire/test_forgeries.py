@@ -11,7 +11,7 @@ from werkzeug.test import TestResponse
 
 from identity.app import create_app, endpoints
 from identity.opening import create_runtime
-from identity.wire.pipeline import Reads
+from identity.wire.endpoint import Reads
 from tests.builders import a_token, a_user
 from tests.conftest import fresh_database
 from tests.forgeries import expired, for_another_audience, forgeries

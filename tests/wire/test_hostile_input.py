@@ -16,8 +16,9 @@ import pytest
 from marshmallow import Schema, fields
 
 from identity.app import endpoints
+from identity.wire.endpoint import Endpoint, Reads, Request
 from identity.wire.fields import Flag, Text, Whole
-from identity.wire.pipeline import Endpoint, Reads, Request, client_address, networks_of
+from identity.wire.head import client_address, networks_of
 from tests.builders import a_token, a_user, an_application
 from tests.conftest import fresh_database
 from tests.wire.sockets import Heard, Wire, get, post

@@ -19,7 +19,7 @@ from identity.core.clients.assertions import SpentAssertion
 from identity.core.people.accounts import User
 from identity.core.tokens import sessions
 from identity.errors import CATALOGUE, UNAVAILABLE, Refused
-from identity.wire.oauth import SHAPE
+from identity.wire.dialects.oauth import SHAPE
 from tests.builders import Machine, a_session, a_token, a_user, an_application
 from tests.oauth_world import as_client, asking, assertion, basic, ec_key, jwks, rsa_key, session_of, with_assertion
 from tests.world import ORIGIN, Web

@@ -6,7 +6,7 @@ import pytest
 
 from identity.app import create_app
 from identity.runtime import Runtime
-from identity.wire import flask_mount
+from identity.wire.mounts import flask_mount
 from tests.world import FakeClock, Mailbox, Web
 
 

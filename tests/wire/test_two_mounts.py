@@ -17,7 +17,7 @@ from identity.app import create_app, endpoints
 from identity.core.clients import keypairs
 from identity.runtime import Runtime
 from identity.settings import Settings
-from identity.wire.fastlane import FastLane
+from identity.wire.mounts.fastlane import FastLane
 from tests.builders import a_session, a_token, a_user, an_application
 from tests.world import ORIGIN, Web
 

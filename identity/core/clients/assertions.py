@@ -14,14 +14,8 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, mapped_column
 
 from identity.ambient import Origin
-from identity.core.clients.applications import (
-    find,
-)
-from identity.core.clients.secrets import (
-    Authenticated,
-    charges_of,
-    refuse,
-)
+from identity.core.clients.applications import find
+from identity.core.clients.secrets import Authenticated, charges_of, refuse
 from identity.core.proofs import attempts
 from identity.errors import Refused
 from identity.instruments.jws import unverified_claims, verify_assertion

@@ -16,18 +16,9 @@ from sqlalchemy import (
     select,
 )
 
-from identity.core.clients.applications import (
-    Application,
-    ApplicationInfo,
-)
-from identity.core.clients.assertions import (
-    KEY_PROOF,
-    SpentAssertion,
-)
-from identity.core.clients.secrets import (
-    Authenticated,
-    ClientSecret,
-)
+from identity.core.clients.applications import Application, ApplicationInfo
+from identity.core.clients.assertions import KEY_PROOF, SpentAssertion
+from identity.core.clients.secrets import Authenticated, ClientSecret
 from identity.core.people.tenancy import Memberships, Tenant
 from identity.core.tokens import claims
 from identity.core.tokens.claims import AccessToken

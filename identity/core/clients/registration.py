@@ -15,18 +15,8 @@ from sqlalchemy import (
 from sqlalchemy.exc import IntegrityError
 
 from identity.canonical import get_names
-from identity.core.clients.applications import (
-    STANDARD_APP_ID,
-    Application,
-    ApplicationInfo,
-    from_row,
-    get_row,
-)
-from identity.core.clients.secrets import (
-    ClientSecret,
-    SecretInfo,
-    add_secret,
-)
+from identity.core.clients.applications import STANDARD_APP_ID, Application, ApplicationInfo, from_row, get_row
+from identity.core.clients.secrets import ClientSecret, SecretInfo, add_secret
 from identity.core.people import tenancy
 from identity.core.record import audit
 from identity.core.record.audit import Action

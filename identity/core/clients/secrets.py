@@ -25,13 +25,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from identity.ambient import Origin, later
 from identity.canonical import canonical_id
-from identity.core.clients.applications import (
-    COLUMNS,
-    Application,
-    ApplicationInfo,
-    get_row,
-    info_of,
-)
+from identity.core.clients.applications import COLUMNS, Application, ApplicationInfo, get_row, info_of
 from identity.core.proofs import attempts
 from identity.core.proofs.attempts import MACHINE_AND_ADDRESS, Charge
 from identity.core.record import audit

@@ -31,14 +31,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, Session, aliased, mapped_column
 
-from identity.canonical import (
-    canonical_address,
-    canonical_alias,
-    canonical_id,
-    get_address,
-    get_alias,
-    get_names,
-)
+from identity.canonical import canonical_address, canonical_alias, canonical_id, get_address, get_alias, get_names
 from identity.core.record import audit
 from identity.core.record.audit import Action
 from identity.errors import (

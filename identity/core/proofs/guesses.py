@@ -12,11 +12,7 @@ from identity.core.proofs.attempts import ACCOUNT, ACCOUNT_AND_ADDRESS, ADDRESS,
 from identity.core.proofs.codes import Consumed, Purpose, WrongCode
 from identity.core.record import audit
 from identity.core.record.audit import Action
-from identity.errors import (
-    INVALID_CODE,
-    INVALID_CREDENTIALS,
-    Refused,
-)
+from identity.errors import INVALID_CODE, INVALID_CREDENTIALS, Refused
 from identity.instruments.limits import address_key
 from identity.runtime import Runtime
 from identity.storage import Unit

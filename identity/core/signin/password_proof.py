@@ -9,24 +9,14 @@ from sqlalchemy import (
 )
 
 from identity.ambient import Origin
-from identity.canonical import (
-    canonical_identifier,
-)
-from identity.core.people.accounts import (
-    User,
-    UserInfo,
-    find_with_hash,
-    recheck,
-)
+from identity.canonical import canonical_identifier
+from identity.core.people.accounts import User, UserInfo, find_with_hash, recheck
 from identity.core.proofs import attempts, codes
 from identity.core.proofs.attempts import Reservation
 from identity.core.proofs.guesses import guess_charges, refuse_guess
 from identity.core.record import audit
 from identity.core.record.audit import Action
-from identity.errors import (
-    ACCESS_WINDOW_EXPIRED,
-    Refused,
-)
+from identity.errors import ACCESS_WINDOW_EXPIRED, Refused
 from identity.runtime import Runtime
 from identity.storage import Unit
 

@@ -18,19 +18,9 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from identity.errors import INTERNAL, METHOD_NOT_ALLOWED, NOT_FOUND, RATE_LIMITED, UNAVAILABLE, Refused
 from identity.instruments.limits import address_key
 from identity.runtime import Runtime
-from identity.wire.pipeline import (
-    ENVELOPE,
-    ENVELOPE_400,
-    Answer,
-    Endpoint,
-    Exchange,
-    Networks,
-    Request,
-    Shape,
-    client_address,
-    networks_of,
-    refuse_outside,
-)
+from identity.wire.endpoint import ENVELOPE, ENVELOPE_400, Answer, Endpoint, Request, Shape
+from identity.wire.exchange import Exchange, refuse_outside
+from identity.wire.head import Networks, client_address, networks_of
 
 _ALL_METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 _PAGE_BUDGET: Final = "600/minute"

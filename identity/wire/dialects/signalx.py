@@ -21,8 +21,8 @@ from identity.core.signin import by_password, challenges, password_proof
 from identity.core.signin.by_password import Handout
 from identity.errors import INTERNAL, INVALID_CODE, MALFORMED, RATE_LIMITED, Refused
 from identity.instruments.limits import Policy
+from identity.wire.endpoint import Call, Dialect, Reply, Shape
 from identity.wire.fields import Body, Text
-from identity.wire.pipeline import Call, Dialect, Reply, Shape
 
 # graphql-core takes a seventh of a second to import; only a process that is asked in GraphQL pays for it.
 if TYPE_CHECKING:

@@ -32,8 +32,8 @@ from identity.errors import CLIENT_MISMATCH, LOCKED_OUT, MALFORMED, UNAUTHENTICA
 from identity.instruments import limits
 from identity.instruments.jws import unverified_claims
 from identity.instruments.limits import Policy
+from identity.wire.endpoint import Call, Dialect, Reads, Reply, Shape
 from identity.wire.fields import Text
-from identity.wire.pipeline import Call, Dialect, Reads, Reply, Shape
 
 GRANT: Final = "client_credentials"
 ASSERTION_TYPE: Final = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"

@@ -22,8 +22,8 @@ from identity.errors import (
 )
 from identity.instruments import limits
 from identity.instruments.limits import Policy
+from identity.wire.endpoint import Call, Dialect, Reply
 from identity.wire.fields import Body, Text
-from identity.wire.pipeline import Call, Dialect, Reply
 
 s7risk = Dialect("A: tokens")
 

@@ -38,8 +38,8 @@ from identity.errors import (
     Refused,
 )
 from identity.instruments.limits import Policy
+from identity.wire.endpoint import ENVELOPE_400, Call, Dialect, Reads, Reply
 from identity.wire.fields import Body, Id, Message, Text, Whole
-from identity.wire.pipeline import ENVELOPE_400, Call, Dialect, Reads, Reply
 
 threatwinds = Dialect(
     "C: sessions, emails, key pairs, users", mounts=("", "/api/auth/v2"), shape=ENVELOPE_400, status=202

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from identity.errors import NOT_FOUND, Refused
 from identity.instruments.transports import mail_directory
 from identity.settings import Settings
-from identity.wire.pipeline import Call, Dialect, Reply, Request
+from identity.wire.endpoint import Call, Dialect, Reply, Request
 
 inbox = Dialect("I: the development inbox")
 

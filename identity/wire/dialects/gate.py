@@ -11,7 +11,8 @@ from typing import Final, TypeVar
 
 from marshmallow import Schema
 
-from identity.core.access import callers
+from identity.core.access import callers, passage
+from identity.core.access.passage import Demand
 from identity.core.people.tenancy import LIMITED_TIERS
 from identity.errors import (
     FORBIDDEN,
@@ -27,7 +28,7 @@ from identity.errors import (
     Refused,
 )
 from identity.instruments.limits import Policy
-from identity.wire.pipeline import ENVELOPE, Call, Dialect, Reads, Reply
+from identity.wire.endpoint import ENVELOPE, Call, Dialect, Reads, Reply
 
 # nginx keeps the headers of a refused subrequest and drops its body: the code must stand in a header to reach the client.
 _SHAPE: Final = replace(ENVELOPE, headers_of=lambda refused: (("X-Auth-Error", refused.problem.code),))
@@ -72,31 +73,17 @@ def verify(call: Call) -> Reply:
     needs_tenant = _choice(call, "tenant", _TENANT, True)
     # 1. Who is asking. A stranger learns nothing about tenants, not even that one is missing.
     caller = call.identified = callers.identify(call.rt, call.origin, call.presented, own_routes=False)
-    # 2. For which tenant. Requests count against a tenant only once they are known to come from one of its own.
-    tenant = call.header("x-tenant-id") or ""
-    membership = caller.memberships.find(tenant)
-    roles = frozenset(caller.roles)
-    if membership is None:
-        call.limit(tier, f"subject {caller.subject}")
-        if tenant:
-            raise Refused(FORBIDDEN, detail="not a member of that tenant", evidence={"seen": {"tenant": tenant[:64]}})
-        if needs_tenant:
-            raise Refused(MISSING_TENANT)
-    else:
-        held, budgets = membership
-        call.limit(tier, f"tenant {tenant}", budget=budgets.get(tier))
-        roles = roles.union(held)
-    # 3. With which rights: those in the tenant and the global ones together.
-    _require(call, "role", roles)
-    _require(call, "scope", frozenset(caller.scopes))
+    # 2. For which tenant, and with which rights.
+    demand = Demand(call.query.get("role", ()), call.query.get("scope", ()), tier, needs_tenant)
+    passed = passage.decide(caller, call.header("x-tenant-id") or "", demand, call.limit)
     # All six, always: a proxy that copies them must overwrite whatever the client sent under these names.
     return Reply(
         raw=b"{}",
         headers=(
             ("X-Auth-Subject", caller.subject),
             ("X-Auth-Type", caller.kind),
-            ("X-Auth-Tenant", tenant),
-            ("X-Auth-Roles", ",".join(sorted(roles))),
+            ("X-Auth-Tenant", passed.tenant),
+            ("X-Auth-Roles", ",".join(sorted(passed.roles))),
             ("X-Auth-Scopes", " ".join(caller.scopes)),
             ("X-Auth-Session", caller.session_id),
         ),
@@ -111,10 +98,3 @@ def _choice(call: Call, name: str, known: dict[str, _T], default: _T) -> _T:
     if len(values) > 1 or values[0] not in known:
         raise Refused(VALIDATION.saying(f"The {name} must be one of: {', '.join(known)}"), field=name)
     return known[values[0]]
-
-
-def _require(call: Call, name: str, held: frozenset[str]) -> None:
-    needed = call.query.get(name)
-    if needed and not held.issuperset(needed):
-        evidence = {"expected": {name: sorted(needed)}, "seen": {name: sorted(held)}}
-        raise Refused(FORBIDDEN, detail=f"lacks a {name}", evidence=evidence)

@@ -31,8 +31,8 @@ from identity.errors import (
 )
 from identity.instruments.limits import Policy
 from identity.instruments.opaque import Secret
+from identity.wire.endpoint import ENVELOPE, Call, Dialect, Reads, Reply
 from identity.wire.fields import Body, Id, Message, Text
-from identity.wire.pipeline import ENVELOPE, Call, Dialect, Reads, Reply
 
 risksage = Dialect("B: login with a second factor", mounts=("", "/api/v1"), shape=ENVELOPE)
 

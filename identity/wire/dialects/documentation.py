@@ -42,7 +42,7 @@ from identity.errors import (
     Problem,
     Refused,
 )
-from identity.wire.pipeline import Call, Dialect, Endpoint, Reads, Reply, Shape
+from identity.wire.endpoint import Call, Dialect, Endpoint, Reads, Reply, Shape
 
 _PARAMETER: Final = re.compile(r"\{(\w+)\}")
 _ADDRESS_OF_A_SEED: Final = "otpauth://totp/identity:ada%40acme.example?secret=JBSWY3DPEHPK3PXP&issuer=identity&algorithm=SHA1&digits=6&period=30"

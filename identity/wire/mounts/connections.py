@@ -16,8 +16,9 @@ from gunicorn.asgi.protocol import ASGIProtocol
 from gunicorn.workers import gasgi
 from gunicorn_h1c import H1CProtocol
 
-from identity.wire.fastlane import FastLane, headers_of
-from identity.wire.pipeline import MAX_BODY, Answer, Endpoint, Exchange, Request
+from identity.wire.endpoint import MAX_BODY, Answer, Endpoint, Request
+from identity.wire.exchange import Exchange
+from identity.wire.mounts.fastlane import FastLane, headers_of
 
 _DRAIN_SECONDS: Final = 1.0
 _LENGTH: Final = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,15})[ \t]*(?=\r\n|$)")

@@ -9,7 +9,7 @@ from marshmallow import Schema, fields
 from identity import migrations
 from identity.errors import UNAVAILABLE, Refused
 from identity.runtime import Runtime
-from identity.wire.pipeline import Call, Dialect, Reply
+from identity.wire.endpoint import Call, Dialect, Reply
 
 public = Dialect("F and I: keys, metadata, health")
 

@@ -18,18 +18,9 @@ from urllib.parse import unquote_to_bytes
 
 from identity.errors import INTERNAL, UNAVAILABLE, UNREADABLE, Refused
 from identity.runtime import Runtime
-from identity.wire.pipeline import (
-    ENVELOPE,
-    MAX_BODY,
-    Answer,
-    Endpoint,
-    Exchange,
-    Reads,
-    Request,
-    WritesElsewhere,
-    networks_of,
-    refuse_outside,
-)
+from identity.wire.endpoint import ENVELOPE, MAX_BODY, Answer, Endpoint, Reads, Request
+from identity.wire.exchange import Exchange, WritesElsewhere, refuse_outside
+from identity.wire.head import networks_of
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]

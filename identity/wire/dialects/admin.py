@@ -39,8 +39,8 @@ from identity.errors import (
     Refused,
 )
 from identity.instruments.limits import Policy
-from identity.wire import admin_schemas as schemas
-from identity.wire.pipeline import ENVELOPE_400, Call, Dialect, Reads, Reply
+from identity.wire.dialects import admin_schemas as schemas
+from identity.wire.endpoint import ENVELOPE_400, Call, Dialect, Reads, Reply
 
 admin = Dialect(
     "H: administration",

@@ -1,0 +1,12 @@
+"""One module for each dialect: its routes, its schemas, its shape of refusals. They never import each other.
+
+s7risk       A: tokens for users and applications
+risksage     B: login with a second factor, refresh, passwords
+threatwinds  C: sessions by emailed code, addresses, key pairs, users
+signalx      D: GraphQL login
+oauth        E: OAuth 2.0
+public       F and I: keys, metadata, health
+gate         G: may this request pass
+admin        H: administration
+documentation, inbox   what is known of all of them; the mails of development
+"""

@@ -1,0 +1,199 @@
+"""An endpoint as a value: method, path, the credentials it reads, its limit, its schemas and its handler; and what passes through it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Final, NamedTuple
+
+from marshmallow import Schema
+
+from identity.ambient import Origin
+from identity.core.access.callers import Caller, Presented
+from identity.errors import (
+    UNAUTHENTICATED,
+    VALIDATION,
+    Problem,
+    Refused,
+)
+from identity.instruments.limits import Policy, Window
+from identity.runtime import Runtime
+from identity.wire.fields import Body, reader
+
+MAX_BODY: Final = 64 * 1024
+
+
+class Reads(Enum):
+    """Which credentials an endpoint reads."""
+
+    NOTHING = "none"
+    BEARER = "bearer"
+    BEARER_OR_KEY = "bearer or key pair"
+    KEY = "key pair"
+    CLIENT = "client authentication"
+
+
+class Request(NamedTuple):
+    """A request as any server can give it. Header names are lower case; repeated headers are joined by commas."""
+
+    method: str
+    target: str
+    path: str
+    query: str
+    headers: Mapping[str, str]
+    body: bytes | None
+    peer: str
+
+
+class Reply(NamedTuple):
+    """What a handler answers: JSON by default."""
+
+    payload: Any = None
+    status: int | None = None
+    headers: tuple[tuple[str, str], ...] = ()
+    raw: bytes | None = None
+    content_type: str = "application/json"
+
+
+class Answer(NamedTuple):
+    """A finished response."""
+
+    status: int
+    headers: tuple[tuple[str, str], ...]
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """How a dialect spells a refusal."""
+
+    name: str
+    validation_status: int
+    render: Callable[[Refused, int], Any]
+    status_of: Callable[[Refused], int | None] = lambda _refused: None
+    challenge: str = "Bearer"
+    headers_of: Callable[[Refused], tuple[tuple[str, str], ...]] = lambda _refused: ()
+
+    def status(self, refused: Refused) -> int:
+        """The HTTP status of a refusal in this dialect."""
+        own = self.status_of(refused)
+        if own is not None:
+            return own
+        return self.validation_status if refused.problem.code == VALIDATION.code else refused.problem.status
+
+
+def _envelope(refused: Refused, status: int) -> dict[str, Any]:
+    """The one envelope of contract section 1."""
+    body: dict[str, Any] = {"error": refused.problem.code, "message": refused.problem.message}
+    if refused.field is not None:
+        body["field"] = refused.field
+    return body | {"status": status}
+
+
+ENVELOPE: Final = Shape("envelope", 422, _envelope)
+
+
+ENVELOPE_400: Final = Shape("envelope, validation is 400", 400, _envelope)
+
+
+@dataclass(slots=True)
+class Call:
+    """One request inside its handler: everything that was read and checked."""
+
+    rt: Runtime
+    request: Request
+    origin: Origin
+    endpoint: Endpoint
+    params: Mapping[str, str]
+    body: dict[str, Any] = field(default_factory=dict)
+    query: dict[str, list[str]] = field(default_factory=dict)
+    presented: Presented = field(default_factory=Presented)
+    window: Window | None = None
+    identified: Caller | None = None
+
+    @property
+    def caller(self) -> Caller:
+        """Who is asking. Only for endpoints that read a credential."""
+        if self.identified is None:
+            raise Refused(UNAUTHENTICATED)
+        return self.identified
+
+    def header(self, name: str) -> str | None:
+        """The value of a header, by its lower-case name."""
+        return self.request.headers.get(name)
+
+    def limit(self, policy: Policy, key: str, *, budget: str | None = None) -> None:
+        """Count this request against a policy; at most once a request."""
+        if self.window is None:
+            self.window = self.rt.limiter.hit(policy, key, budget=budget)
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A route: the single source for routing, validation, limits, documentation and the tests that enumerate routes.
+
+    `limit` is counted where its key is known: by client address first of all, by caller once known, by the handler itself where the key
+    is in the body (`limits_itself`). `is_page`: a public page that costs more than its bytes; Flask-Limiter counts those.
+    `hot` endpoints are mounted on the fast lane too; one that `writes` even when all is well is never run on the event loop.
+    """
+
+    method: str
+    path: str
+    handler: Callable[[Call], Reply]
+    mounts: tuple[str, ...] = ("",)
+    reads: Reads = Reads.NOTHING
+    limit: Policy | None = None
+    limits_itself: bool = False
+    body: type[Schema] | None = None
+    form: bool = False
+    query: tuple[str, ...] = ()
+    answer: type[Schema] | None = None
+    status: int = 200
+    shape: Shape = ENVELOPE
+    hot: bool = False
+    writes: bool = False
+    admin: bool = False
+    any_method: bool = False
+    ignores_body: bool = False
+    max_body: int = MAX_BODY
+    cacheable: bool = False
+    is_page: bool = False
+    produces: str = "application/json"
+    refusals: tuple[Problem, ...] = ()
+    tags: tuple[str, ...] = ()
+    load: Callable[[Mapping[str, Any]], dict[str, Any]] = field(init=False, repr=False)
+    requires_body: bool = field(init=False)
+    #: What logs and metrics call it: never what a client sent.
+    name: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        schema = self.body or Body
+        object.__setattr__(self, "name", f"{self.method} {self.path}")
+        object.__setattr__(self, "load", reader(schema))
+        object.__setattr__(self, "requires_body", any(one.required for one in schema().fields.values()))
+
+    @property
+    def summary(self) -> str:
+        """The first line of its handler's docstring."""
+        return (self.handler.__doc__ or "").strip().partition("\n")[0]
+
+
+class Dialect:
+    """The endpoints of one wire contract, and what they have in common."""
+
+    def __init__(self, name: str, *, mounts: tuple[str, ...] = ("",), shape: Shape = ENVELOPE, **defaults: Any) -> None:
+        self.name = name
+        self.endpoints: list[Endpoint] = []
+        self._defaults: dict[str, Any] = {"mounts": mounts, "shape": shape, "tags": (name,), **defaults}
+
+    def endpoint(
+        self, method: str, path: str, **options: Any
+    ) -> Callable[[Callable[[Call], Reply]], Callable[[Call], Reply]]:
+        """Declare the decorated function as the handler of `method path`."""
+
+        def declare(handler: Callable[[Call], Reply]) -> Callable[[Call], Reply]:
+            self.endpoints.append(Endpoint(method, path, handler, **{**self._defaults, **options}))
+            return handler
+
+        return declare

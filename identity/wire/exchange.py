@@ -1,0 +1,251 @@
+"""One declaration of an endpoint, and the one way through it, whatever server carries the request.
+
+An `Endpoint` is a value: where it is mounted, what it reads, how it is limited, what it answers. `Exchange` takes one request through
+it: limit, caller, body, deed, answer. Flask and the fast lane only translate their requests and answers; nothing is decided there.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Final
+
+from identity import logs
+from identity.ambient import Origin
+from identity.core.access import callers, passage
+from identity.core.record import explain
+from identity.errors import (
+    INTERNAL,
+    RATE_LIMITED,
+    TOO_LARGE,
+    UNAUTHENTICATED,
+    UNAVAILABLE,
+    VALIDATION,
+    Problem,
+    Refused,
+)
+from identity.instruments import limits
+from identity.instruments.limits import Policy, Window
+from identity.runtime import Runtime
+from identity.storage import Contention
+from identity.wire import metrics
+from identity.wire.endpoint import (
+    Answer,
+    Call,
+    Endpoint,
+    Reads,
+    Reply,
+    Request,
+    Shape,
+)
+from identity.wire.head import (
+    REQUEST_ID,
+    Networks,
+    check_head,
+    client_address,
+    fresh_id,
+    has_credential,
+    printable,
+    read_credentials,
+)
+from identity.wire.reading import read_form, read_json, read_query
+
+_encode: Final = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
+_NOT_MODIFIED: Final = 304
+_CONTENTION_TRIES: Final = 4
+_log = logging.getLogger("identity.request")
+
+
+class Exchange:
+    """One request on its way through an endpoint. `run` may be called again after WritesElsewhere; nothing is counted twice."""
+
+    __slots__ = ("_call", "_networks", "_started", "endpoint", "rt")
+
+    def __init__(
+        self, rt: Runtime, endpoint: Endpoint, request: Request, params: Mapping[str, str], networks: Networks
+    ) -> None:
+        self._started = time.perf_counter()
+        self.rt = rt
+        self.endpoint = endpoint
+        headers = request.headers
+        fresh = fresh_id(rt)
+        given = headers.get("x-request-id")
+        origin = Origin(
+            address=client_address(request, networks),
+            user_agent=printable(headers.get("user-agent", "")),
+            request_id=given if given is not None and REQUEST_ID.fullmatch(given) else fresh,
+            error_id=fresh,
+        )
+        self._call = Call(rt, request, origin, endpoint, params)
+
+    def run(self) -> Answer:
+        """The answer: the handler's, or the refusal in the dialect's shape. Never raises but WritesElsewhere."""
+        call = self._call
+        try:
+            reply = self._attempt(call)
+            refused = None
+        except Refused as exc:
+            reply, refused = _refusal(call, exc), exc
+        except WritesElsewhere:
+            raise
+        except Exception as exc:  # noqa: BLE001 -- the last resort: a fault of ours must not show its insides
+            _log.exception(
+                "internal error",
+                extra={"fields": {"requestID": call.origin.request_id, "errorID": call.origin.error_id}},
+            )
+            refused = Refused(INTERNAL, detail=type(exc).__name__, cause=exc)
+            reply = _refusal(call, refused)
+        return self._finish(call, reply, refused)
+
+    def _attempt(self, call: Call) -> Reply:
+        for attempt in range(_CONTENTION_TRIES):
+            try:
+                return self._pass(call)
+            except Contention as exc:
+                if attempt == _CONTENTION_TRIES - 1:
+                    raise Refused(UNAVAILABLE, detail="contention", retry_after_seconds=1, cause=exc) from exc
+                self.rt.pause(0.005 * 2**attempt)
+        raise AssertionError("the loop returns or raises")
+
+    def _pass(self, call: Call) -> Reply:
+        endpoint, request = self.endpoint, call.request
+        # 1. What is no proper request is not counted, not authenticated, not read.
+        check_head(request)
+        # 2. Logins are counted by client address before anything else is looked at.
+        if endpoint.limit is Policy.AUTH and (endpoint.reads is Reads.NOTHING or not has_credential(request.headers)):
+            call.limit(Policy.AUTH, limits.address_key(call.origin.address))
+        # 3. Who is asking, and how much of them.
+        if endpoint.reads not in (Reads.NOTHING, Reads.CLIENT):
+            call.presented = read_credentials(request.headers, endpoint.reads)
+            if not endpoint.limits_itself:
+                call.identified = callers.identify(call.rt, call.origin, call.presented)
+                if endpoint.admin:
+                    call.caller.require_admin()
+                if endpoint.limit is not None:
+                    passage.count_request(call.caller, call.header("x-tenant-id") or "", endpoint.limit, call.limit)
+        # 4. What they ask.
+        call.query = read_query(request.query)
+        unknown = next((name for name in call.query if name not in endpoint.query), None)
+        if unknown is not None and not endpoint.form:
+            raise Refused(VALIDATION.saying("The query has a parameter that this route does not know"))
+        if not endpoint.ignores_body:
+            call.body = self._read_body(request)
+        # 5. The deed.
+        return endpoint.handler(call)
+
+    def _read_body(self, request: Request) -> dict[str, Any]:
+        endpoint, raw = self.endpoint, request.body
+        if raw is None or len(raw) > endpoint.max_body:
+            raise Refused(TOO_LARGE, detail=f"over {endpoint.max_body} bytes")
+        content_type = request.headers.get("content-type", "")
+        if endpoint.form:
+            return dict(read_form(raw, content_type))
+        if not raw and not endpoint.requires_body:
+            return endpoint.load({})
+        return endpoint.load(read_json(raw, content_type))
+
+    def _finish(self, call: Call, reply: Reply, refused: Refused | None) -> Answer:
+        endpoint, origin = self.endpoint, call.origin
+        status = reply.status or endpoint.status
+        body = reply.raw if reply.raw is not None else _json_bytes(reply.payload)
+        headers: list[tuple[str, str]] = [("X-Request-Id", origin.request_id), ("X-Content-Type-Options", "nosniff")]
+        if status != _NOT_MODIFIED:
+            headers.append(("Content-Type", reply.content_type))
+        if not (endpoint.cacheable and refused is None):
+            headers.append(("Cache-Control", "no-store"))
+            headers.append(("Vary", "Authorization, Origin"))
+        window = call.window
+        if window is not None:
+            headers.append(("X-RateLimit-Limit", str(window.limit)))
+            headers.append(("X-RateLimit-Remaining", str(window.remaining)))
+            headers.append(("X-RateLimit-Reset", str(window.reset_at)))
+        headers.extend(reply.headers)
+        if refused is not None:
+            headers.append(("x-error", refused.problem.message[:200]))
+            headers.append(("x-error-id", origin.error_id))
+            caller = call.identified.subject if call.identified else ""
+            explain.note(self.rt, origin, endpoint.name, status, refused, caller=caller)
+        elapsed = time.perf_counter() - self._started
+        metrics.observe(endpoint.name, status, elapsed)
+        _log_request(call, status, elapsed, refused)
+        return Answer(status, tuple(headers), body)
+
+
+class WritesElsewhere(Exception):
+    """This exchange needs a transaction, which its thread must not wait for; run it again where it may."""
+
+
+def refuse_outside(
+    rt: Runtime,
+    request: Request,
+    refused: Refused,
+    shape: Shape,
+    networks: Networks,
+    *,
+    headers: Sequence[tuple[str, str]] = (),
+) -> Answer:
+    """The answer to a request that reached no endpoint (404, 405), made by the same pipeline."""
+
+    def handler(_call: Call) -> Reply:
+        raise refused
+
+    nowhere = replace(_NOWHERE, handler=handler, shape=shape)
+    # Without its query: that is no fault where there is no route that reads one.
+    answer = Exchange(rt, nowhere, request._replace(query=""), {}, networks).run()
+    return answer._replace(headers=answer.headers + tuple(headers))
+
+
+def _refusal(call: Call, refused: Refused) -> Reply:
+    shape, problem = call.endpoint.shape, refused.problem
+    status = shape.status(refused)
+    headers = list(shape.headers_of(refused))
+    window = refused.evidence.get("window")
+    if isinstance(window, Window):
+        call.window = window
+    if problem.status in (RATE_LIMITED.status, UNAVAILABLE.status):
+        headers.append(("Retry-After", str(refused.retry_after_seconds or 1)))
+    if status == UNAUTHENTICATED.status:
+        challenge = _challenge(call, problem)
+        if challenge:
+            headers.append(("WWW-Authenticate", challenge))
+    return Reply(shape.render(refused, status), status, tuple(headers))
+
+
+def _challenge(call: Call, problem: Problem) -> str:
+    """RFC 6750 section 3: no error code where no token was presented."""
+    if call.endpoint.reads in (Reads.NOTHING, Reads.KEY):
+        return ""
+    if call.endpoint.reads is Reads.CLIENT:
+        return call.endpoint.shape.challenge
+    presented = call.presented.bearer is not None
+    return f'Bearer error="{problem.bearer}"' if presented and problem.bearer else "Bearer"
+
+
+def _json_bytes(payload: Any) -> bytes:
+    return _encode(payload).encode()
+
+
+def _log_request(call: Call, status: int, elapsed: float, refused: Refused | None) -> None:
+    fields: dict[str, Any] = {
+        "requestID": call.origin.request_id,
+        "route": call.endpoint.name,
+        "status": status,
+        "ms": round(elapsed * 1000, 2),
+        "address": call.origin.address,
+    }
+    if refused is not None:
+        fields |= {"error": refused.problem.code, "errorID": call.origin.error_id, "detail": refused.detail}
+    if call.identified is not None:
+        fields["caller"] = call.identified.subject
+    logs.request(fields)
+
+
+def _nowhere(_call: Call) -> Reply:
+    """Nothing is here."""
+    raise AssertionError("replaced by refuse_outside")
+
+
+_NOWHERE: Final = Endpoint("ANY", "(no route)", _nowhere, ignores_body=True, query=())
