@@ -21,6 +21,13 @@ _GATHERED: Final = 256
 _encode: Final = json.JSONEncoder(separators=(",", ":"), default=str).encode
 
 
+def event(
+    logger: logging.Logger, level: int, name: str, *, exc_info: BaseException | None = None, **fields: Any
+) -> None:
+    """Log that something happened: a constant name, and data as fields, never a credential. The one way to write a line with data."""
+    logger.log(level, name, exc_info=exc_info, extra={"fields": fields})
+
+
 class JsonLines(logging.Formatter):
     """A record as one line of JSON; its data comes in `extra={"fields": {...}}`."""
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar, overload
 
 from sqlalchemy import (
     BigInteger,
@@ -46,6 +46,7 @@ from identity.ambient import Origin
 from identity.errors import UNAVAILABLE, Refused
 
 T = TypeVar("T")
+R = TypeVar("R", bound=tuple[Any, ...])
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 BUSY_SECONDS = 5
@@ -241,7 +242,7 @@ class Unit:
             prepared = _inserts[row.__tablename__] = Prepared(Base.metadata.tables[row.__tablename__].insert())
         self.run(prepared, **values)
 
-    def run(self, prepared: Prepared, **values: Any) -> list[tuple[Any, ...]]:
+    def run(self, prepared: Prepared[R], **values: Any) -> list[R]:
         """The rows that a prepared statement returns, at the driver's cost, inside this transaction."""
         statement, arrange, convert = prepared.compiled_for(self._database.engine.dialect)
         return [convert(row) for row in self._call(self._fetch, statement, arrange(values))]
@@ -263,30 +264,36 @@ class Unit:
             self.session.flush()
 
 
-Compiled = tuple[str, Callable[[dict[str, Any]], Any], Callable[[Sequence[Any]], tuple[Any, ...]]]
+Compiled = tuple[str, Callable[[dict[str, Any]], Any], Callable[[Sequence[Any]], R]]
+Statement = Select[*tuple[Any, ...]] | TextClause | TextualSelect | Insert
 
 
-class Prepared:
+class Prepared(Generic[R]):
     """A statement that is compiled once for each database and then costs only the driver's call.
 
-    Rows are tuples in column order, with the columns' types applied. `Database.rows` runs a select outside any transaction, `Unit.run`
-    anything inside one.
+    A row is `into`, a named tuple with a field for each column, in their order; without it a plain tuple. The columns' types are
+    applied. `Database.rows` runs a select outside any transaction, `Unit.run` anything inside one.
     """
 
-    __slots__ = ("_compiled", "_statement")
+    __slots__ = ("_compiled", "_into", "_statement")
 
-    def __init__(self, statement: Select[*tuple[Any, ...]] | TextClause | TextualSelect | Insert) -> None:
+    @overload
+    def __init__(self: Prepared[tuple[Any, ...]], statement: Statement) -> None: ...
+    @overload
+    def __init__(self, statement: Statement, *, into: type[R]) -> None: ...
+    def __init__(self, statement: Statement, *, into: Any = None) -> None:
         self._statement = statement
-        self._compiled: dict[str, Compiled] = {}
+        self._into = into
+        self._compiled: dict[str, Compiled[R]] = {}
 
-    def compiled_for(self, dialect: Dialect) -> Compiled:
+    def compiled_for(self, dialect: Dialect) -> Compiled[R]:
         """The statement's text for a driver, what arranges its parameters, and what converts a row of its answer."""
         known = self._compiled.get(dialect.name)
         if known is None:
             known = self._compiled[dialect.name] = self._compile(dialect)
         return known
 
-    def _compile(self, dialect: Dialect) -> Compiled:
+    def _compile(self, dialect: Dialect) -> Compiled[R]:
         compiled = self._statement.compile(dialect=dialect)
         binds = {
             name: bind.type.dialect_impl(dialect).bind_processor(dialect) for bind, name in compiled.bind_names.items()
@@ -305,11 +312,18 @@ class Prepared:
         processors = [_reader(column.type, dialect) for column in columns]
         converted = [(index, process) for index, process in enumerate(processors) if process is not None]
 
-        def convert(row: Sequence[Any]) -> tuple[Any, ...]:
+        # `tuple.__new__`, not the class: a named tuple's own `__new__` is a call in Python for each row.
+        fields = getattr(self._into, "_fields", processors)
+        if len(fields) != len(processors):
+            raise TypeError(f"{self._into.__name__} has {len(fields)} fields for {len(processors)} columns")
+        into, build = self._into or tuple, tuple.__new__
+
+        def convert(row: Sequence[Any]) -> R:
             values = list(row)
             for index, process in converted:
                 values[index] = process(values[index])
-            return tuple(values)
+            made: R = build(into, values)
+            return made
 
         return compiled.string, arrange, convert
 
@@ -321,7 +335,7 @@ def _reader(of: TypeEngine[Any], dialect: Dialect) -> Callable[[Any], Any] | Non
     return of.dialect_impl(dialect).result_processor(dialect, None)
 
 
-_inserts: dict[str, Prepared] = {}
+_inserts: dict[str, Prepared[tuple[Any, ...]]] = {}
 
 
 class WithoutWrites:
@@ -360,12 +374,12 @@ class Database:
         with translated(), Session(self.engine.execution_options(identity_reading=True)) as session:
             yield session
 
-    def rows(self, prepared: Prepared, **values: Any) -> list[tuple[Any, ...]]:
+    def rows(self, prepared: Prepared[R], **values: Any) -> list[R]:
         """Every row of a prepared select, read outside any transaction. Raises Refused(UNAVAILABLE)."""
         statement, arrange, convert = prepared.compiled_for(self.engine.dialect)
         return [convert(row) for row in self._fetch(statement, arrange(values))]
 
-    def row(self, prepared: Prepared, **values: Any) -> tuple[Any, ...] | None:
+    def row(self, prepared: Prepared[R], **values: Any) -> R | None:
         """The first row of a prepared select, or None."""
         found = self.rows(prepared, **values)
         return found[0] if found else None

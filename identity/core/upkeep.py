@@ -18,16 +18,15 @@ from sqlalchemy import String, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, mapped_column
 
+from identity import logs
 from identity.ambient import Origin, later
-from identity.core.clients import expiry, keypairs, machine_tokens
+from identity.core.clients import expiry
+from identity.core.keeping import Keeping, keepings
 from identity.core.mail import outbox
-from identity.core.proofs import attempts, codes
-from identity.core.record import audit, explain
+from identity.core.record import audit
 from identity.core.record.audit import Action
-from identity.core.signin import challenges, sign_up
-from identity.core.tokens import sessions
 from identity.runtime import Runtime
-from identity.storage import Base, Instant
+from identity.storage import Base, Instant, Unit
 
 _log = logging.getLogger("identity.upkeep")
 _TICK_SECONDS: Final = 0.5
@@ -75,7 +74,7 @@ def run(rt: Runtime, stop: threading.Event) -> None:
                 if not job.shared or take_lease(rt, job.name, job.every_seconds * 0.9):
                     job.work(rt)
             except Exception as exc:  # noqa: BLE001 -- the loop must outlive a database that is down
-                _log.warning("job failed", extra={"fields": {"job": job.name, "error": type(exc).__name__}})
+                logs.event(_log, logging.WARNING, "job failed", job=job.name, error=type(exc).__name__)
         stop.wait(_TICK_SECONDS)
 
 
@@ -96,25 +95,21 @@ def take_lease(rt: Runtime, name: str, seconds: float) -> bool:
 
 
 def sweep(rt: Runtime) -> None:
-    """Forget what has expired. Each kind in a unit of its own, so that one that fails holds up no other."""
-    purges = (
-        sessions.purge,
-        challenges.purge,
-        attempts.purge,
-        machine_tokens.purge,
-        codes.purge,
-        keypairs.purge,
-        outbox.purge,
-        sign_up.purge,
-    )
-    for purge in purges:
-        with rt.unit(Origin.background()) as unit:
-            purge(unit)
-    with rt.unit(Origin.background()) as unit:
-        audit.purge(rt, unit)
-    explain.purge(rt)
-    with rt.unit(Origin.background()) as unit:
-        rt.ring.drop_spent(unit)
+    """Forget what is over, each kind in small units of its own: one that fails holds up no other, none holds the database for long."""
+    for name, keeping in keepings().items():
+        if keeping.purge is not None:
+            _purge(rt, name, keeping.purge)
+    _purge(rt, "ring", lambda rt, unit: rt.ring.drop_spent(unit))
+
+
+def _purge(rt: Runtime, name: str, purge: Callable[[Runtime, Unit], int]) -> None:
+    try:
+        gone = 1
+        while gone:
+            with rt.unit(Origin.background()) as unit:
+                gone = purge(rt, unit)
+    except Exception as exc:  # noqa: BLE001 -- whatever it is, the other kinds are still to be swept
+        logs.event(_log, logging.WARNING, "purge failed", kind=name, error=type(exc).__name__)
 
 
 def tend_keys(rt: Runtime) -> None:
@@ -140,3 +135,6 @@ JOBS: Final = (
     Job("sweep", 300.0, sweep, shared=True),
     Job("expiry", 3600.0, expiry.warn, shared=True),
 )
+
+
+KEEPING: Final = Keeping((Lease,))

@@ -120,6 +120,14 @@ def address_key(address: str) -> str:
     return address
 
 
+def client_key(client: str, address: str, purpose: str = "") -> str:
+    """What a client's authentications are counted by: the client (canonical, where it is an id) and the address that tries.
+
+    `purpose` keeps windows apart: who introspects must not use up what tokens are asked with.
+    """
+    return f"{purpose}{client} {address_key(address)}"
+
+
 def _open_storage(settings: Settings) -> EmbeddedStorage | SharedStorage:
     return SharedStorage(settings.redis_url) if settings.redis_url else EmbeddedStorage(_storage_uri(settings))
 

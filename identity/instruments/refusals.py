@@ -15,6 +15,7 @@ from typing import Any, Final
 from sqlalchemy import BigInteger, String, Text
 from sqlalchemy.orm import Mapped, mapped_column
 
+from identity import logs
 from identity.ambient import Origin
 from identity.errors import Refused
 from identity.instruments.limits import address_key
@@ -77,7 +78,7 @@ class Explanations:
         """Write what waits; tell how many rows. What could not be written because the database is away waits on."""
         with self._flushing:
             if self._left_out:
-                _log.warning("refusals not kept", extra={"fields": {"count": self._left_out}})
+                logs.event(_log, logging.WARNING, "refusals not kept", count=self._left_out)
                 self._left_out = 0
             batch = [self._waiting.popleft() for _ in range(len(self._waiting))]
             if not batch:

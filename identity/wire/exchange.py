@@ -92,10 +92,8 @@ class Exchange:
         except WritesElsewhere:
             raise
         except Exception as exc:  # noqa: BLE001 -- the last resort: a fault of ours must not show its insides
-            _log.exception(
-                "internal error",
-                extra={"fields": {"requestID": call.origin.request_id, "errorID": call.origin.error_id}},
-            )
+            ids = {"requestID": call.origin.request_id, "errorID": call.origin.error_id}
+            logs.event(_log, logging.ERROR, "internal error", exc_info=exc, **ids)
             refused = Refused(INTERNAL, detail=type(exc).__name__, cause=exc)
             reply = _refusal(call, refused)
         return self._finish(call, reply, refused)

@@ -14,7 +14,7 @@ from werkzeug.test import TestResponse
 
 from identity.app import create_app, endpoints
 from identity.core.access import introspection
-from identity.core.clients import machine_tokens, registration, secrets
+from identity.core.clients import assertions, registration, secrets
 from identity.core.clients.assertions import SpentAssertion
 from identity.core.people.accounts import User
 from identity.core.tokens import sessions
@@ -418,7 +418,7 @@ def test_a_spent_assertion_is_forgotten_only_once_it_is_dead(web: Web) -> None:
     for seconds, kept in ((60, 1), (59, 1), (2, 0)):
         web.clock.tick(seconds)
         with web.rt.unit(ORIGIN) as unit:
-            machine_tokens.purge(unit)
+            assertions.purge(web.rt, unit)
             assert unit.execute(select(func.count()).select_from(SpentAssertion)).scalar_one() == kept
         refused(present(web, text), 401, "invalid_client")
 

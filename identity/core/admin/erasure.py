@@ -5,16 +5,21 @@ from __future__ import annotations
 from sqlalchemy import select
 from sqlalchemy.orm import aliased
 
-from identity.core.clients import keypairs
+from identity.ambient import Origin
+from identity.core.keeping import keepings
 from identity.core.mail import outbox
-from identity.core.people import accounts, tenancy
+from identity.core.people import accounts
 from identity.core.people.accounts import ADMIN_ROLE, Email
-from identity.core.proofs import codes
 from identity.core.record import audit
 from identity.core.record.audit import Action
-from identity.core.tokens import sessions
 from identity.runtime import Runtime
 from identity.storage import Unit
+
+
+def erase_own(rt: Runtime, origin: Origin, user_id: str) -> None:
+    """Erase a user who asks for it themselves; see `erase`."""
+    with rt.unit(origin) as unit:
+        erase(rt, unit, user_id, actor=user_id)
 
 
 def erase(rt: Runtime, unit: Unit, user_id: str, *, actor: str) -> None:
@@ -26,11 +31,9 @@ def erase(rt: Runtime, unit: Unit, user_id: str, *, actor: str) -> None:
     was_admin = row.enabled and ADMIN_ROLE in row.roles
     for address in _only_theirs(unit, user_id):
         outbox.forget(unit, address)
-    codes.forget(unit, user_id)
-    sessions.forget_user(unit, user_id)
-    keypairs.forget_user(unit, user_id)
-    tenancy.forget_user(unit, user_id)
-    # Second factors and pending challenges go with the row.
+    for keeping in keepings().values():
+        if keeping.forget is not None:
+            keeping.forget(unit, user_id)
     accounts.erase_row(unit, user_id)
     if was_admin:
         accounts.guard_last_admin(unit, user_id)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from identity.core.admin.by import By
-from identity.core.mail import outbox
+from identity.core.keeping import keepings
 from identity.core.record import audit
 from identity.core.record.audit import Action
-from identity.core.signin import factors
 from identity.instruments.keyring import KeyInfo
 from identity.runtime import Runtime
 
@@ -38,6 +37,7 @@ def import_key(rt: Runtime, by: By, pem: bytes) -> KeyInfo:
 def reseal(rt: Runtime, by: By) -> int:
     """Seal everything anew under the newest master key, so that the older ones can go; tell how many rows changed."""
     with rt.unit(by.origin) as unit:
-        changed = rt.ring.reseal(unit) + outbox.reseal(rt, unit) + factors.reseal(rt, unit)
+        changed = rt.ring.reseal(unit)
+        changed += sum(keeping.reseal(rt, unit) for keeping in keepings().values() if keeping.reseal is not None)
         audit.record(rt, unit, Action.MASTER_KEY_CHANGED, actor=by.actor, rows=changed)
     return changed

@@ -14,6 +14,7 @@ from identity.core.clients.keypairs import Requested
 from identity.core.people import accounts, addresses
 from identity.core.people.accounts import Email
 from identity.core.people.addresses import EmailInfo
+from identity.core.people.ownership import ANYONE
 from identity.core.proofs import codes
 from identity.core.proofs.codes import Purpose
 from identity.core.signin import by_code, factors, new_password
@@ -33,7 +34,7 @@ _SESSION_OVER: Final = CONFLICT.saying("That session is over, or its user may no
 def open_session(rt: Runtime, by: By, user_id: str, *, kind: str = by_code.KIND) -> Waiting:
     """A session of the user that waits for the code which is mailed to them. Raises Refused(CONFLICT) for one who may not sign in."""
     user = accounts.get(rt, user_id)
-    if not user.enabled or not user.is_inside_window(rt.clock.now()):
+    if not user.enabled or not user.window.is_open(rt.clock.now()):
         raise Refused(CONFLICT.saying("This user may not sign in now"), detail="disabled, or outside the access window")
     with rt.unit(by.origin) as unit:
         address = _proven_address(unit, user.id)
@@ -51,7 +52,7 @@ def verify_session(rt: Runtime, by: By, session_id: str) -> None:
     with rt.unit(by.origin) as unit:
         codes.cancel(unit, Purpose.SESSION, found.id)
         try:
-            sessions.verify(rt, unit, found.id, amr=(), actor=by.actor)
+            sessions.mark_proven(rt, unit, found.id, amr=(), actor=by.actor)
         except Refused as refused:
             raise Refused(_SESSION_OVER, detail=refused.detail, cause=refused) from refused
 
@@ -78,13 +79,13 @@ def verify_keypair(rt: Runtime, by: By, key_id: str) -> None:
     """Make a waiting pair usable without its code. Raises Refused(NOT_FOUND)."""
     with rt.unit(by.origin) as unit:
         codes.cancel(unit, Purpose.KEYPAIR, key_id)
-        keypairs.verify(rt, unit, key_id, actor=by.actor)
+        keypairs.mark_proven(rt, unit, key_id, actor=by.actor)
 
 
 def revoke_keypair(rt: Runtime, by: By, key_id: str) -> None:
     """Delete a pair, and end what it has opened. Raises Refused(NOT_FOUND)."""
     with rt.unit(by.origin) as unit:
-        keypairs.revoke(rt, unit, key_id, actor=by.actor)
+        keypairs.revoke(rt, unit, key_id, actor=by.actor, of=ANYONE)
 
 
 # Addresses.
@@ -103,19 +104,19 @@ def verify_email(rt: Runtime, by: By, email_id: str) -> None:
         row = unit.session.get(Email, email_id) if canonical_id(email_id) else None
         if row is None:
             raise Refused(NOT_FOUND, detail="no such address")
-        addresses.confirm(rt, unit, row.user_id, row.address, actor=by.actor)
+        addresses.mark_proven(rt, unit, row.user_id, row.address, actor=by.actor)
 
 
 def prefer_email(rt: Runtime, by: By, email_id: str) -> None:
     """Have notices and codes sent to this address of its user. Raises Refused(NOT_FOUND), Refused(CONFLICT) for an unverified one."""
     with rt.unit(by.origin) as unit:
-        addresses.prefer(rt, unit, email_id, actor=by.actor)
+        addresses.prefer(rt, unit, email_id, actor=by.actor, of=ANYONE)
 
 
 def remove_email(rt: Runtime, by: By, email_id: str) -> None:
     """Delete an address, but not the last verified one of its user (CONFLICT)."""
     with rt.unit(by.origin) as unit:
-        addresses.remove(rt, unit, email_id, actor=by.actor)
+        addresses.remove(rt, unit, email_id, actor=by.actor, of=ANYONE)
 
 
 # Passwords and factors.
@@ -130,7 +131,7 @@ def send_password_reset(rt: Runtime, by: By, user_id: str) -> str:
 
 
 def fix_otp(rt: Runtime, by: By, user_id: str, otp: str) -> None:
-    """Fix a one-time code for a user; see `mfa.set_fixed_otp`."""
+    """Fix a one-time code for a user; see `factors.set_fixed_otp`."""
     user = accounts.get(rt, user_id)
     with rt.unit(by.origin) as unit:
         factors.set_fixed_otp(rt, unit, user, otp, actor=by.actor)

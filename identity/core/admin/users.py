@@ -24,7 +24,7 @@ from identity.core.clients.keypairs import KeyPairInfo
 from identity.core.mail import outbox
 from identity.core.mail.letters import Template
 from identity.core.people import accounts, addresses
-from identity.core.people.accounts import ADMIN_ROLE, Email, User, UserInfo, clean_name
+from identity.core.people.accounts import ADMIN_ROLE, AccessWindow, Email, User, UserInfo, clean_name
 from identity.core.people.addresses import EmailInfo
 from identity.core.people.tenancy import Membership
 from identity.core.record import audit
@@ -244,7 +244,7 @@ def set_verified(rt: Runtime, by: By, user_id: str, *, verified: bool) -> None:
         wanted = select(Email.address).where(Email.user_id == row.id, Email.preferred)
         address = unit.execute(wanted).scalar_one_or_none()
         if verified and address:
-            addresses.confirm(rt, unit, row.id, address, actor=by.actor)
+            addresses.mark_proven(rt, unit, row.id, address, actor=by.actor)
         elif before != verified:
             _update_user(unit, row, None, verified=verified)
         if not verified:
@@ -290,8 +290,7 @@ def _update_user(unit: Unit, row: User, version: int | None, **values: Any) -> N
 
 
 def _is_inside(window: Mapping[str, datetime | None], now: datetime) -> bool:
-    starts_at, ends_at = window["starts_at"], window["ends_at"]
-    return (starts_at is None or starts_at <= now) and (ends_at is None or now < ends_at)
+    return AccessWindow(window["starts_at"], window["ends_at"]).is_open(now)
 
 
 def _details(rt: Runtime, users: Sequence[UserInfo]) -> list[UserDetail]:

@@ -26,6 +26,7 @@ from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from identity.ambient import Origin
 from identity.canonical import canonical_id
+from identity.core.keeping import Keeping
 from identity.errors import NOT_FOUND, Refused
 from identity.runtime import Runtime
 from identity.storage import Base, Instant, Names, Prepared
@@ -162,3 +163,6 @@ def info_of(row: Sequence[Any]) -> ApplicationInfo:
 def from_row(row: Application) -> ApplicationInfo:
     """The application in an ORM row."""
     return info_of([getattr(row, column.key) for column in COLUMNS])
+
+
+KEEPING: Final = Keeping((Application,))

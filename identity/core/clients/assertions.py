@@ -16,12 +16,13 @@ from sqlalchemy.orm import Mapped, mapped_column
 from identity.ambient import Origin
 from identity.core.clients.applications import find
 from identity.core.clients.secrets import Authenticated, charges_of, refuse
+from identity.core.keeping import Keeping, delete_batch
 from identity.core.proofs import attempts
 from identity.errors import Refused
 from identity.instruments.jws import unverified_claims, verify_assertion
 from identity.instruments.keyring import SKEW_SECONDS
 from identity.runtime import Runtime
-from identity.storage import Base, Instant, from_micros
+from identity.storage import Base, Instant, Unit, from_micros
 
 ASSERTION_SECONDS: Final = 300
 
@@ -86,3 +87,11 @@ def _assertion_fault(claims: Mapping[str, Any], client_id: str, audiences: Seque
     if not fault and max(times["iat"], times["nbf"]) > now + SKEW_SECONDS:
         fault = "iat or nbf lies ahead"
     return f"assertion: {fault}" if fault else ""
+
+
+def purge(_rt: Runtime, unit: Unit) -> int:
+    """Forget spent assertions that have expired: nobody can send one again."""
+    return delete_batch(unit, SpentAssertion, SpentAssertion.expires_at < unit.now)
+
+
+KEEPING: Final = Keeping((SpentAssertion,), purge=purge)

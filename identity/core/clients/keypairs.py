@@ -31,10 +31,12 @@ from sqlalchemy.orm import Mapped, mapped_column
 from identity.ambient import Origin, later
 from identity.canonical import canonical_id
 from identity.core.clients import applications
+from identity.core.keeping import Keeping, delete_batch
 from identity.core.mail import outbox
 from identity.core.mail.letters import Template
 from identity.core.people import addresses, tenancy
-from identity.core.people.accounts import User, UserInfo, recheck
+from identity.core.people.accounts import AccessWindow, User, UserInfo, recheck
+from identity.core.people.ownership import Anyone, Owner, may_touch
 from identity.core.people.tenancy import Memberships
 from identity.core.proofs import attempts, codes, guesses
 from identity.core.proofs.attempts import FAILURES, MACHINE_AND_ADDRESS, Charge
@@ -45,7 +47,7 @@ from identity.core.tokens import sessions
 from identity.core.tokens.claims import AccessToken
 from identity.errors import CONFLICT, INVALID_CODE, KEY_MISMATCH, NOT_FOUND, VALIDATION, Refused
 from identity.instruments import opaque
-from identity.instruments.limits import address_key
+from identity.instruments.limits import client_key
 from identity.instruments.opaque import Kind, Secret
 from identity.runtime import Runtime
 from identity.storage import Base, Instant, Prepared, Unit
@@ -107,6 +109,28 @@ class KeyInfo(NamedTuple):
     memberships: Memberships
 
 
+class _PairRow(NamedTuple):
+    """A key pair with its owner."""
+
+    id: str
+    api_key: str
+    name: str
+    expires_at: datetime
+    verified: bool
+    user_id: str
+    alias: str
+    full_name: str
+    roles: tuple[str, ...]
+    groups: tuple[str, ...]
+    fingerprint: bytes
+    cidrs: str
+    enabled: bool
+    starts_at: datetime | None
+    ends_at: datetime | None
+    failures: str | None
+    memberships: str | None
+
+
 _PROVEN = Prepared(
     select(
         KeyPair.id,
@@ -128,7 +152,8 @@ _PROVEN = Prepared(
         tenancy.memberships(User.id),
     )
     .join(User, User.id == KeyPair.user_id)
-    .where(KeyPair.api_key == bindparam("api_key"))
+    .where(KeyPair.api_key == bindparam("api_key")),
+    into=_PairRow,
 )
 
 
@@ -137,23 +162,40 @@ def authenticate(rt: Runtime, origin: Origin, api_key: str, api_secret: str) -> 
 
     Raises Refused(LOCKED_OUT) after 20 failures in 5 minutes for one key from one address.
     """
-    charge = Charge(MACHINE_AND_ADDRESS, f"{api_key[:64]} {address_key(origin.address)}")
+    charge = Charge(MACHINE_AND_ADDRESS, client_key(api_key[:64], origin.address))
     well_formed = opaque.is_well_formed(Kind.API_KEY, api_key) and opaque.is_well_formed(Kind.API_SECRET, api_secret)
     row = rt.database.row(_PROVEN, api_key=api_key, meter=charge.key) if well_formed else None
     if row is None:
         attempts.check(rt, (charge,))
     else:
-        attempts.judge(rt, charge, row[15])
+        attempts.judge(rt, charge, row.failures)
     flaw, evidence = _flaw(rt, origin, row, api_secret)
     if row is None or flaw:
         with rt.unit(origin) as unit:
             attempts.record(rt, unit, (charge,))
             audit.record(
-                rt, unit, Action.LOGIN_FAILED, actor=row[5] if row else "", target=row[0] if row else "", reason=flaw
+                rt,
+                unit,
+                Action.LOGIN_FAILED,
+                actor=row.user_id if row else "",
+                target=row.id if row else "",
+                reason=flaw,
             )
         raise Refused(KEY_MISMATCH, detail=flaw, evidence=evidence)
-    rt.usage.note(KeyPair, row[0], rt.clock.now(), origin.address)
-    return KeyInfo(*(*row[:10], Memberships(row[16] or "")))
+    rt.usage.note(KeyPair, row.id, rt.clock.now(), origin.address)
+    return KeyInfo(
+        id=row.id,
+        api_key=row.api_key,
+        name=row.name,
+        expires_at=row.expires_at,
+        verified=row.verified,
+        user_id=row.user_id,
+        alias=row.alias,
+        full_name=row.full_name,
+        roles=row.roles,
+        groups=row.groups,
+        memberships=Memberships(row.memberships or ""),
+    )
 
 
 def create(
@@ -219,13 +261,13 @@ def request(
     return Requested(info, secret, verification_id)
 
 
-def confirm(rt: Runtime, origin: Origin, verification_id: str, code: str) -> None:
+def prove(rt: Runtime, origin: Origin, verification_id: str, code: str) -> None:
     """Switch a pair on by its emailed code, and tell its owner. Raises Refused(INVALID_CODE), Refused(LOCKED_OUT)."""
     with guesses.mailed_code(rt, origin, Purpose.KEYPAIR, verification_id, code) as (unit, consumed):
         row = unit.session.get(KeyPair, consumed.subject)
         if row is None or row.expires_at <= unit.now:
             raise Refused(INVALID_CODE, detail="the key pair was revoked or has expired meanwhile")
-        info = verify(rt, unit, row.id, actor=row.user_id)
+        info = mark_proven(rt, unit, row.id, actor=row.user_id)
         address = addresses.preferred_of(unit, info.user_id)
         if address is not None:
             outbox.queue(rt, unit, Template.KEYPAIR_ADDED, to=address, values={"key_name": info.name})
@@ -253,7 +295,7 @@ def trade(rt: Runtime, origin: Origin, key: KeyInfo, *, resource: str) -> Access
     return sessions.token_for(rt, sessions.live_of(rt, user, opened.session), seconds=max(1, seconds))
 
 
-def verify(rt: Runtime, unit: Unit, key_id: str, *, actor: str) -> KeyPairInfo:
+def mark_proven(rt: Runtime, unit: Unit, key_id: str, *, actor: str) -> KeyPairInfo:
     """Make a waiting pair usable: its code was right, or an administrator vouches. Raises Refused(NOT_FOUND)."""
     if not canonical_id(key_id) or not unit.changed(update(KeyPair).where(KeyPair.id == key_id).values(verified=True)):
         raise Refused(NOT_FOUND, detail="no such key pair")
@@ -261,10 +303,10 @@ def verify(rt: Runtime, unit: Unit, key_id: str, *, actor: str) -> KeyPairInfo:
     return _info(unit.session.get_one(KeyPair, key_id))
 
 
-def revoke(rt: Runtime, unit: Unit, key_id: str, *, actor: str, user_id: str | None = None) -> None:
-    """Delete a pair, and end what it has opened; of `user_id` only, when given. Raises Refused(NOT_FOUND)."""
+def revoke(rt: Runtime, unit: Unit, key_id: str, *, actor: str, of: Owner | Anyone) -> None:
+    """Delete a pair, and end what it has opened. Raises Refused(NOT_FOUND), also for a pair that is not within `of`."""
     row = unit.session.get(KeyPair, canonical_id(key_id)) if canonical_id(key_id) else None
-    if row is None or (user_id is not None and row.user_id != user_id):
+    if row is None or not may_touch(of, row.user_id):
         raise Refused(NOT_FOUND, detail="no such key pair")
     unit.execute(delete(KeyPair).where(KeyPair.id == row.id))
     codes.cancel(unit, Purpose.KEYPAIR, row.id)
@@ -289,18 +331,18 @@ def listing(rt: Runtime, *, limit: int, offset: int) -> tuple[int, list[KeyPairI
         return total, [_info(row) for row in rows]
 
 
-def forget_user(unit: Unit, user_id: str) -> None:
+def forget(unit: Unit, user_id: str) -> None:
     """Delete the pairs of a user who is erased."""
     unit.execute(delete(KeyPair).where(KeyPair.user_id == user_id))
 
 
-def purge(unit: Unit) -> int:
-    """Delete pairs that expired more than 30 days ago; for the janitor."""
-    return unit.changed(delete(KeyPair).where(KeyPair.expires_at < later(unit.now, -30 * 86_400)))
+def purge(_rt: Runtime, unit: Unit) -> int:
+    """Delete pairs that expired more than 30 days ago."""
+    return delete_batch(unit, KeyPair, KeyPair.expires_at < later(unit.now, -30 * 86_400))
 
 
 def _flaw(  # noqa: PLR0911 -- one return for each reason
-    rt: Runtime, origin: Origin, row: tuple[Any, ...] | None, api_secret: str
+    rt: Runtime, origin: Origin, row: _PairRow | None, api_secret: str
 ) -> tuple[str, dict[str, Any]]:
     """Why this pair does not pass, and what would have, for operators only; empty when it passes.
 
@@ -309,21 +351,20 @@ def _flaw(  # noqa: PLR0911 -- one return for each reason
     presented = _fingerprint(rt, api_secret)
     if row is None:
         return "unknown key, or not the shape of a pair", {}
-    if not opaque.matches(row[10], presented):
-        return "wrong secret", {"key": row[0]}
+    if not opaque.matches(row.fingerprint, presented):
+        return "wrong secret", {"key": row.id}
     now = rt.clock.now()
-    enabled, starts_at, ends_at = row[12:15]
-    right = {"key": row[0], "near_miss": "the secret was right"}
-    if not row[4]:
+    right = {"key": row.id, "near_miss": "the secret was right"}
+    if not row.verified:
         return "the pair waits for its code", right
-    if row[3] <= now:
-        return "the pair has expired", right | {"skew_seconds": int((now - row[3]).total_seconds())}
-    if not enabled:
+    if row.expires_at <= now:
+        return "the pair has expired", right | {"skew_seconds": int((now - row.expires_at).total_seconds())}
+    if not row.enabled:
         return "its user is disabled", right
-    if (starts_at is not None and now < starts_at) or (ends_at is not None and ends_at <= now):
+    if not AccessWindow(row.starts_at, row.ends_at).is_open(now):
         return "outside the user's access window", right
-    if not _is_allowed(row[11], origin.address):
-        return "foreign network", right | {"expected": row[11].split(), "seen": origin.address}
+    if not _is_allowed(row.cidrs, origin.address):
+        return "foreign network", right | {"expected": row.cidrs.split(), "seen": origin.address}
     return "", {}
 
 
@@ -370,3 +411,6 @@ def _info(row: KeyPair) -> KeyPairInfo:
         row.expires_at,
         row.last_used_at,
     )
+
+
+KEEPING: Final = Keeping((KeyPair,), purge=purge, forget=forget)

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Final, NamedTuple
 
 from sqlalchemy import (
     bindparam,
-    delete,
     select,
 )
 
 from identity.core.clients.applications import Application, ApplicationInfo
-from identity.core.clients.assertions import KEY_PROOF, SpentAssertion
+from identity.core.clients.assertions import KEY_PROOF
 from identity.core.clients.secrets import Authenticated, ClientSecret
 from identity.core.people.tenancy import Memberships, Tenant
 from identity.core.tokens import claims
@@ -26,7 +26,7 @@ from identity.core.tokens.revoked import RevokedToken
 from identity.errors import Problem, Refused
 from identity.instruments.keyring import CURRENT_VERSION
 from identity.runtime import Runtime
-from identity.storage import Prepared, Unit
+from identity.storage import Prepared
 
 _RESOURCE: Final = re.compile(r"[a-z][a-z0-9+.-]*://[!-\"$-~]{1,190}", re.ASCII | re.IGNORECASE)
 SCOPE_REFUSED: Final = Problem(
@@ -47,6 +47,22 @@ class LiveApplication(NamedTuple):
     memberships: Memberships
 
 
+class _LiveRow(NamedTuple):
+    """An application with the secret that earned a token, and whether the token itself was revoked."""
+
+    enabled: bool
+    roles: tuple[str, ...]
+    tenant: str | None
+    scopes: tuple[str, ...]
+    jwks: str | None
+    secret_id: str | None
+    secret_expires_at: datetime | None
+    revoked: str | None
+    disabled_at: datetime | None
+    limits: str
+    ring_version: int
+
+
 _LIVE = Prepared(
     select(
         Application.enabled,
@@ -64,7 +80,8 @@ _LIVE = Prepared(
     .outerjoin(Tenant, Tenant.id == Application.tenant_id)
     .outerjoin(ClientSecret, (ClientSecret.client_id == Application.id) & (ClientSecret.id == bindparam("secret_id")))
     .outerjoin(RevokedToken, RevokedToken.jti == bindparam("jti"))
-    .where(Application.id == bindparam("id"))
+    .where(Application.id == bindparam("id")),
+    into=_LiveRow,
 )
 
 
@@ -117,19 +134,13 @@ def live_state(rt: Runtime, client_id: str, token_id: str, *, issued_at: int) ->
     row = rt.database.row(_LIVE, id=client_id, secret_id=secret_id, jti=token_id)
     if row is None:
         return None
-    enabled, roles, tenant, scopes, jwks, secret, expires_at, revoked, disabled_at, limits, version = row
-    if rt.ring.ensure_version(version) and not rt.ring.is_ready():
+    if rt.ring.ensure_version(row.ring_version) and not rt.ring.is_ready():
         return None
-    by_key = secret_id == KEY_PROOF and jwks is not None
-    by_secret = secret is not None and (expires_at is None or rt.clock.now() < expires_at)
+    by_key = secret_id == KEY_PROOF and row.jwks is not None
+    ends_at = row.secret_expires_at
+    by_secret = row.secret_id is not None and (ends_at is None or rt.clock.now() < ends_at)
     # Enabling again revives nothing: what was issued before the application was last disabled has ended.
-    is_ended = revoked is not None or (disabled_at is not None and issued_at <= disabled_at.timestamp())
-    is_good = enabled and not is_ended and (by_key or by_secret)
-    belongs = Memberships.alone(tenant, roles, limits) if tenant else Memberships()
-    return LiveApplication(roles, scopes, belongs) if is_good else None
-
-
-def purge(unit: Unit) -> int:
-    """Forget revoked tokens and spent assertions that have expired; for the janitor."""
-    gone = unit.changed(delete(RevokedToken).where(RevokedToken.expires_at < unit.now))
-    return gone + unit.changed(delete(SpentAssertion).where(SpentAssertion.expires_at < unit.now))
+    is_ended = row.revoked is not None or (row.disabled_at is not None and issued_at <= row.disabled_at.timestamp())
+    is_good = row.enabled and not is_ended and (by_key or by_secret)
+    belongs = Memberships.alone(row.tenant, row.roles, row.limits) if row.tenant else Memberships()
+    return LiveApplication(row.roles, row.scopes, belongs) if is_good else None

@@ -26,6 +26,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from identity.ambient import Origin, later
 from identity.canonical import canonical_id
 from identity.core.clients.applications import COLUMNS, Application, ApplicationInfo, get_row, info_of
+from identity.core.keeping import Keeping, delete_batch
 from identity.core.proofs import attempts
 from identity.core.proofs.attempts import MACHINE_AND_ADDRESS, Charge
 from identity.core.record import audit
@@ -33,7 +34,7 @@ from identity.core.record.audit import Action
 from identity.errors import CLIENT_MISMATCH, CONFLICT, NOT_FOUND, Refused
 from identity.instruments import opaque
 from identity.instruments.keyring import CURRENT_VERSION
-from identity.instruments.limits import address_key
+from identity.instruments.limits import client_key
 from identity.instruments.opaque import Kind, Secret
 from identity.runtime import Runtime
 from identity.storage import Base, Instant, Prepared, Unit
@@ -74,6 +75,38 @@ class Authenticated(NamedTuple):
     secret_id: str
 
 
+class _ProofRow(NamedTuple):
+    """An application with one of its secrets, or with none."""
+
+    id: str
+    app_id: int
+    name: str
+    tenant: str | None
+    scopes: tuple[str, ...]
+    roles: tuple[str, ...]
+    audiences: tuple[str, ...]
+    token_seconds: int | None
+    jwks: str | None
+    enabled: bool
+    created_at: datetime
+    version: int
+    ring_version: int
+    failures: str | None
+    secret_id: str | None
+    fingerprint: bytes | None
+    expires_at: datetime | None
+
+    def holds(self, presented: bytes) -> bool:
+        """Whether this row's secret is the presented one, whether it lives or not."""
+        return self.fingerprint is not None and opaque.matches(self.fingerprint, presented)
+
+    def lives(self, now: datetime) -> bool:
+        return self.expires_at is None or now < self.expires_at
+
+    def application(self) -> ApplicationInfo:
+        return info_of(self[: len(ApplicationInfo._fields)])
+
+
 _WITH_SECRETS = Prepared(
     select(
         *COLUMNS,
@@ -84,7 +117,8 @@ _WITH_SECRETS = Prepared(
         ClientSecret.expires_at,
     )
     .outerjoin(ClientSecret, ClientSecret.client_id == Application.id)
-    .where(Application.id == bindparam("id"))
+    .where(Application.id == bindparam("id")),
+    into=_ProofRow,
 )
 
 
@@ -98,39 +132,38 @@ def authenticate(rt: Runtime, origin: Origin, client_id: str, secret: str) -> Au
     (charge,) = charges_of(origin, canonical or client_id)
     rows = rt.database.rows(_WITH_SECRETS, id=canonical, meter=charge.key) if canonical else []
     if rows:
-        attempts.judge(rt, charge, rows[0][13])
+        attempts.judge(rt, charge, rows[0].failures)
     else:
         attempts.check(rt, (charge,))
     presented = opaque.fingerprint(rt.ring.vault.derive("client secrets"), secret)
     now = rt.clock.now()
     proven = ""
     for row in rows:
-        secret_id, stored, expires_at = row[14:]
-        if stored is not None and opaque.matches(stored, presented) and (expires_at is None or now < expires_at):
-            proven = secret_id
-    if not proven or not rows[0][9]:
+        if row.holds(presented) and row.lives(now):
+            proven = row.secret_id or ""
+    if not proven or not rows[0].enabled:
         detail, evidence = _flaw(rows, presented, secret, now)
         refuse(rt, origin, client_id, detail=detail, evidence=evidence)
-    rt.ring.ensure_version(rows[0][12])
+    rt.ring.ensure_version(rows[0].ring_version)
     rt.usage.note(ClientSecret, proven, now, origin.address)
-    return Authenticated(info_of(rows[0][:12]), proven)
+    return Authenticated(rows[0].application(), proven)
 
 
-def _flaw(rows: Sequence[tuple[Any, ...]], presented: bytes, secret: str, now: datetime) -> tuple[str, dict[str, Any]]:
+def _flaw(rows: Sequence[_ProofRow], presented: bytes, secret: str, now: datetime) -> tuple[str, dict[str, Any]]:
     """Why a client does not pass, and what would have: for operators only, clients see one refusal."""
     # Before anything that depends on who is asked for, so that an unknown client costs the same.
     well_formed = opaque.is_well_formed(Kind.CLIENT_SECRET, secret)
     if not rows:
         return "unknown client", {}
-    for secret_id, stored, expires_at in (row[14:] for row in rows):
-        if stored is None or not opaque.matches(stored, presented):
+    for row in rows:
+        if not row.holds(presented):
             continue
-        evidence: dict[str, Any] = {"seen": {"secret": secret_id}, "near_miss": "the secret was right"}
-        if expires_at is None or now < expires_at:
+        evidence: dict[str, Any] = {"seen": {"secret": row.secret_id}, "near_miss": "the secret was right"}
+        if row.expires_at is None or now < row.expires_at:
             return "the application is disabled", evidence
-        late = int((now - expires_at).total_seconds())
+        late = int((now - row.expires_at).total_seconds())
         return "the secret has expired", evidence | {"expected": "a secret that lives", "skew_seconds": late}
-    evidence = {"expected": {"secret": [row[14] for row in rows if row[14]]}}
+    evidence = {"expected": {"secret": [row.secret_id for row in rows if row.secret_id]}}
     if not well_formed:
         evidence["near_miss"] = "not the shape of a client secret: cut short, mistyped, or another kind of credential"
     return "wrong secret", evidence
@@ -213,8 +246,16 @@ def secrets_of(rt: Runtime, client_id: str) -> list[SecretInfo]:
 def charges_of(origin: Origin, client_id: str) -> tuple[Charge, ...]:
     """What a failure of this machine counts against; every spelling of a client id is one machine."""
     name = canonical_id(client_id) or client_id
-    return (Charge(MACHINE_AND_ADDRESS, f"{name} {address_key(origin.address)}"),)
+    return (Charge(MACHINE_AND_ADDRESS, client_key(name, origin.address)),)
 
 
 def _secret_info(row: ClientSecret) -> SecretInfo:
     return SecretInfo(row.id, row.created_at, row.expires_at, row.last_used_at, row.last_used_address)
+
+
+def purge(_rt: Runtime, unit: Unit) -> int:
+    """Delete secrets that expired more than 30 days ago; until then they tell who asks when they ended."""
+    return delete_batch(unit, ClientSecret, ClientSecret.expires_at < later(unit.now, -30 * 86_400))
+
+
+KEEPING: Final = Keeping((ClientSecret,), purge=purge)

@@ -38,7 +38,9 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Mapped, mapped_column
 
+from identity import logs
 from identity.ambient import Origin, later
+from identity.core.keeping import Keeping, delete_batch
 from identity.core.mail import letters
 from identity.core.mail.letters import Template
 from identity.errors import NOT_FOUND, Refused
@@ -187,9 +189,8 @@ def deliver_until(rt: Runtime, stop: threading.Event) -> None:
         try:
             tried = deliver_due(rt, limit=1)
         except Exception as exc:  # noqa: BLE001 -- whatever it is, the next mail may fare better; the loop must outlive it
-            _log.warning(
-                "mail_loop_interrupted", extra={"reason": str(exc) if isinstance(exc, Refused) else _reason(exc)}
-            )
+            reason = str(exc) if isinstance(exc, Refused) else _reason(exc)
+            logs.event(_log, logging.WARNING, "mail loop interrupted", reason=reason)
             tried = 0
         if not tried:
             stop.wait(POLL_SECONDS)
@@ -231,11 +232,11 @@ def retry(unit: Unit, mail_id: str | None = None) -> int:
     return count
 
 
-def purge(unit: Unit) -> int:
-    """Forget mails that are long done; for the janitor. What is pending always stays."""
+def purge(_rt: Runtime, unit: Unit) -> int:
+    """Forget mails that are long done. What is pending always stays."""
     kept = {State.SENT: KEEP_SENT_SECONDS, State.DEAD: KEEP_DEAD_SECONDS, State.VOID: KEEP_SENT_SECONDS}
     done = [(Mail.state == state) & (Mail.created_at < later(unit.now, -seconds)) for state, seconds in kept.items()]
-    return unit.changed(delete(Mail).where(or_(*done)).execution_options(synchronize_session=False))
+    return delete_batch(unit, Mail, or_(*done))
 
 
 def forget(unit: Unit, address: str) -> int:
@@ -387,7 +388,7 @@ def _postpone(rt: Runtime, mail: _Claimed, reason: str) -> None:
     with rt.unit(Origin.background()) as unit:
         next_at = later(unit.now, min(pause + jitter, LAST_RETRY_SECONDS))
         unit.changed(_ours(mail).values(next_at=next_at, claimed_until=None, last_error=reason))
-    _log.warning("mail_postponed", extra={"mail_id": mail.id, "attempts": mail.attempts, "reason": reason})
+    logs.event(_log, logging.WARNING, "mail postponed", mail=mail.id, attempts=mail.attempts, reason=reason)
 
 
 def _bury(rt: Runtime, mail: _Claimed, reason: str, *, erase: bool) -> None:
@@ -396,7 +397,7 @@ def _bury(rt: Runtime, mail: _Claimed, reason: str, *, erase: bool) -> None:
         changes["sealed"] = b""
     with rt.unit(Origin.background()) as unit:
         unit.changed(_ours(mail).values(**changes))
-    _log.error("mail_dead", extra={"mail_id": mail.id, "attempts": mail.attempts, "reason": reason})
+    logs.event(_log, logging.ERROR, "mail given up", mail=mail.id, attempts=mail.attempts, reason=reason)
 
 
 def _ours(mail: _Claimed) -> Any:
@@ -415,3 +416,7 @@ def _reason(exc: Exception) -> str:
     if code is None and isinstance(refused, dict):
         code = next((answer[0] for answer in refused.values()), None)
     return f"{type(exc).__name__} {code if isinstance(code, int) else ''}".strip()[:64]
+
+
+# A mail knows no user, only an address: `admin.erasure` forgets those that were a user's alone.
+KEEPING: Final = Keeping((Mail,), purge=purge, reseal=reseal)

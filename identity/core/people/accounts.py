@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from sqlalchemy import (
     BigInteger,
@@ -20,6 +20,7 @@ from sqlalchemy import (
     Select,
     String,
     Text,
+    and_,
     bindparam,
     delete,
     func,
@@ -32,6 +33,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, Session, aliased, mapped_column
 
 from identity.canonical import canonical_address, canonical_alias, canonical_id, get_address, get_alias, get_names
+from identity.core.keeping import Keeping
 from identity.core.record import audit
 from identity.core.record.audit import Action
 from identity.errors import (
@@ -100,6 +102,17 @@ class Email(Base):
     created_at: Mapped[datetime] = mapped_column(Instant)
 
 
+class AccessWindow(NamedTuple):
+    """When a user may come in: from `starts_at` on, until just before `ends_at`; None is no bound."""
+
+    starts_at: datetime | None
+    ends_at: datetime | None
+
+    def is_open(self, now: datetime) -> bool:
+        """Whether a user with this window may come in now; `window_is_open` says the same of rows."""
+        return (self.starts_at is None or self.starts_at <= now) and (self.ends_at is None or now < self.ends_at)
+
+
 @dataclass(frozen=True, slots=True)
 class UserInfo:
     """A user as callers outside the core see one."""
@@ -118,9 +131,44 @@ class UserInfo:
     has_password: bool
     version: int
 
-    def is_inside_window(self, now: datetime) -> bool:
-        """Whether the access window is open: from `starts_at` on, until just before `ends_at`."""
-        return (self.starts_at is None or self.starts_at <= now) and (self.ends_at is None or now < self.ends_at)
+    @property
+    def window(self) -> AccessWindow:
+        return AccessWindow(self.starts_at, self.ends_at)
+
+
+class _UserRow(NamedTuple):
+    """What `_user_columns` reads."""
+
+    id: str
+    alias: str
+    full_name: str
+    email: str
+    enabled: bool
+    verified: bool
+    roles: tuple[str, ...]
+    groups: tuple[str, ...]
+    starts_at: datetime | None
+    ends_at: datetime | None
+    created_at: datetime
+    password_hash: str | None
+    version: int
+
+    def info(self) -> UserInfo:
+        return UserInfo(
+            id=self.id,
+            alias=self.alias,
+            full_name=self.full_name,
+            email=self.email,
+            enabled=self.enabled,
+            verified=self.verified,
+            roles=self.roles,
+            groups=self.groups,
+            starts_at=self.starts_at,
+            ends_at=self.ends_at,
+            created_at=self.created_at,
+            has_password=self.password_hash is not None,
+            version=self.version,
+        )
 
 
 def _user_columns() -> Select[*tuple[Any, ...]]:
@@ -143,22 +191,26 @@ def _user_columns() -> Select[*tuple[Any, ...]]:
     )
 
 
-_BY_ID = Prepared(_user_columns().where(User.id == bindparam("id")))
+_BY_ID = Prepared(_user_columns().where(User.id == bindparam("id")), into=_UserRow)
 # Locked against change until the unit ends: whoever disables the user meanwhile waits, and then ends this login's session too.
-_BY_ID_SHARED = Prepared(_user_columns().where(User.id == bindparam("id")).with_for_update(read=True, of=User))
-_BY_ALIAS = Prepared(_user_columns().where(User.alias == bindparam("alias")))
+_BY_ID_SHARED = Prepared(
+    _user_columns().where(User.id == bindparam("id")).with_for_update(read=True, of=User), into=_UserRow
+)
+_BY_ALIAS = Prepared(_user_columns().where(User.alias == bindparam("alias")), into=_UserRow)
 _BY_ADDRESS = Prepared(
     _user_columns()
     .join(Email, Email.user_id == User.id)
     .where(Email.address == bindparam("address"), Email.verified)
-    .limit(1)
+    .limit(1),
+    into=_UserRow,
 )
 _BY_CLAIMED_ADDRESS = Prepared(
     _user_columns()
     .join(Email, Email.user_id == User.id)
     .where(Email.address == bindparam("address"), User.verified.is_(False))
     .order_by(Email.created_at.desc(), Email.id.desc())
-    .limit(1)
+    .limit(1),
+    into=_UserRow,
 )
 
 
@@ -168,7 +220,7 @@ _BY_CLAIMED_ADDRESS = Prepared(
 def find(rt: Runtime, user_id: str) -> UserInfo | None:
     """The user with this id, or None."""
     row = rt.database.row(_BY_ID, id=user_id)
-    return _info(row) if row else None
+    return row.info() if row else None
 
 
 def get(rt: Runtime, user_id: str) -> UserInfo:
@@ -190,7 +242,7 @@ def find_by_address(rt: Runtime, address: str) -> UserInfo | None:
     # Both are always asked, so that an address costs the same whoever has it.
     verified, claimed = (rt.database.row(each, address=address) for each in (_BY_ADDRESS, _BY_CLAIMED_ADDRESS))
     row = verified or claimed
-    return _info(row) if row else None
+    return row.info() if row else None
 
 
 def get_row(session: Session, user_id: str) -> User:
@@ -211,10 +263,15 @@ def recheck(unit: Unit, user_id: str, *, password_hash: str | None = None, inste
     and Refused(ACCESS_WINDOW_EXPIRED); or `instead`, where the last step was no password.
     """
     row = next(iter(unit.run(_BY_ID_SHARED, id=user_id)), None)
-    user = _info(row) if row else None
-    if row is None or user is None or not user.enabled or (password_hash is not None and row[11] != password_hash):
+    user = row.info() if row else None
+    if (
+        row is None
+        or user is None
+        or not user.enabled
+        or (password_hash is not None and row.password_hash != password_hash)
+    ):
         raise Refused(instead or INVALID_CREDENTIALS, detail="the account changed while it signed in")
-    if not user.is_inside_window(unit.now):
+    if not user.window.is_open(unit.now):
         raise Refused(instead or ACCESS_WINDOW_EXPIRED, detail="outside the access window")
     return user
 
@@ -289,6 +346,12 @@ def clean_name(text_: str, *, field: str = "fullName") -> str:
     return name
 
 
+def window_is_open(now: datetime) -> ColumnElement[bool]:
+    """`AccessWindow.is_open` for the rows of a select."""
+    started = or_(User.starts_at.is_(None), User.starts_at <= now)
+    return and_(started, or_(User.ends_at.is_(None), User.ends_at > now))
+
+
 def holds_role(role: str) -> ColumnElement[bool]:
     """The condition that a user holds a global role."""
     return holds(User.roles, role)
@@ -299,8 +362,7 @@ def guard_last_admin(unit: Unit, user_id: str) -> None:
     usable = (
         User.enabled,
         holds_role(ADMIN_ROLE),
-        or_(User.starts_at.is_(None), User.starts_at <= unit.now),
-        or_(User.ends_at.is_(None), User.ends_at > unit.now),
+        window_is_open(unit.now),
     )
     # The rows are locked, so that two administrators who remove each other cannot both succeed.
     if unit.execute(select(User.id).where(*usable).order_by(User.id).with_for_update()).first() is None:
@@ -311,8 +373,7 @@ def guard_last_admin(unit: Unit, user_id: str) -> None:
 
 
 def erase_row(unit: Unit, user_id: str) -> None:
-    """Delete a user and their addresses; what hangs on them elsewhere is the caller's to end first."""
-    unit.execute(delete(Email).where(Email.user_id == user_id))
+    """Delete a user's own row; what hangs on it is the caller's to end first. Raises Refused(NOT_FOUND)."""
     if not unit.changed(delete(User).where(User.id == user_id)):
         raise Refused(NOT_FOUND, detail="no such user")
 
@@ -323,8 +384,12 @@ def find_with_hash(rt: Runtime, identifier: str) -> tuple[UserInfo, str | None] 
     # An unknown name costs a read too.
     by_address = address is not None
     row = rt.database.row(_BY_ADDRESS, address=address) if by_address else rt.database.row(_BY_ALIAS, alias=alias or "")
-    return (_info(row), row[11]) if row else None
+    return (row.info(), row.password_hash) if row else None
 
 
-def _info(row: tuple[Any, ...]) -> UserInfo:
-    return UserInfo(*(*row[:11], row[11] is not None, row[12]))
+def forget(unit: Unit, user_id: str) -> None:
+    """Delete the addresses of a user who is erased."""
+    unit.execute(delete(Email).where(Email.user_id == user_id))
+
+
+KEEPING: Final = Keeping((User, Email), forget=forget)

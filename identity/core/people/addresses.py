@@ -17,6 +17,7 @@ from identity.canonical import canonical_id, get_address
 from identity.core.mail import outbox
 from identity.core.mail.letters import Template
 from identity.core.people.accounts import Email, User
+from identity.core.people.ownership import Anyone, Owner, may_touch
 from identity.core.proofs import codes, guesses
 from identity.core.proofs.codes import Purpose
 from identity.core.record import audit
@@ -82,16 +83,16 @@ def resend(rt: Runtime, unit: Unit, user_id: str, address: str) -> str:
     return _issue(rt, unit, row, alias)
 
 
-def verify(rt: Runtime, origin: Origin, verification_id: str, code: str) -> None:
+def prove(rt: Runtime, origin: Origin, verification_id: str, code: str) -> None:
     """Make an address its user's own by the code that was mailed to it. Raises Refused(INVALID_CODE), Refused(LOCKED_OUT)."""
     with guesses.mailed_code(rt, origin, Purpose.EMAIL, verification_id, code) as (unit, consumed):
         row = unit.session.get(Email, consumed.subject)
         if row is None:
             raise Refused(INVALID_CODE, detail="the address was removed meanwhile")
-        confirm(rt, unit, row.user_id, row.address, actor=row.user_id)
+        mark_proven(rt, unit, row.user_id, row.address, actor=row.user_id)
 
 
-def confirm(rt: Runtime, unit: Unit, user_id: str, address: str, *, actor: str) -> None:
+def mark_proven(rt: Runtime, unit: Unit, user_id: str, address: str, *, actor: str) -> None:
     """Note that an address of the user is proven, and with it the user, however that came about.
 
     The user hears of a new one at the address that they prefer. Raises Refused(INVALID_CODE) when it is no address of theirs any more,
@@ -122,12 +123,12 @@ def confirm(rt: Runtime, unit: Unit, user_id: str, address: str, *, actor: str) 
         outbox.queue(rt, unit, Template.EMAIL_ADDED, to=preferred, values=values)
 
 
-def prefer(rt: Runtime, unit: Unit, email_id: str, *, actor: str, user_id: str | None = None) -> None:
-    """Send notices and codes to this address from now on; one of `user_id` only, when given.
+def prefer(rt: Runtime, unit: Unit, email_id: str, *, actor: str, of: Owner | Anyone) -> None:
+    """Send notices and codes to this address from now on.
 
-    Raises Refused(NOT_FOUND), Refused(CONFLICT) for one that is not verified.
+    Raises Refused(NOT_FOUND), also for one that is not within `of`, Refused(CONFLICT) for one that is not verified.
     """
-    row = _get(unit, email_id, user_id)
+    row = _get(unit, email_id, of)
     if not row.verified:
         raise Refused(EMAIL_UNVERIFIED, field="emailID")
     if not row.preferred:
@@ -135,13 +136,13 @@ def prefer(rt: Runtime, unit: Unit, email_id: str, *, actor: str, user_id: str |
         audit.record(rt, unit, Action.EMAIL_PREFERRED, actor=actor, target=email_id, user=row.user_id)
 
 
-def remove(rt: Runtime, unit: Unit, email_id: str, *, actor: str, user_id: str | None = None) -> None:
-    """Delete an address; of `user_id` only, when given. Codes that were mailed to it die with it.
+def remove(rt: Runtime, unit: Unit, email_id: str, *, actor: str, of: Owner | Anyone) -> None:
+    """Delete an address. Codes that were mailed to it die with it.
 
     When it was the preferred one, the oldest verified one that is left takes its place. Raises Refused(NOT_FOUND), Refused(CONFLICT)
     for the last verified one.
     """
-    row = _get(unit, email_id, user_id)
+    row = _get(unit, email_id, of)
     others = (
         select(Email)
         .where(Email.user_id == row.user_id, Email.verified, Email.id != email_id)
@@ -196,10 +197,10 @@ def _prefer(unit: Unit, row: Email) -> None:
     unit.execute(update(Email).where(Email.id == row.id).values(preferred=True))
 
 
-def _get(unit: Unit, email_id: str, user_id: str | None) -> Email:
+def _get(unit: Unit, email_id: str, of: Owner | Anyone) -> Email:
     canonical = canonical_id(email_id)
     owner = unit.execute(select(Email.user_id).where(Email.id == canonical)).scalar_one_or_none() if canonical else None
-    if owner is None or (user_id is not None and owner != user_id):
+    if owner is None or not may_touch(of, owner):
         raise Refused(NOT_FOUND, detail="no such address")
     _lock(unit, owner)
     # Read under the lock: what else changes the addresses of this user waits for it.

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import (
     BigInteger,
@@ -31,6 +31,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import InstrumentedAttribute, Mapped, Session, mapped_column
 
 from identity.canonical import get_names, is_name
+from identity.core.keeping import Keeping
 from identity.core.record import audit
 from identity.core.record.audit import Action
 from identity.errors import CONFLICT, NOT_FOUND, VALIDATION, Refused
@@ -217,7 +218,7 @@ def remove_member(rt: Runtime, unit: Unit, tenant_id: str, user_id: str, *, acto
     audit.record(rt, unit, Action.MEMBER_REMOVED, actor=actor, target=user_id, tenant=tenant_id)
 
 
-def forget_user(unit: Unit, user_id: str) -> None:
+def forget(unit: Unit, user_id: str) -> None:
     """End every membership of a user who is erased."""
     unit.execute(delete(Membership).where(Membership.user_id == user_id))
 
@@ -239,3 +240,6 @@ def _limits(text: str) -> Mapping[str, str]:
 
 def _info(row: Tenant) -> TenantInfo:
     return TenantInfo(row.id, row.name, _limits(row.limits), row.created_at, row.version)
+
+
+KEEPING: Final = Keeping((Tenant, Membership), forget=forget)

@@ -16,10 +16,11 @@ from datetime import datetime
 from functools import cache
 from typing import Any, Final
 
-from sqlalchemy import LargeBinary, Text, bindparam, delete, select, text
+from sqlalchemy import LargeBinary, Text, bindparam, select, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from identity.ambient import Origin, later
+from identity.core.keeping import Keeping, delete_batch
 from identity.errors import LOCKED_OUT, UNAVAILABLE, Refused
 from identity.runtime import Runtime
 from identity.storage import Base, Contention, Instant, Prepared, Unit, from_micros, to_micros
@@ -72,7 +73,7 @@ FAILURES = select(Meter.failed).where(Meter.key == bindparam("meter")).scalar_su
 
 
 @cache
-def _lock(count: int) -> Prepared:
+def _lock(count: int) -> Prepared[tuple[Any, ...]]:
     """The statement that makes sure of `count` meters, locks them in the order given, and reads them.
 
     Both databases read it alike; built anew by SQLAlchemy for each login it would cost more than anything but the hash.
@@ -90,7 +91,7 @@ def _lock(count: int) -> Prepared:
 
 
 @cache
-def _store_of(count: int) -> Prepared:
+def _store_of(count: int) -> Prepared[tuple[Any, ...]]:
     """The statement that writes `count` locked meters back."""
     rows = ", ".join(f"(:key_{at}, :failed_{at}, :pending_{at}, 0)" for at in range(count))
     return Prepared(
@@ -198,9 +199,9 @@ def judge(rt: Runtime, charge: Charge, failed: str | None) -> None:
         raise _locked_out(charge, living, now)
 
 
-def purge(unit: Unit) -> int:
-    """Forget keys without a living failure; for the janitor."""
-    return unit.changed(delete(Meter).where(Meter.expires_at < unit.now))
+def purge(_rt: Runtime, unit: Unit) -> int:
+    """Forget keys without a living failure."""
+    return delete_batch(unit, Meter, Meter.expires_at < unit.now)
 
 
 def _reserve(rt: Runtime, unit: Unit, charges: Sequence[Charge]) -> Reservation:
@@ -264,3 +265,6 @@ def _locked_out(each: Charge, failed: Sequence[int], now: int) -> Refused:
     return Refused(
         LOCKED_OUT, detail=f"{each.budget.name} budget is used up", evidence=evidence, retry_after_seconds=wait
     )
+
+
+KEEPING: Final = Keeping((Meter,), purge=purge)

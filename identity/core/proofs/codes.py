@@ -20,6 +20,7 @@ from sqlalchemy import BigInteger, Index, LargeBinary, String, Update, bindparam
 from sqlalchemy.orm import Mapped, mapped_column
 
 from identity.ambient import Entropy, later
+from identity.core.keeping import Keeping, delete_batch
 from identity.core.mail import outbox
 from identity.core.mail.letters import Template
 from identity.core.record import audit
@@ -264,10 +265,10 @@ def forget(unit: Unit, user_id: str) -> int:
     return unit.changed(delete(Code).where(Code.user_id == user_id).execution_options(synchronize_session=False))
 
 
-def purge(unit: Unit) -> int:
-    """Delete codes that are long over; for the janitor. Never one that lives or that the throttle still counts."""
+def purge(_rt: Runtime, unit: Unit) -> int:
+    """Delete codes that are long over. Never one that lives or that the throttle still counts."""
     old = later(unit.now, -KEEP_SECONDS)
-    return unit.changed(delete(Code).where(Code.created_at < old).execution_options(synchronize_session=False))
+    return delete_batch(unit, Code, Code.created_at < old)
 
 
 def _issue(
@@ -381,3 +382,6 @@ def _six_digits(entropy: Entropy) -> str:
 
 def _lock_number(key: bytes) -> int:
     return int.from_bytes(key[:8], signed=True)
+
+
+KEEPING: Final = Keeping((Code,), purge=purge, forget=forget)

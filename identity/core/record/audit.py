@@ -12,12 +12,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 
-from sqlalchemy import ColumnElement, LargeBinary, String, Text, delete, func, select
+from sqlalchemy import ColumnElement, LargeBinary, String, Text, func, select
 from sqlalchemy.orm import Mapped, mapped_column
 
 from identity.ambient import later
+from identity.core.keeping import Keeping, delete_batch
 from identity.runtime import Runtime
 from identity.storage import Base, Instant, Unit, to_micros
 
@@ -149,8 +150,8 @@ def count(rt: Runtime, **filters: Any) -> int:
 
 
 def purge(rt: Runtime, unit: Unit) -> int:
-    """Forget events older than the audit is kept; for the janitor."""
-    return unit.changed(delete(AuditEvent).where(AuditEvent.at < later(unit.now, -86_400 * rt.settings.audit_days)))
+    """Forget events older than the audit is kept."""
+    return delete_batch(unit, AuditEvent, AuditEvent.at < later(unit.now, -86_400 * rt.settings.audit_days))
 
 
 def _conditions(
@@ -185,3 +186,6 @@ def _mac(rt: Runtime, values: Mapping[str, Any]) -> bytes:
     names = ("id", "at", "action", "actor", "target", "address", "request_id", "error_id", "data")
     parts = [str(to_micros(values[name]) if name == "at" else values[name]) for name in names]
     return hmac.digest(rt.ring.vault.derive("audit"), "\0".join(parts).encode(), "sha256")
+
+
+KEEPING: Final = Keeping((AuditEvent,), purge=purge)

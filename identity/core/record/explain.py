@@ -17,9 +17,11 @@ from sqlalchemy import delete, func, select
 
 from identity.ambient import Origin, later
 from identity.canonical import canonical_id
+from identity.core.keeping import Keeping, delete_batch
 from identity.errors import NOT_FOUND, Refused
 from identity.instruments.refusals import Refusal
 from identity.runtime import Runtime
+from identity.storage import Unit
 
 MAX_KEPT: Final = 200_000
 _MAX_EVIDENCE: Final = 2_000
@@ -78,29 +80,24 @@ def get(rt: Runtime, error_id: str) -> Explanation:
     return Explanation(**{**values, "evidence": _load(values["evidence"])})
 
 
-def purge(rt: Runtime) -> int:
-    """Forget refusals that are too old and, where there are too many, the oldest of the most frequent kind; for the janitor."""
-    with rt.unit(Origin.background()) as unit:
-        gone = unit.changed(delete(Refusal).where(Refusal.at < later(unit.now, -86_400 * rt.settings.explain_days)))
-    while excess := _excess(rt):
-        kind, count = excess
-        oldest = select(Refusal.error_id).where(Refusal.route == kind[0], Refusal.error == kind[1]).order_by(Refusal.at)
-        with rt.unit(Origin.background()) as unit:
-            taken = unit.changed(delete(Refusal).where(Refusal.error_id.in_(oldest.limit(count).scalar_subquery())))
-        if not taken:
-            break  # Another janitor was faster.
-        gone += taken
-    return gone
+def purge(rt: Runtime, unit: Unit) -> int:
+    """Forget refusals that are too old and, where there are too many, the oldest of the most frequent kind."""
+    gone = delete_batch(unit, Refusal, Refusal.at < later(unit.now, -86_400 * rt.settings.explain_days))
+    excess = None if gone else _excess(unit)
+    if excess is None:
+        return gone
+    (route, error), count = excess
+    oldest = select(Refusal.error_id).where(Refusal.route == route, Refusal.error == error).order_by(Refusal.at)
+    return unit.changed(delete(Refusal).where(Refusal.error_id.in_(oldest.limit(count).scalar_subquery())))
 
 
-def _excess(rt: Runtime) -> tuple[tuple[str, str], int] | None:
+def _excess(unit: Unit) -> tuple[tuple[str, str], int] | None:
     """The most frequent kind of refusal and how many of it should go next, where more are kept than should be."""
     counted = select(Refusal.route, Refusal.error, func.count().label("count")).group_by(Refusal.route, Refusal.error)
-    with rt.database.reading() as session:
-        total = session.scalar(select(func.count()).select_from(Refusal)) or 0
-        if total <= MAX_KEPT:
-            return None
-        route, error, _ = session.execute(counted.order_by(func.count().desc()).limit(1)).one()
+    total = unit.execute(select(func.count()).select_from(Refusal)).scalar_one()
+    if total <= MAX_KEPT:
+        return None
+    route, error, _ = unit.execute(counted.order_by(func.count().desc()).limit(1)).one()
     return (route, error), min(total - MAX_KEPT, _PURGE_STEP)
 
 
@@ -114,3 +111,6 @@ def _load(text: str) -> Mapping[str, Any]:
     except ValueError:
         return {"cut": text}
     return loaded
+
+
+KEEPING: Final = Keeping((Refusal,), purge=purge)

@@ -51,7 +51,7 @@ def begin(rt: Runtime, origin: Origin, address: str, *, kind: str = KIND) -> Wai
     """A session that waits for the code which was mailed to `address`. Raises Refused(VALIDATION), Refused(RATE_LIMITED)."""
     canonical = get_address(address)
     user = accounts.find_by_address(rt, canonical)
-    if user is not None and not (user.enabled and user.is_inside_window(rt.clock.now())):
+    if user is not None and not (user.enabled and user.window.is_open(rt.clock.now())):
         user = None
     with rt.unit(origin) as unit:
         return open_waiting(rt, unit, user, canonical, kind=kind, resource=rt.settings.default_audience)
@@ -148,8 +148,8 @@ def complete(
         codes.spend(unit, verification_id)
         with _as_a_code_that_is_over():
             accounts.recheck(unit, account)
-            addresses.confirm(rt, unit, account, consumed.address, actor=account)
-            sessions.verify(rt, unit, consumed.subject, amr=amr)
+            addresses.mark_proven(rt, unit, account, consumed.address, actor=account)
+            sessions.mark_proven(rt, unit, consumed.subject, amr=amr)
 
 
 def _refund(unit: Unit, reservations: Sequence[Reservation]) -> None:

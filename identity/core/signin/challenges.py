@@ -15,10 +15,11 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final, assert_never
 
-from sqlalchemy import BigInteger, ForeignKey, String, bindparam, delete, select, update
+from sqlalchemy import BigInteger, ForeignKey, String, bindparam, select, update
 from sqlalchemy.orm import Mapped, mapped_column
 
 from identity.ambient import later
+from identity.core.keeping import Keeping, delete_batch
 from identity.core.people import accounts
 from identity.core.people.accounts import UserInfo
 from identity.core.proofs import attempts, codes
@@ -216,9 +217,9 @@ def answer(
     return Answered(user, ("pwd", second), pending.client_id, pending.resource)
 
 
-def purge(unit: Unit) -> int:
-    """Forget challenges that are long over; for the janitor."""
-    return unit.changed(delete(Challenge).where(Challenge.expires_at < later(unit.now, -_KEEP_SECONDS)))
+def purge(_rt: Runtime, unit: Unit) -> int:
+    """Forget challenges that are long over."""
+    return delete_batch(unit, Challenge, Challenge.expires_at < later(unit.now, -_KEEP_SECONDS))
 
 
 def _is_right(rt: Runtime, unit: Unit, pending: Pending, code: str, given: Factor) -> bool:
@@ -279,3 +280,6 @@ def _signature(rt: Runtime, signed: bytes) -> bytes:
 
 def _b64(raw: bytes) -> bytes:
     return base64.urlsafe_b64encode(raw).rstrip(b"=")
+
+
+KEEPING: Final = Keeping((Challenge,), purge=purge)

@@ -22,6 +22,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, mapped_column
 
 from identity.ambient import Origin, later
+from identity.core.keeping import Keeping
 from identity.core.mail import outbox
 from identity.core.mail.letters import Template
 from identity.core.people.accounts import UserInfo
@@ -352,3 +353,6 @@ def _fixed_digest(rt: Runtime, user_id: str, code: str) -> bytes:
     return hmac.digest(
         rt.ring.vault.derive("fixed one-time codes"), f"{user_id}:{code}".encode("utf-8", "surrogatepass"), "sha256"
     )
+
+
+KEEPING: Final = Keeping((Totp, RecoveryCode, FixedOtp), reseal=reseal)

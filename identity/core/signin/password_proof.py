@@ -51,7 +51,7 @@ def check_password(rt: Runtime, origin: Origin, identifier: str, password: str) 
     if not right or found is None or stored is None or not found[0].enabled:
         refuse_guess(rt, origin, reservation, actor=found[0].id if found else "", detail=_flaw(found, right=right))
     user = found[0]
-    if not user.is_inside_window(rt.clock.now()):
+    if not user.window.is_open(rt.clock.now()):
         with rt.unit(origin) as unit:
             attempts.refund(unit, reservation)
             audit.record(rt, unit, Action.LOGIN_FAILED, actor=user.id, reason="access window")

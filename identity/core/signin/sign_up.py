@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Final
 
-from sqlalchemy import delete, select
+from sqlalchemy import select
 
 from identity.ambient import Origin, later
 from identity.canonical import get_address
+from identity.core.keeping import Keeping, delete_batch
 from identity.core.mail.letters import Template
 from identity.core.people import accounts
 from identity.core.people.accounts import Email, User
@@ -51,6 +52,10 @@ def register(rt: Runtime, origin: Origin, *, email: str, full_name: str, alias: 
         )
 
 
-def purge(unit: Unit) -> int:
-    """Forget registrations that were never confirmed; for the janitor."""
-    return unit.changed(delete(User).where(User.unconfirmed_until < unit.now))
+def purge(_rt: Runtime, unit: Unit) -> int:
+    """Forget registrations that were never confirmed."""
+    return delete_batch(unit, User, User.unconfirmed_until < unit.now)
+
+
+# The users themselves are `accounts`' to keep: here only those go who never were one.
+KEEPING: Final = Keeping((), purge=purge)

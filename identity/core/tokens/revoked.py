@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Final
 
 from sqlalchemy import (
     String,
@@ -10,6 +11,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, mapped_column
 
+from identity.core.keeping import Keeping, delete_batch
 from identity.core.record import audit
 from identity.core.record.audit import Action
 from identity.runtime import Runtime
@@ -34,3 +36,11 @@ def revoke_token(rt: Runtime, unit: Unit, token_id: str, expires_at: datetime, *
         except IntegrityError:
             return  # Revoked by another request at this moment.
         audit.record(rt, unit, Action.TOKEN_REVOKED, actor=actor, jti=token_id)
+
+
+def purge(_rt: Runtime, unit: Unit) -> int:
+    """Forget revoked tokens that would have ended by now."""
+    return delete_batch(unit, RevokedToken, RevokedToken.expires_at < unit.now)
+
+
+KEEPING: Final = Keeping((RevokedToken,), purge=purge)

@@ -36,10 +36,11 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from identity.ambient import later
 from identity.canonical import canonical_id
+from identity.core.keeping import Keeping, delete_batch
 from identity.core.mail import outbox
 from identity.core.mail.letters import Template
 from identity.core.people import tenancy
-from identity.core.people.accounts import Email, User, UserInfo, recheck
+from identity.core.people.accounts import AccessWindow, Email, User, UserInfo, recheck
 from identity.core.people.tenancy import Memberships
 from identity.core.record import audit
 from identity.core.record.audit import Action
@@ -157,7 +158,34 @@ _INFO = (
     UserSession.ip,
     UserSession.user_agent,
 )
-_WIDTH: Final = len(_INFO)
+
+
+class _LiveRow(NamedTuple):
+    """A session and its user, as one read has both."""
+
+    id: str
+    user_id: str
+    client_id: str
+    kind: str
+    amr: tuple[str, ...]
+    verified: bool
+    resource: str
+    created_at: datetime
+    auth_time: datetime
+    idle_expires_at: datetime
+    absolute_expires_at: datetime
+    revoked_at: datetime | None
+    ip: str
+    user_agent: str
+    alias: str
+    full_name: str
+    roles: tuple[str, ...]
+    groups: tuple[str, ...]
+    enabled: bool
+    starts_at: datetime | None
+    ends_at: datetime | None
+    memberships: str | None
+    ring_version: int
 
 
 def _live_select() -> Select[*tuple[Any, ...]]:
@@ -167,9 +195,9 @@ def _live_select() -> Select[*tuple[Any, ...]]:
     )
 
 
-_LIVE_BY_ID = Prepared(_live_select().where(UserSession.id == bindparam("id")))
+_LIVE_BY_ID = Prepared(_live_select().where(UserSession.id == bindparam("id")), into=_LiveRow)
 _EMAIL = Prepared(select(Email.address).where(Email.user_id == bindparam("user_id"), Email.preferred))
-_LIVE_BY_BEARER = Prepared(_live_select().where(UserSession.bearer == bindparam("bearer")))
+_LIVE_BY_BEARER = Prepared(_live_select().where(UserSession.bearer == bindparam("bearer")), into=_LiveRow)
 
 
 # Opening.
@@ -228,7 +256,7 @@ def open_session(
     return Opened(SessionInfo(*(values[column.key] for column in _INFO)), bearer, refresh)
 
 
-def verify(rt: Runtime, unit: Unit, session_id: str, *, amr: Sequence[str], actor: str = "") -> None:
+def mark_proven(rt: Runtime, unit: Unit, session_id: str, *, amr: Sequence[str], actor: str = "") -> None:
     """Make a waiting session usable: its code was right. The user is checked again. Raises Refused(INVALID_TOKEN) for one that is over."""
     row = unit.session.get(UserSession, session_id)
     if row is None or row.user_id is None or _from_row(row).is_over(unit.now):
@@ -382,17 +410,16 @@ def revoke_of_keypair(rt: Runtime, unit: Unit, keypair_id: str, *, actor: str) -
         revoke(rt, unit, session_id, actor=actor, reason="key pair revoked")
 
 
-def forget_user(unit: Unit, user_id: str) -> None:
+def forget(unit: Unit, user_id: str) -> None:
     """Delete the sessions of a user who is erased."""
     unit.execute(delete(UserSession).where(UserSession.user_id == user_id))
 
 
-def purge(unit: Unit, *, batch: int = 1000) -> int:
-    """Delete sessions that ended, or have waited for their code, for more than a day, a batch at a time; for the janitor."""
+def purge(_rt: Runtime, unit: Unit) -> int:
+    """Delete sessions that ended, or have waited for their code, for more than a day."""
     horizon = later(unit.now, -86_400)
     waiting = ~UserSession.verified & (UserSession.created_at < horizon)
-    over = select(UserSession.id).where(or_(UserSession.expires_at < horizon, waiting)).limit(batch).scalar_subquery()
-    return unit.changed(delete(UserSession).where(UserSession.id.in_(over)))
+    return delete_batch(unit, UserSession, or_(UserSession.expires_at < horizon, waiting))
 
 
 # Listing.
@@ -436,23 +463,23 @@ def find(rt: Runtime, session_id: str) -> SessionInfo | None:
         return _from_row(row) if row else None
 
 
-def _live(rt: Runtime, row: tuple[Any, ...] | None) -> Live:
+def _live(rt: Runtime, row: _LiveRow | None) -> Live:
     if row is None:
         raise Refused(INVALID_TOKEN, detail="no such session")
-    info = SessionInfo(*row[:_WIDTH])
-    alias, full_name, roles, groups, enabled, starts_at, ends_at, lines, version = row[_WIDTH:]
-    rt.ring.ensure_version(version)
+    info = SessionInfo._make(row[: len(SessionInfo._fields)])
+    rt.ring.ensure_version(row.ring_version)
     now = rt.clock.now()
-    if info.revoked_at is not None or not info.verified or not enabled:
+    if info.revoked_at is not None or not info.verified or not row.enabled:
         reason = "revoked" if info.revoked_at else "user disabled" if info.verified else "not verified yet"
         raise Refused(INVALID_TOKEN, detail=f"session: {reason}", evidence={"session": info.id})
-    if (starts_at is not None and now < starts_at) or (ends_at is not None and ends_at <= now):
+    if not AccessWindow(row.starts_at, row.ends_at).is_open(now):
         raise Refused(INVALID_TOKEN, detail="session: outside the user's access window", evidence={"session": info.id})
     if info.expires_at <= now:
         late = int((now - info.expires_at).total_seconds())
         evidence = {"expected": "a session that has not ended", "seen": {"ended": info.expires_at.isoformat()}}
         raise Refused(TOKEN_EXPIRED, detail="session expired", evidence=evidence | {"skew_seconds": late})
-    return Live(info, info.user_id, alias, full_name, roles, groups, Memberships(lines or ""))
+    memberships = Memberships(row.memberships or "")
+    return Live(info, info.user_id, row.alias, row.full_name, row.roles, row.groups, memberships)
 
 
 def _end_reused(rt: Runtime, unit: Unit, row: UserSession, user: UserInfo, *, seen: int) -> NoReturn:
@@ -486,3 +513,6 @@ def _fingerprint(rt: Runtime, bearer: str) -> bytes:
 
 def _from_row(row: UserSession) -> SessionInfo:
     return SessionInfo(*(getattr(row, column.key) for column in _INFO))
+
+
+KEEPING: Final = Keeping((UserSession,), purge=purge, forget=forget)

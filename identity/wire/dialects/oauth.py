@@ -357,7 +357,7 @@ def _admit(request: _Request, client_id: str) -> None:
         raise Refused(TWO_CLIENTS, detail="client_id differs from the authenticated client")
     # Tokens share their window with /application/token; resource servers that introspect must not use it up.
     purpose = "" if call.endpoint.body is TokenForm else f"{call.endpoint.path} "
-    call.limit(Policy.APPLICATION, f"{purpose}{name} {limits.address_key(call.origin.address)}")
+    call.limit(Policy.APPLICATION, limits.client_key(name, call.origin.address, purpose))
 
 
 def _issue(client: _Client, scope: str | None, **_unused: Any) -> dict[str, Any]:

@@ -6,12 +6,12 @@ from typing import Any
 
 from marshmallow import Schema, fields
 
+from identity.core.access import own
 from identity.core.people import accounts
 from identity.core.people.accounts import UserInfo
 from identity.core.signin import by_password, factors, new_password
 from identity.core.signin.by_password import Grant, Handout
 from identity.core.signin.factors import Factor
-from identity.core.tokens import sessions
 from identity.core.tokens.claims import AccessToken
 from identity.core.tokens.sessions import Live
 from identity.errors import (
@@ -226,9 +226,7 @@ def refresh(call: Call) -> Reply:
 @risksage.endpoint("POST", "/auth/logout", answer=Message, refusals=_REFUSED_BEARER, **_BEARER)
 def logout(call: Call) -> Reply:
     """End the session of the caller."""
-    live = _session(call)
-    with call.rt.unit(call.origin) as unit:
-        sessions.revoke(call.rt, unit, live.session.id, actor=live.user_id, reason="logout")
+    own.log_out(call.rt, call.origin, _session(call))
     return Reply(_ACKNOWLEDGED)
 
 

@@ -105,7 +105,7 @@ def application_token(call: Call) -> Reply:
     """Exchange a client id and its secret for an application token."""
     client_id = call.body["clientId"]
     name = canonical_id(client_id) or client_id
-    call.limit(Policy.APPLICATION, f"{name} {limits.address_key(call.origin.address)}")
+    call.limit(Policy.APPLICATION, limits.client_key(name, call.origin.address))
     proven = secrets.authenticate(call.rt, call.origin, client_id, call.body["secret"])
     audience = machine_tokens.audience_of(call.rt, proven.application, origin=call.header("origin"))
     scope = call.body["scope"].split() if "scope" in call.body else None

@@ -8,6 +8,7 @@ from typing import Any
 from marshmallow import Schema, fields
 
 from identity.canonical import get_address
+from identity.core.access import own
 from identity.core.access.callers import Caller
 from identity.core.admin import erasure
 from identity.core.clients import keypairs
@@ -312,11 +313,7 @@ def validate_session(call: Call) -> Reply:
 )
 def extend_session(call: Call) -> Reply:
     """Slide the end of the session, never past its absolute end."""
-    live = _live(call.caller)
-    with call.rt.unit(call.origin) as unit:
-        sessions.extend(
-            call.rt, unit, live.session.id, idle_seconds=call.rt.settings.session_idle_seconds, actor=live.user_id
-        )
+    own.extend_session(call.rt, call.origin, _live(call.caller))
     return Reply(_ACKNOWLEDGED)
 
 
@@ -330,9 +327,7 @@ def extend_session(call: Call) -> Reply:
 )
 def revoke_session(call: Call) -> Reply:
     """End a session of the caller; doing it twice is the same."""
-    live = _live(call.caller)
-    with call.rt.unit(call.origin) as unit:
-        sessions.revoke_own(call.rt, unit, live.user_id, call.params["session_id"])
+    own.end_session(call.rt, call.origin, _live(call.caller), call.params["session_id"])
     return Reply(_ACKNOWLEDGED)
 
 
@@ -390,9 +385,7 @@ def trade_session(call: Call) -> Reply:
 )
 def add_email(call: Call) -> Reply:
     """Add an address to the caller's account and mail it a code."""
-    user_id = _live(call.caller).user_id
-    with call.rt.unit(call.origin) as unit:
-        _, verification_id = addresses.add(call.rt, unit, user_id, call.body["address"], actor=user_id)
+    verification_id = own.add_address(call.rt, call.origin, _live(call.caller), call.body["address"])
     return Reply({"verificationCodeID": verification_id})
 
 
@@ -407,8 +400,7 @@ def add_email(call: Call) -> Reply:
 )
 def resend_email_code(call: Call) -> Reply:
     """Mail a new code to an unverified address of the caller; the old one dies."""
-    with call.rt.unit(call.origin) as unit:
-        verification_id = addresses.resend(call.rt, unit, _live(call.caller).user_id, call.body["address"])
+    verification_id = own.resend_address_code(call.rt, call.origin, _live(call.caller), call.body["address"])
     return Reply({"verificationCodeID": verification_id})
 
 
@@ -417,7 +409,7 @@ def resend_email_code(call: Call) -> Reply:
 )
 def verify_email(call: Call) -> Reply:
     """Prove an address by the code that was mailed to it."""
-    addresses.verify(call.rt, call.origin, call.body["verificationCodeID"], call.body["code"])
+    addresses.prove(call.rt, call.origin, call.body["verificationCodeID"], call.body["code"])
     return Reply(_ACKNOWLEDGED)
 
 
@@ -444,9 +436,7 @@ def list_emails(call: Call) -> Reply:
 )
 def prefer_email(call: Call) -> Reply:
     """Send the caller's codes and notices to this verified address from now on."""
-    user_id = _live(call.caller).user_id
-    with call.rt.unit(call.origin) as unit:
-        addresses.prefer(call.rt, unit, call.body["emailID"], actor=user_id, user_id=user_id)
+    own.prefer_address(call.rt, call.origin, _live(call.caller), call.body["emailID"])
     return Reply(_ACKNOWLEDGED)
 
 
@@ -460,9 +450,7 @@ def prefer_email(call: Call) -> Reply:
 )
 def remove_email(call: Call) -> Reply:
     """Remove an address of the caller; the last verified one stays."""
-    user_id = _live(call.caller).user_id
-    with call.rt.unit(call.origin) as unit:
-        addresses.remove(call.rt, unit, call.params["email_id"], actor=user_id, user_id=user_id)
+    own.remove_address(call.rt, call.origin, _live(call.caller), call.params["email_id"])
     return Reply(_ACKNOWLEDGED)
 
 
@@ -480,17 +468,7 @@ def remove_email(call: Call) -> Reply:
 )
 def create_keypair(call: Call) -> Reply:
     """Make a key pair; it works once the code has come back that is mailed to the caller."""
-    user = accounts.get(call.rt, _live(call.caller).user_id)
-    with call.rt.unit(call.origin) as unit:
-        requested = keypairs.request(
-            call.rt,
-            unit,
-            user,
-            name=call.body["name"],
-            days=call.body["days"],
-            cidrs=call.body.get("cidrs", ()),
-            actor=user.id,
-        )
+    requested = own.request_keypair(call.rt, call.origin, _live(call.caller), **call.body)
     info = requested.info
     return Reply(
         {
@@ -508,7 +486,7 @@ def create_keypair(call: Call) -> Reply:
 @threatwinds.endpoint("PUT", "/keypair/verification", limit=Policy.AUTH, body=CodeBody, answer=Message, refusals=_CODE)
 def verify_keypair(call: Call) -> Reply:
     """Switch a key pair on by the emailed code."""
-    keypairs.confirm(call.rt, call.origin, call.body["verificationCodeID"], call.body["code"])
+    keypairs.prove(call.rt, call.origin, call.body["verificationCodeID"], call.body["code"])
     return Reply(_ACKNOWLEDGED)
 
 
@@ -569,9 +547,7 @@ def list_keypairs(call: Call) -> Reply:
 )
 def revoke_keypair(call: Call) -> Reply:
     """Delete a key pair of the caller, and end what it has opened."""
-    user_id = _live(call.caller).user_id
-    with call.rt.unit(call.origin) as unit:
-        keypairs.revoke(call.rt, unit, call.params["key_id"], actor=user_id, user_id=user_id)
+    own.revoke_keypair(call.rt, call.origin, _live(call.caller), call.params["key_id"])
     return Reply(_ACKNOWLEDGED)
 
 
@@ -662,8 +638,7 @@ def erase_user(call: Call) -> Reply:
     """Erase the caller and everything personal about them; needs a recent login."""
     user_id = _live(call.caller).user_id
     call.caller.require_recent_login(call.rt)
-    with call.rt.unit(call.origin) as unit:
-        erasure.erase(call.rt, unit, user_id, actor=user_id)
+    erasure.erase_own(call.rt, call.origin, user_id)
     return Reply(_ACKNOWLEDGED)
 
 

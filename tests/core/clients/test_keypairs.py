@@ -10,6 +10,7 @@ from sqlalchemy import update
 from identity.core.clients import keypairs
 from identity.core.clients.keypairs import KeyPair, Requested
 from identity.core.people import accounts
+from identity.core.people.ownership import ANYONE, Owner
 from identity.core.tokens import sessions
 from identity.errors import CONFLICT, INVALID_CODE, INVALID_TOKEN, KEY_MISMATCH, NOT_FOUND, VALIDATION, Refused
 from identity.instruments.opaque import Kind, is_well_formed
@@ -27,7 +28,7 @@ def request(rt: Runtime, person: Person, **options: object) -> Requested:
 
 def confirmed(web: Web, person: Person, **options: object) -> Requested:
     made = request(web.rt, person, **options)
-    keypairs.confirm(web.rt, ORIGIN, made.verification_id, web.last_code())
+    keypairs.prove(web.rt, ORIGIN, made.verification_id, web.last_code())
     web.mails()  # The notice leaves now, so that the next mail is the newest.
     return made
 
@@ -103,9 +104,9 @@ def test_a_pair_that_was_revoked_meanwhile_cannot_be_confirmed(web: Web) -> None
     made = request(web.rt, ada)
     code = web.last_code()
     with web.rt.unit(ORIGIN) as unit:
-        keypairs.revoke(web.rt, unit, made.info.id, actor=ada.id)
+        keypairs.revoke(web.rt, unit, made.info.id, actor=ada.id, of=ANYONE)
     with pytest.raises(Refused) as caught:
-        keypairs.confirm(web.rt, ORIGIN, made.verification_id, code)
+        keypairs.prove(web.rt, ORIGIN, made.verification_id, code)
     assert caught.value.problem.code == INVALID_CODE.code
 
 
@@ -131,7 +132,7 @@ def test_what_a_pair_opened_ends_with_it_and_nothing_else_does(web: Web) -> None
         key = proven(web.rt, made)
         keypairs.trade(web.rt, ORIGIN, key, resource="https://api.example")
     with web.rt.unit(ORIGIN) as unit:
-        keypairs.revoke(web.rt, unit, first.info.id, actor=ada.id, user_id=ada.id)
+        keypairs.revoke(web.rt, unit, first.info.id, actor=ada.id, of=Owner(ada.id))
     assert len(sessions.listing_of(web.rt, ada.id)) == 1
 
 
@@ -140,7 +141,7 @@ def test_a_pair_revoked_since_it_was_proven_opens_nothing(web: Web) -> None:
     made = confirmed(web, ada)
     key = proven(web.rt, made)
     with web.rt.unit(ORIGIN) as unit:
-        keypairs.revoke(web.rt, unit, made.info.id, actor=ada.id)
+        keypairs.revoke(web.rt, unit, made.info.id, actor=ada.id, of=ANYONE)
     with pytest.raises(Refused) as caught:
         keypairs.trade(web.rt, ORIGIN, key, resource="https://api.example")
     assert caught.value.problem == KEY_MISMATCH
@@ -163,10 +164,10 @@ def test_the_last_use_is_noted_and_an_older_note_does_not_replace_it(web: Web) -
 def test_an_administrator_may_vouch_for_a_pair_but_for_none_that_is_not_there(rt: Runtime) -> None:
     made = request(rt, a_user(rt))
     with rt.unit(ORIGIN) as unit:
-        assert keypairs.verify(rt, unit, made.info.id, actor="admin").verified
+        assert keypairs.mark_proven(rt, unit, made.info.id, actor="admin").verified
     for unknown in ("0192f3a0-0000-7000-8000-000000000000", "x"):
         with pytest.raises(Refused) as caught, rt.unit(ORIGIN) as unit:
-            keypairs.verify(rt, unit, unknown, actor="admin")
+            keypairs.mark_proven(rt, unit, unknown, actor="admin")
         assert caught.value.problem == NOT_FOUND
 
 
@@ -176,7 +177,7 @@ def test_the_janitor_forgets_pairs_a_month_after_their_end(rt: Runtime, clock: F
     for seconds, gone in ((31 * 86_400, 0), (1, 1)):
         clock.tick(seconds)
         with rt.unit(ORIGIN) as unit:
-            assert keypairs.purge(unit) == gone
+            assert keypairs.purge(rt, unit) == gone
     assert keypairs.listing_of(rt, ada.id) == []
 
 

@@ -419,10 +419,10 @@ def test_old_mails_are_forgotten_and_pending_ones_stay(world: World) -> None:
         outbox.queue_void(world.rt, unit, Template.SESSION_CODE, values=CODE)
     world.clock.tick(outbox.KEEP_SENT_SECONDS)
     with world.rt.unit(ORIGIN) as unit:
-        assert outbox.purge(unit) == 0
+        assert outbox.purge(world.rt, unit) == 0
     world.clock.tick(1)
     with world.rt.unit(ORIGIN) as unit:
-        assert outbox.purge(unit) == 2
+        assert outbox.purge(world.rt, unit) == 2
     assert sent not in {mail.id for mail in world.rows()}
     assert [mail.id for mail in world.rows()] == [pending]
 

@@ -6,10 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import select, update
 
+from identity.ambient import later
 from identity.core.people import accounts
-from identity.core.people.accounts import User, UserInfo
+from identity.core.people.accounts import AccessWindow, User, UserInfo, window_is_open
 from identity.core.proofs import attempts, guesses
 from identity.core.record import audit
 from identity.core.signin import password_proof
@@ -202,3 +203,17 @@ def test_two_administrators_cannot_both_go_at_once(rt: Runtime) -> None:
 
     with ThreadPoolExecutor(2) as pool:
         assert sorted(pool.map(go, pair)) == ["CONFLICT", "gone"]
+
+
+@pytest.mark.parametrize("starts", [None, -1, 0, 1])
+@pytest.mark.parametrize("ends", [None, -1, 0, 1])
+def test_the_access_window_means_the_same_in_python_and_in_sql(
+    rt: Runtime, clock: FakeClock, starts: int | None, ends: int | None
+) -> None:
+    now = clock.now()
+    bounds = [None if seconds is None else later(now, seconds) for seconds in (starts, ends)]
+    ada = a_user(rt)
+    with rt.unit(ORIGIN) as unit:
+        unit.execute(update(User).where(User.id == ada.id).values(starts_at=bounds[0], ends_at=bounds[1]))
+        by_row = unit.execute(select(window_is_open(now)).where(User.id == ada.id)).scalar_one()
+    assert bool(by_row) is AccessWindow(*bounds).is_open(now)

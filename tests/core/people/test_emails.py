@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from identity.core.people import accounts, addresses
+from identity.core.people.ownership import ANYONE, Owner
 from identity.core.proofs import codes
 from identity.core.proofs.codes import Purpose
 from identity.core.signin import by_code
@@ -28,7 +29,7 @@ def proven(web: Web, person: Person, address: str) -> str:
     """A verified address of the user; its id."""
     web.clock.tick(1)
     verification_id = add(web.rt, person, address)
-    addresses.verify(web.rt, ORIGIN, verification_id, web.last_code())
+    addresses.prove(web.rt, ORIGIN, verification_id, web.last_code())
     web.mails()
     return next(each.id for each in addresses.listing_of(web.rt, person.id) if each.address == address)
 
@@ -62,8 +63,8 @@ def test_adding_an_unverified_address_again_mails_a_new_code_and_adds_nothing(we
     web.clock.tick(1)
     new = add(web.rt, ada, "ADA@other.example")
     assert len(addresses.listing_of(web.rt, ada.id)) == 2
-    assert refused(lambda: addresses.verify(web.rt, ORIGIN, old, old_code)).problem == INVALID_CODE
-    addresses.verify(web.rt, ORIGIN, new, web.last_code())
+    assert refused(lambda: addresses.prove(web.rt, ORIGIN, old, old_code)).problem == INVALID_CODE
+    addresses.prove(web.rt, ORIGIN, new, web.last_code())
 
 
 @pytest.mark.parametrize("had", [addresses.MAX_ADDRESSES - 1, addresses.MAX_ADDRESSES])
@@ -99,7 +100,7 @@ def test_a_code_that_went_to_an_address_dies_when_the_address_goes(web: Web) -> 
     waiting = by_code.begin(web.rt, ORIGIN, "ada@other.example")
     code = web.last_code()
     with web.rt.unit(ORIGIN) as unit:
-        addresses.remove(web.rt, unit, second, actor=ada.id)
+        addresses.remove(web.rt, unit, second, actor=ada.id, of=ANYONE)
     assert (
         refused(lambda: by_code.complete(web.rt, ORIGIN, waiting.verification_id, code)).problem.code
         == INVALID_CODE.code
@@ -117,9 +118,9 @@ def test_removing_an_unverified_address_kills_its_code(web: Web) -> None:
     code = web.last_code()
     assert email_id
     with web.rt.unit(ORIGIN) as unit:
-        addresses.remove(web.rt, unit, unverified.id, actor=ada.id)
+        addresses.remove(web.rt, unit, unverified.id, actor=ada.id, of=ANYONE)
     assert codes.find_account(web.rt, Purpose.EMAIL, verification_id) is None
-    assert refused(lambda: addresses.verify(web.rt, ORIGIN, verification_id, code)).problem == INVALID_CODE
+    assert refused(lambda: addresses.prove(web.rt, ORIGIN, verification_id, code)).problem == INVALID_CODE
 
 
 def test_when_the_preferred_address_goes_the_oldest_verified_one_takes_its_place(web: Web) -> None:
@@ -128,7 +129,7 @@ def test_when_the_preferred_address_goes_the_oldest_verified_one_takes_its_place
         proven(web, ada, f"{name}@other.example")
     first = addresses.listing_of(web.rt, ada.id)[0]
     with web.rt.unit(ORIGIN) as unit:
-        addresses.remove(web.rt, unit, first.id, actor=ada.id, user_id=ada.id)
+        addresses.remove(web.rt, unit, first.id, actor=ada.id, of=Owner(ada.id))
     assert [(each.address, each.preferred) for each in addresses.listing_of(web.rt, ada.id)] == [
         ("one@other.example", True),
         ("two@other.example", False),
@@ -138,7 +139,7 @@ def test_when_the_preferred_address_goes_the_oldest_verified_one_takes_its_place
 def test_the_notice_of_a_new_address_goes_to_the_one_that_was_preferred(web: Web) -> None:
     ada = a_user(web.rt)
     verification_id = add(web.rt, ada, "ada@other.example")
-    addresses.verify(web.rt, ORIGIN, verification_id, web.last_code())
+    addresses.prove(web.rt, ORIGIN, verification_id, web.last_code())
     notice = web.mails()[-1]
     assert (notice["To"], "New address" in notice["Subject"]) == (ada.email, True)
     with pytest.raises(AssertionError, match="no code"):
@@ -150,7 +151,7 @@ def test_nobody_but_its_user_may_touch_an_address(rt: Runtime) -> None:
     (hers,) = addresses.listing_of(rt, eve.id)
     for deed in (addresses.prefer, addresses.remove):
         with pytest.raises(Refused) as caught, rt.unit(ORIGIN) as unit:
-            deed(rt, unit, hers.id, actor=ada.id, user_id=ada.id)
+            deed(rt, unit, hers.id, actor=ada.id, of=Owner(ada.id))
         assert caught.value.problem == NOT_FOUND
 
 
@@ -160,7 +161,7 @@ def test_of_several_users_who_prove_one_address_at_once_exactly_one_gets_it(web:
     for person in people:
         web.clock.tick(1)
         claims.append((add(web.rt, person, "shared@other.example"), web.last_code()))
-    outcome = all_at_once([lambda claim=claim: addresses.verify(web.rt, ORIGIN, *claim) for claim in claims])
+    outcome = all_at_once([lambda claim=claim: addresses.prove(web.rt, ORIGIN, *claim) for claim in claims])
     assert outcome == {"ok": 1, CONFLICT.code: 3}
     owner = accounts.find_by_address(web.rt, "shared@other.example")
     assert owner is not None
@@ -173,7 +174,7 @@ def test_of_any_addresses_preferred_at_once_one_is(web: Web) -> None:
 
     def prefer(email_id: str) -> None:
         with web.rt.unit(ORIGIN) as unit:
-            addresses.prefer(web.rt, unit, email_id, actor=ada.id, user_id=ada.id)
+            addresses.prefer(web.rt, unit, email_id, actor=ada.id, of=Owner(ada.id))
 
     assert all_at_once([lambda one=one: prefer(one) for one in ids]) == {"ok": 4}
     assert [each.preferred for each in addresses.listing_of(web.rt, ada.id)].count(True) == 1
@@ -187,7 +188,7 @@ def test_when_all_addresses_are_removed_at_once_one_verified_one_stays(web: Web)
 
     def remove(email_id: str) -> None:
         with web.rt.unit(ORIGIN) as unit:
-            addresses.remove(web.rt, unit, email_id, actor=ada.id, user_id=ada.id)
+            addresses.remove(web.rt, unit, email_id, actor=ada.id, of=Owner(ada.id))
 
     assert all_at_once([lambda one=one: remove(one) for one in ids]) == {"ok": 3, CONFLICT.code: 1}
     (left,) = addresses.listing_of(web.rt, ada.id)

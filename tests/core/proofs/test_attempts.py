@@ -291,7 +291,7 @@ def test_the_janitor_forgets_only_what_is_over(rt: Runtime, clock: FakeClock) ->
     fail(rt, Charge(SMALL, "late"))
     clock.tick(101)
     with rt.unit(ORIGIN) as unit:
-        assert attempts.purge(unit) == 1
+        assert attempts.purge(rt, unit) == 1
     fail(rt, Charge(SMALL, "late"), 2)
     with pytest.raises(Refused):
         fail(rt, Charge(SMALL, "late"))

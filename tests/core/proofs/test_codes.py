@@ -511,11 +511,11 @@ def test_the_janitor_takes_only_what_is_long_over(world: World) -> None:
     issue(world)
     world.clock.tick(codes.KEEP_SECONDS)
     with world.rt.unit(ORIGIN) as unit:
-        assert codes.purge(unit) == 0
+        assert codes.purge(world.rt, unit) == 0
     world.clock.tick(1)
     verification_id, code = issue(world, subject="s2")
     with world.rt.unit(ORIGIN) as unit:
-        assert codes.purge(unit) == 1
+        assert codes.purge(world.rt, unit) == 1
     consume(world, verification_id, code)
 
 

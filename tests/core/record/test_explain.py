@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pyotp
@@ -13,6 +13,7 @@ import pytest
 from sqlalchemy import func, select, update
 
 from identity.ambient import Origin
+from identity.core import upkeep
 from identity.core.admin import applications, users
 from identity.core.admin.by import By
 from identity.core.clients import keypairs
@@ -26,6 +27,7 @@ from identity.errors import FORBIDDEN, INVALID_CODE, NOT_FOUND, UNAVAILABLE, Ref
 from identity.instruments.refusals import CLIENTS_WORTH, Explanations, Refusal
 from identity.runtime import Runtime
 from identity.settings import Settings
+from identity.storage import Database
 from tests.builders import Person, a_token, a_user, an_application
 from tests.world import ORIGIN, FakeClock, Web
 
@@ -261,10 +263,11 @@ def test_above_the_bound_a_flood_pushes_out_only_itself(rt: Runtime, monkeypatch
     for _ in range(PER_CLIENT_A_MINUTE):
         refuse(rt, address="192.0.2.9")
     assert kept(rt) == 33
-    assert explain.purge(rt) == 13
+    upkeep.sweep(rt)
     assert kept(rt) == 20
     assert all(explain.get(rt, one) for one in quiet)
-    assert explain.purge(rt) == 0
+    upkeep.sweep(rt)
+    assert kept(rt) == 20
 
 
 @pytest.mark.parametrize(("seconds", "left"), [(-1, 1), (0, 1), (1, 0)])
@@ -272,18 +275,18 @@ def test_explanations_are_forgotten_after_thirty_days(rt: Runtime, clock: FakeCl
     refuse(rt)
     assert kept(rt) == 1
     clock.tick(30 * 86_400 + seconds)
-    explain.purge(rt)
+    upkeep.sweep(rt)
     assert kept(rt) == left
 
 
 def test_what_cannot_be_written_waits_and_the_memory_is_bounded(rt: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
     one = refuse(rt)
 
-    def down(_self: Runtime, _origin: Origin) -> None:
+    def down(_self: Database, _now: datetime, _origin: Origin) -> None:
         raise Refused(UNAVAILABLE)
 
     with monkeypatch.context() as broken:
-        broken.setattr(Runtime, "unit", down)
+        broken.setattr(Database, "unit", down)
         for _ in range(3):
             with pytest.raises(Refused):
                 rt.explanations.flush(rt.database, rt.clock.now())

@@ -279,7 +279,7 @@ def test_the_janitor_forgets_what_is_long_over_and_nothing_else(
     clock.tick(86_400 + 301)
     begin(rt, ada)
     with rt.unit(ORIGIN) as unit:
-        assert challenges.purge(unit) == 1
+        assert challenges.purge(rt, unit) == 1
     with rt.database.reading() as session:
         assert len(session.scalars(select(Challenge)).all()) == 1
 

@@ -65,7 +65,7 @@ def test_an_unconfirmed_registration_is_forgotten_after_a_day_with_its_alias(
     register(rt)
     clock.tick(seconds)
     with rt.unit(ORIGIN) as unit:
-        assert sign_up.purge(unit) == gone
+        assert sign_up.purge(rt, unit) == gone
     if gone:
         # What was mailed is forgotten in its own time.
         assert tables_that_hold(rt, "grace@navy.example") == {"code", "mail"}
@@ -81,7 +81,7 @@ def test_a_confirmed_registration_stays(web: Web) -> None:
     by_code.complete(web.rt, ORIGIN, waiting.verification_id, web.last_code())
     web.clock.tick(365 * 86_400)
     with web.rt.unit(ORIGIN) as unit:
-        assert sign_up.purge(unit) == 0
+        assert sign_up.purge(web.rt, unit) == 0
     user = accounts.find_by_address(web.rt, "grace@navy.example")
     assert user is not None
     assert user.verified
@@ -91,7 +91,7 @@ def test_users_whom_nobody_asked_to_confirm_are_never_swept(rt: Runtime, clock: 
     bob = a_user(rt, verified=False)
     clock.tick(365 * 86_400)
     with rt.unit(ORIGIN) as unit:
-        assert sign_up.purge(unit) == 0
+        assert sign_up.purge(rt, unit) == 0
     assert accounts.find(rt, bob.id) is not None
 
 

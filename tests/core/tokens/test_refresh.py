@@ -226,7 +226,7 @@ def test_a_refresh_token_ends_with_its_session_and_its_user(rt: Runtime, clock: 
                 case "window closed":
                     unit.execute(update(User).where(User.id == person.id).values(ends_at=clock.now()))
                 case _:
-                    sessions.forget_user(unit, person.id)
+                    sessions.forget(unit, person.id)
         assert (refusal(rt, successor), refusal(rt, token)) == (INVALID_TOKEN, INVALID_TOKEN), how
 
 

@@ -50,7 +50,7 @@ def test_a_waiting_session_is_good_for_nothing_until_verified(rt: Runtime) -> No
     with rt.unit(ORIGIN) as unit:
         assert refusal(sessions.refresh, rt, unit, refresh) == INVALID_TOKEN.code
     with rt.unit(ORIGIN) as unit:
-        sessions.verify(rt, unit, opened.session.id, amr=("email", "otp"))
+        sessions.mark_proven(rt, unit, opened.session.id, amr=("email", "otp"))
     assert sessions.find_live_bearer(rt, bearer).session.amr == ("email", "otp")
 
 
@@ -58,7 +58,7 @@ def test_verifying_sets_the_time_of_the_login(rt: Runtime, clock: FakeClock) -> 
     opened = a_session(rt, a_user(rt), verified=False)
     clock.tick(300)
     with rt.unit(ORIGIN) as unit:
-        sessions.verify(rt, unit, opened.session.id, amr=("email",))
+        sessions.mark_proven(rt, unit, opened.session.id, amr=("email",))
     assert sessions.find_live(rt, opened.session.id).session.auth_time == clock.now()
 
 
@@ -66,7 +66,7 @@ def test_a_session_that_is_over_cannot_be_verified(rt: Runtime, clock: FakeClock
     opened = a_session(rt, a_user(rt), verified=False)
     clock.tick(rt.settings.session_idle_seconds)
     with rt.unit(ORIGIN) as unit:
-        assert refusal(sessions.verify, rt, unit, opened.session.id, amr=()) == INVALID_TOKEN.code
+        assert refusal(sessions.mark_proven, rt, unit, opened.session.id, amr=()) == INVALID_TOKEN.code
         assert refusal(sessions.extend, rt, unit, opened.session.id, idle_seconds=60, actor="x") == INVALID_TOKEN.code
 
 
@@ -76,7 +76,7 @@ def test_a_session_of_nobody_can_be_used_verified_and_found_by_nobody(rt: Runtim
     session_id = waiting.opened.session.id
     assert refusal(sessions.find_live_bearer, rt, waiting.opened.bearer.reveal()) == INVALID_TOKEN.code
     with rt.unit(ORIGIN) as unit:
-        assert refusal(sessions.verify, rt, unit, session_id, amr=()) == INVALID_TOKEN.code
+        assert refusal(sessions.mark_proven, rt, unit, session_id, amr=()) == INVALID_TOKEN.code
         assert refusal(sessions.revoke_own, rt, unit, "", session_id) == NOT_FOUND.code
     assert sessions.find(rt, session_id) is None
 
@@ -168,7 +168,7 @@ def test_the_janitor_forgets_a_session_that_has_waited_for_a_day(rt: Runtime, cl
     for seconds, gone in ((86_400, 0), (1, 2)):
         clock.tick(seconds)
         with rt.unit(ORIGIN) as unit:
-            assert sessions.purge(unit) == gone
+            assert sessions.purge(rt, unit) == gone
 
 
 def test_the_janitor_forgets_only_what_has_long_been_over(rt: Runtime, clock: FakeClock) -> None:
@@ -177,5 +177,5 @@ def test_the_janitor_forgets_only_what_has_long_been_over(rt: Runtime, clock: Fa
     for seconds, gone in ((end, 0), (1, 1)):
         clock.tick(seconds)
         with rt.unit(ORIGIN) as unit:
-            assert sessions.purge(unit) == gone
+            assert sessions.purge(rt, unit) == gone
     assert sessions.find(rt, opened.session.id) is None
