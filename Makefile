@@ -71,7 +71,7 @@ lock:
 	@$(LOCK) setup.cfg --extra build --extra dev --constraint requirements.txt --output-file requirements-dev.txt
 
 install: $(VENV)/.project
-install-dev: $(VENV)/.dev $(VENV)/.project
+install-dev: $(VENV)/.dev $(VENV)/.project $(VENV)/.kit
 
 # The lock is the whole answer, so nothing is resolved here: with dependencies, pip would ask the index what is newest
 # for every extra that a locked package names, and refuse it for want of a hash. `pip check` then shows a lock with a hole.
@@ -114,5 +114,9 @@ $(VENV)/.project: setup.cfg pyproject.toml $(VENV)/.runtime
 	@$(PIP) install --no-build-isolation --no-deps --editable .
 	@touch $@
 
+$(VENV)/.kit: kit/setup.cfg kit/pyproject.toml $(VENV)/.dev
+	@$(PIP) install --no-build-isolation --no-deps --editable kit
+	@touch $@
+
 clean:
-	@rm -rf $(VENV) build identity.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage*
+	@rm -rf $(VENV) build identity.egg-info kit/build kit/src/identity_verifier.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage*
