@@ -1,4 +1,4 @@
-"""The one spelling of a mail address, an alias, an id.
+"""The one spelling of a mail address, an alias, an id, and the one reading of a JSON object.
 
 Whatever people type is brought to this form before it is looked up, counted, compared or stored; nothing downstream sees
 another. What has no safe form is refused: two spellings that somebody's mail server may tell apart are never merged.
@@ -7,14 +7,16 @@ another. What has no safe form is refused: two spellings that somebody's mail se
 from __future__ import annotations
 
 import base64
+import json
 import re
-from typing import Final
+from typing import Any, Final, NoReturn
 
 import idna
 
 from identity.errors import VALIDATION, Refused
 
 ADDRESS_MAX: Final = 254
+MAX_DEPTH: Final = 20
 _LOCAL: Final = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(?:\.[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*", re.ASCII)
 _LABEL: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?", re.ASCII)
 _ALIAS: Final = re.compile(r"[a-z0-9][a-z0-9._-]{1,62}[a-z0-9]", re.ASCII)
@@ -104,3 +106,58 @@ def decode_base64url(text: str) -> bytes | None:
     except ValueError:
         return None
     return raw if text and encode_base64url(raw) == text else None
+
+
+def decode_object(raw: bytes) -> dict[str, Any]:
+    """The JSON object in `raw`, where every parser reads the same one.
+
+    Raises ValueError, in constant words, for everything else: duplicate keys, NaN, numbers without end, lone surrogates, NUL, nesting
+    deeper than 20, another encoding than UTF-8.
+    """
+    try:
+        value = _decode(raw.decode())
+    except (ValueError, RecursionError) as exc:
+        raise ValueError(f"not one JSON value: {type(exc).__name__}") from exc
+    if not isinstance(value, dict):
+        raise ValueError("not an object")  # noqa: TRY004 -- a fault of what was sent, like the others
+    # Only escapes can smuggle what UTF-8 and JSON themselves forbid, and only many brackets can nest deeply.
+    if b"\\u" in raw or raw.count(b"{") + raw.count(b"[") > MAX_DEPTH:
+        _inspect(value, 1)
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        raise ValueError("duplicate key")
+    return value
+
+
+def _reject(_constant: str) -> NoReturn:
+    raise ValueError("NaN or Infinity")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if number in (float("inf"), float("-inf")):
+        raise ValueError("a number without end")
+    return number
+
+
+def _inspect(value: Any, depth: int) -> None:
+    """Raise ValueError for what is too deep or holds text that is no text."""
+    if depth > MAX_DEPTH:
+        raise ValueError("nested too deep")
+    if isinstance(value, str):
+        if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
+            raise ValueError("NUL or lone surrogate")
+    elif isinstance(value, dict):
+        for name, member in value.items():
+            _inspect(name, depth)
+            _inspect(member, depth + isinstance(member, dict | list))
+    elif isinstance(value, list):
+        for member in value:
+            _inspect(member, depth + isinstance(member, dict | list))
+
+
+_decode: Final = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_reject, parse_float=_finite).decode

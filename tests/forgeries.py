@@ -227,3 +227,38 @@ def expired(rt: Runtime, token: str, *, forged: bool) -> str:
     claims = json.loads(un64(body)) | {"exp": int(rt.clock.now().timestamp()) - 1}
     key = FOREIGN if forged else signing_key(rt).private
     return spell(json.loads(un64(head)), json.dumps(claims).encode(), rs256(key))
+
+
+ODD: tuple[Any, ...] = (
+    None, True, 7, -1, 1.5, 2**70, "", "x", "a\0b", "\ud800", " ", [], [7], [[]], {}, {"a": 7}, {"a": [7]},
+)  # fmt: skip
+
+
+def almost_ours(rt: Runtime, token: str) -> dict[str, str]:
+    """`token` with one claim missing or odd, and payloads that are no claims at all: really signed by our key, with our header.
+
+    An imported key may be another issuer's too, who writes what it likes.
+    """
+    head, body, _ = token.split(".")
+    header, claims = json.loads(un64(head)), json.loads(un64(body))
+    key = rs256(signing_key(rt).private)
+    payloads = {f"without {name}": json.dumps({k: v for k, v in claims.items() if k != name}) for name in claims}
+    for name in claims:
+        payloads |= {f"{name} is {odd!r}": json.dumps(claims | {name: odd}) for odd in ODD}
+    text = json.dumps(claims)
+    payloads |= {
+        "nothing": "",
+        "no JSON": "{",
+        "text": '"x"',
+        "a list": "[]",
+        "a number": "7",
+        "null": "null",
+        "no claims": "{}",
+        "a claim twice": text[:-1] + f', "sub": {json.dumps(claims["sub"])}}}',
+        "a lone surrogate in a claim of somebody's": text[:-1] + ', "x": "\\ud800"}',
+        "NUL in a claim of somebody's": text[:-1] + ', "x": {"y": ["\\u0000"]}}',
+        "NaN": text[:-1] + ', "x": NaN}',
+        "a nest": text[:-1] + ', "x": ' + "[" * 200 + "]" * 200 + "}",
+    }
+    found = {name: spell(header, payload.encode(), key) for name, payload in payloads.items()}
+    return found | {"no UTF-8": spell(header, b"\xff\xfe", key)}

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
-from identity.canonical import decode_base64url
+from identity.canonical import decode_base64url, decode_object
 from identity.errors import INVALID_TOKEN, VALIDATION, Refused
 
 # Three megabytes and a thirtieth of a second, for machines that hold keys of their own; a process that meets none does not pay them.
@@ -29,10 +28,9 @@ def unverified_claims(token: str) -> dict[str, Any]:
         decode_base64url(token.split(".")[1]) if token.count(".") == 2 and len(token) <= TOKEN_MAX_CHARACTERS else None
     )
     try:
-        claims = json.loads(body or b"{}")
-    except (ValueError, RecursionError):
+        return decode_object(body or b"")
+    except ValueError:
         return {}
-    return claims if isinstance(claims, dict) else {}
 
 
 def verify_assertion(
@@ -42,13 +40,11 @@ def verify_assertion(
 
     Raises Refused(INVALID_TOKEN) for anything else.
     """
+    payload = verify_jws(token, jwks, algorithms=algorithms)
     try:
-        claims = json.loads(verify_jws(token, jwks, algorithms=algorithms))
-    except (ValueError, RecursionError) as exc:
-        raise Refused(INVALID_TOKEN, detail="assertion: the payload is no JSON", cause=exc) from exc
-    if not isinstance(claims, dict):
-        raise Refused(INVALID_TOKEN, detail="assertion: the payload is no object")
-    return claims
+        return decode_object(payload)
+    except ValueError as exc:
+        raise Refused(INVALID_TOKEN, detail=f"assertion: the payload is {exc}", cause=exc) from exc
 
 
 def verify_jws(token: str, jwks: Mapping[str, Any], *, algorithms: tuple[str, ...]) -> bytes:

@@ -26,7 +26,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, mapped_column
 
 from identity.ambient import Clock, Origin, later
-from identity.canonical import decode_base64url, encode_base64url
+from identity.canonical import decode_base64url, decode_object, encode_base64url
 from identity.errors import CONFLICT, INVALID_TOKEN, NOT_FOUND, UNAVAILABLE, VALIDATION, Refused
 from identity.instruments.jws import TOKEN_MAX_CHARACTERS, check_rsa
 from identity.instruments.vault import Unsealable, Vault
@@ -172,8 +172,11 @@ class Keyring:
             key.public.verify(raw, token[: -len(signature) - 1].encode(), _PADDING, _SHA256)
         except InvalidSignature as exc:
             raise Refused(INVALID_TOKEN, detail="signature mismatch", evidence={"kid": key.kid}) from exc
-        claims: dict[str, Any] = json.loads(body)
-        return claims
+        try:
+            return decode_object(body)
+        except ValueError as exc:
+            # Only whoever has our key can come this far: an imported one may be another issuer's too.
+            raise Refused(INVALID_TOKEN, detail=f"the payload is {exc}", evidence={"kid": key.kid}) from exc
 
     def _reload_for(self, token: str) -> bool:
         """Load again for a header that is unknown: another process may have made its key a moment ago."""

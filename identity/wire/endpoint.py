@@ -19,7 +19,7 @@ from identity.errors import (
 )
 from identity.instruments.limits import Policy, Window
 from identity.runtime import Runtime
-from identity.wire.fields import Body, reader
+from identity.wire.fields import Body, SaidAgain, reader
 
 MAX_BODY: Final = 64 * 1024
 
@@ -164,6 +164,8 @@ class Endpoint:
     tags: tuple[str, ...] = ()
     load: Callable[[Mapping[str, Any]], dict[str, Any]] = field(init=False, repr=False)
     requires_body: bool = field(init=False)
+    #: Fields of the body that only say a parameter of the path again, with its name.
+    said_again: tuple[tuple[str, str], ...] = field(init=False)
     #: What logs and metrics call it: never what a client sent.
     name: str = field(init=False)
 
@@ -171,7 +173,10 @@ class Endpoint:
         schema = self.body or Body
         object.__setattr__(self, "name", f"{self.method} {self.path}")
         object.__setattr__(self, "load", reader(schema))
-        object.__setattr__(self, "requires_body", any(one.required for one in schema().fields.values()))
+        known = schema().fields
+        object.__setattr__(self, "requires_body", any(one.required for one in known.values()))
+        again = tuple((name, one.of) for name, one in known.items() if isinstance(one, SaidAgain))
+        object.__setattr__(self, "said_again", again)
 
     @property
     def summary(self) -> str:

@@ -130,20 +130,23 @@ class Exchange:
         if unknown is not None and not endpoint.form:
             raise Refused(VALIDATION.saying("The query has a parameter that this route does not know"))
         if not endpoint.ignores_body:
-            call.body = self._read_body(request)
+            call.body = self._read_body(call)
         # 5. The deed.
         return endpoint.handler(call)
 
-    def _read_body(self, request: Request) -> dict[str, Any]:
-        endpoint, raw = self.endpoint, request.body
+    def _read_body(self, call: Call) -> dict[str, Any]:
+        endpoint, request, raw = self.endpoint, call.request, call.request.body
         if raw is None or len(raw) > endpoint.max_body:
             raise Refused(TOO_LARGE, detail=f"over {endpoint.max_body} bytes")
         content_type = request.headers.get("content-type", "")
         if endpoint.form:
             return dict(read_form(raw, content_type))
-        if not raw and not endpoint.requires_body:
-            return endpoint.load({})
-        return endpoint.load(read_json(raw, content_type))
+        # No body is an object without members: where one is needed, the answer names the field that is missing.
+        body = endpoint.load(read_json(raw, content_type) if raw else {})
+        for name, parameter in endpoint.said_again:
+            if name in body and body.pop(name) != call.params[parameter].lower():
+                raise Refused(VALIDATION.saying("The body and the path name two different ids"), field=name)
+        return body
 
     def _finish(self, call: Call, reply: Reply, refused: Refused | None) -> Answer:
         endpoint, origin = self.endpoint, call.origin

@@ -7,23 +7,37 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from marshmallow import RAISE, Schema, ValidationError, fields
 
 from identity.canonical import canonical_id
 from identity.errors import VALIDATION, Refused
 
+# As much as a body can hold: the schema judges no opaque value by its length.
+OPAQUE_MAX: Final = 64 * 1024
 _FIELD_NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)
 
 
 class Body(Schema):
-    """A request body: unknown fields are refused, since they are how mass assignment starts."""
+    """A request body: unknown fields are refused, since they are how mass assignment starts.
+
+    An optional field that is `""` or null was not sent: many a client writes every field of its structures. Where null has a meaning, the
+    field allows it.
+    """
+
+    keeps_null: ClassVar[bool] = False
 
     class Meta:
         """What marshmallow does with unknown fields."""
 
         unknown = RAISE
+
+
+class Change(Body):
+    """The body of a PATCH: here null would clear, so it is refused for what cannot be cleared, and never taken for silence."""
+
+    keeps_null: ClassVar[bool] = True
 
 
 class Text(fields.String):
@@ -60,15 +74,36 @@ class Text(fields.String):
         return value
 
 
-class Id(Text):
-    """A UUID."""
+class Opaque(Text):
+    """A credential that we made. Whatever does not look like one is wrong and not malformed, however long it is."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(max_length=64, **options)
+        super().__init__(max_length=OPAQUE_MAX, **options)
+
+
+class Code(Opaque):
+    """A code of digits or letters that a person types; as a number it is the six digits that some client took for one."""
+
+    def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> str:
+        if type(value) is int and 0 <= value < 10**6:
+            value = f"{value:06}"
+        return super()._deserialize(value, attr, data, **kwargs)
+
+
+class Id(Opaque):
+    """A UUID."""
 
     def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> str:
         text = super()._deserialize(value, attr, data, **kwargs)
         return canonical_id(text) or text
+
+
+class SaidAgain(Id):
+    """An id that stands in the path already, as the parameter `of`; some clients send it in the body too. Another one is refused."""
+
+    def __init__(self, *, of: str) -> None:
+        super().__init__(metadata={"description": f"The `{of}` of the path once more; not needed"})
+        self.of = of
 
 
 class Whole(fields.Integer):
@@ -118,17 +153,29 @@ def reader(schema: type[Schema]) -> Callable[[Mapping[str, Any]], dict[str, Any]
     """A function that loads data by `schema`, or raises Refused(VALIDATION) for its first fault in schema order."""
     instance = schema()
     quick = _quick_check(instance)
+    silent = _silences(instance)
 
     def load(data: Mapping[str, Any]) -> dict[str, Any]:
         if quick is not None and quick(data):
             return dict(data)
+        sent = {name: value for name, value in data.items() if name not in silent or value not in silent[name]}
         try:
-            loaded: dict[str, Any] = instance.load(data)
+            loaded: dict[str, Any] = instance.load(sent)
         except ValidationError as exc:
             raise _refusal(instance, exc) from exc
         return loaded
 
     return load
+
+
+def _silences(schema: Schema) -> dict[str, tuple[Any, ...]]:
+    """What each optional field may hold as if it had not been sent."""
+    keeps_null = getattr(schema, "keeps_null", False)
+    return {
+        field.data_key or name: ("",) if keeps_null or field.allow_none else ("", None)
+        for name, field in schema.fields.items()
+        if not field.required
+    }
 
 
 def _quick_check(schema: Schema) -> Callable[[Mapping[str, Any]], bool] | None:
@@ -137,16 +184,15 @@ def _quick_check(schema: Schema) -> Callable[[Mapping[str, Any]], bool] | None:
     It spares the hot routes marshmallow's 40 microseconds; whatever it does not pass goes the long way.
     """
     plain = {
-        name: field for name, field in schema.fields.items() if type(field) is Text and field.data_key in (None, name)
+        name: field
+        for name, field in schema.fields.items()
+        if type(field) in (Text, Opaque, Code) and isinstance(field, Text) and field.data_key in (None, name)
     }
     if len(plain) != len(schema.fields) or any(
         field.validators or field.load_default is not _MISSING for field in plain.values()
     ):
         return None
-    bounds = {
-        name: (max(1, field.min_length) if field.required else field.min_length, field.max_length)
-        for name, field in plain.items()
-    }
+    bounds = {name: (max(1, field.min_length), field.max_length) for name, field in plain.items()}
     required = frozenset(name for name, field in plain.items() if field.required)
 
     def passes(data: Mapping[str, Any]) -> bool:

@@ -715,3 +715,33 @@ def test_no_answer_but_the_one_that_makes_it_holds_a_secret(web: Web, boss: str)
                 path = path.replace(hole, value)
             text = web.get(path, bearer=boss).get_data(as_text=True)
             assert not [secret for secret in secrets if secret in text], path
+
+
+def test_the_shapes_that_a_client_of_structures_sends(web: Web, boss: str) -> None:
+    """ThreatWinds' own Go SDK writes every field of its structures, used or not, and the id of the path again."""
+    blank = {"roles": None, "groups": None, "tenants": None, "portalURL": "", "notify": False, "password": ""}
+    made = web.post("/api/auth/v2/admin/user", NEW_USER | blank, bearer=boss)
+    assert made.status_code == 202
+    user_id = made.json["userID"]
+    path = f"/api/auth/v2/admin/user/{user_id}"
+    for said in ({"userID": user_id}, {"userID": user_id.upper()}, {"userID": ""}, {"userID": None}, {}):
+        assert web.post(f"{path}/session", {"kind": "", **said}, bearer=boss).status_code == 202, said
+    assert web.post(f"{path}/keypair", {"name": "k", "days": 1, "userID": user_id}, bearer=boss).status_code == 202
+    other = web.post(f"{path}/session", {"userID": UNKNOWN}, bearer=boss)
+    assert (other.status_code, other.json["field"]) == (400, "userID")
+
+
+def test_a_missing_body_names_the_missing_field(web: Web, boss: str) -> None:
+    path = f"/admin/user/{UNKNOWN}"
+    for route, field in (("keypair", "name"), ("email", "address"), ("roles", "role")):
+        answer = web.post(f"{path}/{route}", bearer=boss)
+        assert (answer.status_code, answer.json["error"], answer.json["field"]) == (400, "VALIDATION_ERROR", field)
+
+
+def test_null_in_a_change_is_not_silence(web: Web, boss: str) -> None:
+    """Where it can clear it clears; where it cannot it is refused, since nobody sends it for nothing."""
+    feed = an_application(web.rt, token_seconds=600)
+    path = f"/admin/application/{feed.client_id}"
+    assert web.patch(path, {"tokenSeconds": None}, bearer=boss).json["tokenSeconds"] is None
+    refused = web.patch(path, {"name": None}, bearer=boss)
+    assert (refused.status_code, refused.json["field"]) == (400, "name")

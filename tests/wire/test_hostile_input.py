@@ -17,7 +17,7 @@ from marshmallow import Schema, fields
 
 from identity.app import endpoints
 from identity.wire.endpoint import Endpoint, Reads, Request
-from identity.wire.fields import Flag, Text, Whole
+from identity.wire.fields import Code, Flag, Text, Whole
 from identity.wire.head import client_address, networks_of
 from tests.builders import a_token, a_user, an_application
 from tests.conftest import fresh_database
@@ -46,7 +46,6 @@ def refusal(answer: Heard | None, status: int | tuple[int, ...], code: str) -> N
 # Bodies.
 
 MALFORMED = {
-    "nothing": b"",
     "half an object": b'{"email": "a@b.co"',
     "two objects": b"{}{}",
     "no object": b"[]",
@@ -89,6 +88,15 @@ def test_a_body_that_is_no_plain_json_object_is_malformed(live: Live, path: str,
     with Wire(live) as wire:
         refusal(wire.ask(post(path, body)), 400, "MALFORMED_REQUEST")
         assert wire.is_sound()
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_no_body_at_all_names_the_field_that_is_missing(live: Live, path: str) -> None:
+    """With and without a media type: many a client sends none where it sends nothing."""
+    for request in (post(path, b""), f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n".encode()):
+        with Wire(live) as wire:
+            refusal(wire.ask(request), 422, "VALIDATION_ERROR")
+            assert wire.is_sound()
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -168,10 +176,12 @@ def test_unknown_fields_are_refused_and_named_only_when_harmless(live: Live) -> 
 def wrong_values(field: fields.Field) -> list[Any]:
     """Values that no field of this type may take."""
     wrong: list[Any] = [{"a": 1}, [[]], [{}], 1.5, 10**30]
-    if isinstance(field, Text | fields.String):
+    if isinstance(field, Code):
+        wrong += [True, 10**6, -1, []]
+    elif isinstance(field, Text | fields.String):
         wrong += [True, 1, []]
     elif isinstance(field, Whole | fields.Integer):
-        wrong += [True, "1", [], ""]
+        wrong += [True, "1", [], " "]
     elif isinstance(field, Flag | fields.Boolean):
         wrong += [0, 1, "true", []]
     elif isinstance(field, fields.List):

@@ -176,7 +176,7 @@ def test_every_wrong_code_and_challenge_looks_alike(web: Web, ada: Person, app: 
         ({"mfaChallengeToken": "x"}, "totpCode"),
         ({"mfaChallengeToken": "x", "totpCode": "123456", "emailCode": "123456"}, "emailCode"),
         ({"mfaChallengeToken": "x", "emailCode": "123456", "recoveryCode": "x"}, "recoveryCode"),
-        ({"mfaChallengeToken": "x", "totpCode": 123456}, "totpCode"),
+        ({"mfaChallengeToken": "x", "totpCode": 1234567}, "totpCode"),
         ({"mfaChallengeToken": "x", "totpCode": "123456", "userID": "x"}, "userID"),
     ],
 )

@@ -75,7 +75,7 @@ def _facts(rt: Runtime, caller: Caller) -> dict[str, Any]:
             "iss": issuer,
             "sub": session.user_id,
             "client_id": session.client_id,
-            "aud": [session.resource, issuer] if session.resource != issuer else [issuer],
+            "aud": claims.audience_claim(session.resource, issuer),
             "iat": int(session.created_at.timestamp()),
             "exp": int(session.expires_at.timestamp()),
             "auth_time": int(session.auth_time.timestamp()),

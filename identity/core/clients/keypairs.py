@@ -292,7 +292,8 @@ def trade(rt: Runtime, origin: Origin, key: KeyInfo, *, resource: str) -> Access
             absolute_seconds=max(1, seconds),
             keypair_id=key.id,
         )
-    return sessions.token_for(rt, sessions.live_of(rt, user, opened.session), seconds=max(1, seconds))
+    live = sessions.live_of(rt, user, opened.session)
+    return sessions.token_for(rt, live, seconds=max(1, seconds), at=opened.session.created_at)
 
 
 def mark_proven(rt: Runtime, unit: Unit, key_id: str, *, actor: str) -> KeyPairInfo:

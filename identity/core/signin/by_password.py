@@ -191,5 +191,7 @@ def _open(
 
 def _hand_out(rt: Runtime, user: UserInfo, opened: Opened, handout: Handout) -> Grant:
     seconds = rt.settings.user_token_seconds if handout is Handout.DAY else rt.settings.access_token_seconds
-    access = sessions.token_for(rt, sessions.live_of(rt, user, opened.session), seconds=seconds)
+    access = sessions.token_for(
+        rt, sessions.live_of(rt, user, opened.session), seconds=seconds, at=opened.session.created_at
+    )
     return Grant(user, access, opened.refresh)

@@ -131,6 +131,7 @@ class Live(NamedTuple):
     roles: tuple[str, ...]
     groups: tuple[str, ...]
     memberships: Memberships
+    ends_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,11 +286,14 @@ def find_live_bearer(rt: Runtime, bearer: str) -> Live:
     return _live(rt, rt.database.row(_LIVE_BY_BEARER, bearer=_fingerprint(rt, bearer)))
 
 
-def token_for(rt: Runtime, live: Live, *, seconds: int, resource: str | None = None) -> AccessToken:
-    """A signed token backed by a live session; it never outlives the session's absolute end."""
+def token_for(
+    rt: Runtime, live: Live, *, seconds: int, resource: str | None = None, at: datetime | None = None
+) -> AccessToken:
+    """A signed token backed by a live session; it never outlives the session's absolute end, nor the user's access window.
+
+    `at`: the moment of issue, where that is the moment at which the session was opened; both then have the same life, to the second.
+    """
     rt.ring.reload_if_changed()  # A key that was withdrawn a moment ago must not sign.
-    now = rt.clock.now()
-    remaining = int((live.session.absolute_expires_at - now).total_seconds())
     email = ""
     if "email" in rt.settings.user_claims:
         found = rt.database.row(_EMAIL, user_id=live.user_id)
@@ -307,14 +311,19 @@ def token_for(rt: Runtime, live: Live, *, seconds: int, resource: str | None = N
         full_name=live.full_name,
     )
     return claims.issue_user_token(
-        rt, subject, resource=resource or live.session.resource, seconds=max(1, min(seconds, remaining)), now=now
+        rt,
+        subject,
+        resource=resource or live.session.resource,
+        seconds=seconds,
+        now=at or rt.clock.now(),
+        ends=(live.session.absolute_expires_at, live.ends_at),
     )
 
 
 def live_of(rt: Runtime, user: UserInfo, session: SessionInfo) -> Live:
     """A session just opened, as `token_for` takes it."""
     memberships = tenancy.memberships_of(rt, user.id)
-    return Live(session, user.id, user.alias, user.full_name, user.roles, user.groups, memberships)
+    return Live(session, user.id, user.alias, user.full_name, user.roles, user.groups, memberships, user.ends_at)
 
 
 def extend(rt: Runtime, unit: Unit, session_id: str, *, idle_seconds: int, actor: str) -> None:
@@ -479,7 +488,7 @@ def _live(rt: Runtime, row: _LiveRow | None) -> Live:
         evidence = {"expected": "a session that has not ended", "seen": {"ended": info.expires_at.isoformat()}}
         raise Refused(TOKEN_EXPIRED, detail="session expired", evidence=evidence | {"skew_seconds": late})
     memberships = Memberships(row.memberships or "")
-    return Live(info, info.user_id, row.alias, row.full_name, row.roles, row.groups, memberships)
+    return Live(info, info.user_id, row.alias, row.full_name, row.roles, row.groups, memberships, row.ends_at)
 
 
 def _end_reused(rt: Runtime, unit: Unit, row: UserSession, user: UserInfo, *, seen: int) -> NoReturn:

@@ -9,7 +9,7 @@ from marshmallow import Schema, ValidationError, fields
 
 from identity.documents import moment
 from identity.errors import Refused
-from identity.wire.fields import Body, Flag, Id, Message, Names, Text, Whole
+from identity.wire.fields import Body, Change, Flag, Id, Message, Names, SaidAgain, Text, Whole
 
 
 class Seconds(fields.Integer):
@@ -64,7 +64,7 @@ class NewUser(Body):
     portalURL = Text(max_length=1000)
 
 
-class UserChange(Body):
+class UserChange(Change):
     """What of a user to change."""
 
     fullName = Text(max_length=200)
@@ -76,12 +76,14 @@ class UserChange(Body):
 class RoleBody(Body):
     """A global role."""
 
+    userID = SaidAgain(of="id")
     role = Text(required=True, max_length=64)
 
 
 class AccessWindowBody(Body):
     """When a user may come in: an absent bound stays as it is, null is none."""
 
+    userID = SaidAgain(of="id")
     startsAt = Moment()
     endsAt = Moment()
 
@@ -89,18 +91,21 @@ class AccessWindowBody(Body):
 class FixedOtpBody(Body):
     """The one-time code to fix."""
 
+    userID = SaidAgain(of="id")
     otp = Text(required=True, max_length=64)
 
 
 class SessionBody(Body):
     """A session to open for a user."""
 
+    userID = SaidAgain(of="id")
     kind = Text(max_length=64)
 
 
 class KeyPairBody(Body):
     """A key pair to make for a user."""
 
+    userID = SaidAgain(of="id")
     name = Text(required=True, max_length=200)
     days = Whole(required=True, least=1, most=3650)
 
@@ -108,6 +113,7 @@ class KeyPairBody(Body):
 class AddressBody(Body):
     """An address to add to a user."""
 
+    userID = SaidAgain(of="id")
     address = Text(required=True, max_length=320)
 
 
@@ -129,7 +135,7 @@ class NewApplication(Body):
     jwks = fields.Dict(keys=fields.String())
 
 
-class ApplicationChange(Body):
+class ApplicationChange(Change):
     """What of an application to change; null takes its own token life or key set away."""
 
     name = Text(max_length=200)
@@ -154,7 +160,7 @@ class NewTenant(Body):
     name = Text(required=True, max_length=200)
 
 
-class TenantChange(Body):
+class TenantChange(Change):
     """What of a tenant to change; `limits` are its own budgets by tier."""
 
     name = Text(max_length=200)

@@ -33,7 +33,7 @@ from identity.instruments import limits
 from identity.instruments.jws import unverified_claims
 from identity.instruments.limits import Policy
 from identity.wire.endpoint import Call, Dialect, Reads, Reply, Shape
-from identity.wire.fields import Text
+from identity.wire.fields import Opaque, Text
 
 GRANT: Final = "client_credentials"
 ASSERTION_TYPE: Final = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
@@ -93,10 +93,10 @@ oauth = Dialect(
 class ClientForm(Schema):
     """How a client proves itself in the form; or nothing of it, with HTTP Basic."""
 
-    client_id = Text(max_length=128)
-    client_secret = Text(max_length=256)
+    client_id = Opaque()
+    client_secret = Opaque()
     client_assertion_type = Text(metadata={"enum": [ASSERTION_TYPE]})
-    client_assertion = Text(max_length=8192)
+    client_assertion = Opaque()
 
 
 class TokenForm(ClientForm):
@@ -110,7 +110,7 @@ class TokenForm(ClientForm):
 class PresentedToken(ClientForm):
     """A token to introspect or to revoke; the hint is not needed and changes nothing."""
 
-    token = Text(required=True, max_length=8192)
+    token = Opaque(required=True)
     token_type_hint = Text()
 
 

@@ -32,7 +32,7 @@ from identity.errors import (
 from identity.instruments.limits import Policy
 from identity.instruments.opaque import Secret
 from identity.wire.endpoint import ENVELOPE, Call, Dialect, Reads, Reply
-from identity.wire.fields import Body, Id, Message, Text
+from identity.wire.fields import Body, Code, Id, Message, Opaque, Text
 
 risksage = Dialect("B: login with a second factor", mounts=("", "/api/v1"), shape=ENVELOPE)
 
@@ -52,29 +52,29 @@ class LoginBody(Body):
 class ChallengeBody(Body):
     """A challenge and the one code that answers it."""
 
-    mfaChallengeToken = Text(required=True, max_length=2048)
-    totpCode = Text(max_length=32)
-    emailCode = Text(max_length=32)
-    recoveryCode = Text(max_length=64)
+    mfaChallengeToken = Opaque(required=True)
+    totpCode = Code()
+    emailCode = Code()
+    recoveryCode = Code()
 
 
 class RefreshBody(Body):
     """A refresh token to exchange."""
 
-    refreshToken = Text(required=True, max_length=256)
+    refreshToken = Opaque(required=True)
 
 
 class TotpBody(Body):
     """A code of the authenticator."""
 
-    totpCode = Text(required=True, max_length=32)
+    totpCode = Code(required=True)
 
 
 class RemoveTotpBody(Body):
     """The one code that proves whose authenticator goes."""
 
-    totpCode = Text(max_length=32)
-    recoveryCode = Text(max_length=64)
+    totpCode = Code()
+    recoveryCode = Code()
 
 
 class ChangePasswordBody(Body):
@@ -94,7 +94,7 @@ class ResetBody(Body):
     """A code from the mail, and the new password."""
 
     verificationCodeID = Id(required=True)
-    code = Text(required=True, max_length=32)
+    code = Code(required=True)
     newPassword = Text(required=True, max_length=4096)
 
 

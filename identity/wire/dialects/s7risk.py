@@ -23,7 +23,7 @@ from identity.errors import (
 from identity.instruments import limits
 from identity.instruments.limits import Policy
 from identity.wire.endpoint import Call, Dialect, Reply
-from identity.wire.fields import Body, Text
+from identity.wire.fields import Body, Code, Opaque, Text
 
 s7risk = Dialect("A: tokens")
 
@@ -33,14 +33,14 @@ class UserTokenBody(Body):
 
     email = Text(required=True, called="email", max_length=320)
     password = Text(required=True, called="password", max_length=4096)
-    totpCode = Text(called="totpCode", max_length=32)
+    totpCode = Code(called="totpCode")
 
 
 class ApplicationTokenBody(Body):
     """Who asks for an application token."""
 
-    clientId = Text(required=True, max_length=128, missing="Missing client ID body parameter")
-    secret = Text(required=True, max_length=256, missing="Missing secret body parameter")
+    clientId = Opaque(required=True, missing="Missing client ID body parameter")
+    secret = Opaque(required=True, missing="Missing secret body parameter")
     scope = Text(max_length=2048, min_length=0)
 
 

@@ -40,7 +40,7 @@ from identity.errors import (
 )
 from identity.instruments.limits import Policy
 from identity.wire.endpoint import ENVELOPE_400, Call, Dialect, Reads, Reply
-from identity.wire.fields import Body, Id, Message, Text, Whole
+from identity.wire.fields import Body, Code, Id, Message, Text, Whole
 
 threatwinds = Dialect(
     "C: sessions, emails, key pairs, users", mounts=("", "/api/auth/v2"), shape=ENVELOPE_400, status=202
@@ -67,14 +67,14 @@ class CodeBody(Body):
     """A code that came by mail, and what it was sent for."""
 
     verificationCodeID = Id(required=True)
-    code = Text(required=True, max_length=32)
+    code = Code(required=True)
 
 
 class SessionCodeBody(CodeBody):
     """The emailed code, and the second factor of a user who has one."""
 
-    totpCode = Text(max_length=32)
-    recoveryCode = Text(max_length=64)
+    totpCode = Code()
+    recoveryCode = Code()
 
 
 class AddressBody(Body):

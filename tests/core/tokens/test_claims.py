@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from datetime import datetime
 
 import jwt
 import pytest
 
+from identity.ambient import later
 from identity.core.access import callers
 from identity.core.access.callers import Presented
-from identity.core.clients import machine_tokens, secrets
+from identity.core.clients import keypairs, machine_tokens, secrets
 from identity.core.tokens import claims, sessions
 from identity.core.tokens.claims import resource_of
 from identity.errors import FORBIDDEN, INVALID_TOKEN, TOKEN_EXPIRED, VALIDATION, Refused
@@ -18,13 +20,13 @@ from identity.runtime import Runtime
 from identity.settings import Settings
 from tests.builders import a_session, a_token, a_user, an_application
 from tests.forgeries import forgeries
-from tests.world import ORIGIN, FakeClock
+from tests.world import ORIGIN, FakeClock, Web
 
 USER_CLAIMS = {
     "iss", "sub", "client_id", "aud", "iat", "nbf", "exp", "jti", "auth_time", "amr", "sid", "roles", "groups", "tenants",
 }  # fmt: skip
 MACHINE_CLAIMS = {
-    "iss", "sub", "client_id", "aud", "iat", "nbf", "exp", "jti", "roles", "groups", "tenants", "scope",
+    "iss", "sub", "client_id", "aud", "iat", "nbf", "exp", "jti", "roles", "scope",
 }  # fmt: skip
 
 
@@ -65,7 +67,7 @@ def test_a_user_token_has_the_claims_of_the_contract_and_no_other(rt: Runtime) -
     assert (claims["roles"], claims["groups"]) == (["a", "b"], ["y", "z"])
     assert json.dumps(claims["tenants"]) == '{"acme-bank": ["analyst", "owner"], "globex": []}'
     assert claims["exp"] - claims["iat"] == 3600
-    assert claims["nbf"] == claims["iat"] == int(rt.clock.now().timestamp())
+    assert claims["nbf"] + 60 == claims["iat"] == int(rt.clock.now().timestamp())
 
 
 def test_an_application_token_has_the_claims_of_the_contract_and_no_other(rt: Runtime) -> None:
@@ -191,4 +193,82 @@ class TestResource:
 
 
 def test_the_issuer_is_in_the_audience_once(rt: Runtime, settings: Settings) -> None:
-    assert claims_of(a_token(rt, a_user(rt)))["aud"] == [settings.issuer]
+    assert claims_of(a_token(rt, a_user(rt)))["aud"] == settings.issuer
+
+
+class Running(FakeClock):
+    """Time that goes on while a request is worked on."""
+
+    def now(self) -> datetime:
+        self.tick(0.3)
+        return super().now()
+
+
+class TestLives:
+    """A life that nothing shortens is exact to the second, however long the request takes; `expiresIn` is that life."""
+
+    @pytest.fixture
+    def clock(self) -> FakeClock:
+        return Running()
+
+    def test_every_way_to_a_token(self, web: Web) -> None:
+        ada = a_user(web.rt)
+        feed = an_application(web.rt)
+        bearer = a_session(web.rt, ada).bearer
+        assert bearer is not None
+        with web.rt.unit(ORIGIN) as unit:
+            pair, secret = keypairs.create(web.rt, unit, ada.id, name="k", days=1, actor="test", verified=True)
+        keys = {"api-key": pair.api_key, "api-secret": secret.reveal()}
+        day = web.post("/user/token", {"email": ada.email, "password": ada.password}).json["data"]
+        machine = web.post("/application/token", {"clientId": feed.client_id, "secret": feed.secret}).json["data"]
+        begun = web.post("/auth/login", {"email": ada.email, "password": ada.password}).json
+        answer = {"mfaChallengeToken": begun["mfaChallengeToken"], "emailCode": web.last_code()}
+        hour = web.post("/auth/mfa/challenge", answer).json
+        again = web.post("/auth/refresh", {"refreshToken": hour["refreshToken"]}).json
+        traded = web.post("/session/token", bearer=bearer.reveal()).json
+        by_key = web.post("/keypair/token", headers=keys).json
+        for answer, seconds in ((day, 86_400), (machine, 86_400), *((a, 3600) for a in (hour, again, traded, by_key))):
+            said = claims_of(answer["accessToken"])
+            assert (said["exp"] - said["iat"], answer["expiresIn"]) == (seconds, seconds)  # type: ignore[operator]
+
+    def test_graphql(self, web: Web) -> None:
+        ada = a_user(web.rt)
+        begin = f'mutation {{ login(username: "{ada.email}", password: "{ada.password}") {{ code sessionID }} }}'
+        begun = web.post("/query", {"query": begin}).json["data"]["login"]
+        end = f'mutation {{ otp(otp: "{web.last_code()}", sessionID: "{begun["sessionID"]}") {{ token }} }}'
+        said = claims_of(web.post("/query", {"query": end}).json["data"]["otp"]["token"])
+        assert said["exp"] - said["iat"] == 86_400  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(("seconds", "life"), [(3599, 3599), (3600, 3600), (3601, 3600)])
+def test_a_token_never_outlives_the_access_window(rt: Runtime, clock: FakeClock, seconds: int, life: int) -> None:
+    clock.tick(1 - clock.now().microsecond / 1e6)
+    ada = a_user(rt, ends_at=later(clock.now(), seconds))
+    said = claims_of(a_token(rt, ada))
+    assert said["exp"] - said["iat"] == life  # type: ignore[operator]
+
+
+def test_claims_that_would_be_empty_are_left_out(rt: Runtime) -> None:
+    """Authlib's RFC 9068 validator refuses blanks."""
+    for token in (a_token(rt, a_user(rt)), an_application_token(rt)):
+        assert not {"roles", "groups", "tenants", "scope"} & claims_of(token).keys()
+
+
+def test_what_makes_a_token_too_long_is_left_out_and_that_is_said(rt: Runtime) -> None:
+    """Never issue what we would refuse: 300 memberships are no reason to lock somebody out."""
+    ada = a_user(rt, roles=("r",), tenants={f"tenant-{number:03}": ("analyst", "auditor") for number in range(300)})
+    token = a_token(rt, ada)
+    said = claims_of(token)
+    assert len(token) <= 6 * 1024
+    assert ("tenants" in said, said["tenants_omitted"], said["roles"]) == (False, True, ["r"])
+    caller = callers.identify(rt, ORIGIN, Presented(token))
+    assert len(caller.memberships.roles()) == 300, "whatever asks us reads the database"
+    bob = a_user(rt, groups=tuple(f"group-{number:050}" for number in range(100)))
+    assert claims_of(a_token(rt, bob))["groups_omitted"] is True
+
+
+def test_scopes_that_do_not_fit_into_a_token_are_refused(rt: Runtime) -> None:
+    scopes = tuple(f"scope-{number:050}" for number in range(100))
+    with pytest.raises(Refused) as caught:
+        an_application_token(rt, scopes=(*scopes, *(f"x{scope}" for scope in scopes[:20])))
+    assert (caught.value.problem.code, caught.value.field) == (VALIDATION.code, "scope")
