@@ -166,7 +166,13 @@ def secret(info: SecretInfo) -> Document:
 
 def tenant(info: TenantInfo) -> Document:
     """A tenant."""
-    return {"id": info.id, "name": info.name, "limits": dict(info.limits), "createdAt": seconds(info.created_at)}
+    return {
+        "id": info.id,
+        "name": info.name,
+        "enabled": info.enabled,
+        "limits": dict(info.limits),
+        "createdAt": seconds(info.created_at),
+    }
 
 
 def member(info: Member) -> Document:

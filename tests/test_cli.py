@@ -234,6 +234,22 @@ def test_members_come_and_go(run: Run, web: Web) -> None:
     assert run("tenant", "remove-member", "acme-bank", "--user", ada.id).err == "identity: no such membership\n"
 
 
+def test_a_tenant_is_changed_stopped_and_goes_on(run: Run, web: Web) -> None:
+    a_tenant(web.rt, "acme-bank")
+    changed = run("tenant", "update", "acme-bank", "--name", "Acme Bank", "--limit", "standard=5/minute", "--json").json
+    assert (changed["name"], changed["limits"]) == ("Acme Bank", {"standard": "5/minute"})
+    both = run("tenant", "update", "acme-bank", "--limit", "bulk-upload=off", "--json").json["limits"]
+    assert both == {"standard": "5/minute", "bulk-upload": "off"}
+    assert run("tenant", "update", "acme-bank", "--limit", "standard=", "--json").json["limits"] == {
+        "bulk-upload": "off"
+    }
+    assert run("tenant", "update", "acme-bank").status == 2
+    assert run("tenant", "disable", "acme-bank", "--json").json["enabled"] is False
+    assert run("tenant", "show", "acme-bank", "--json").json["enabled"] is False
+    assert run("tenant", "enable", "acme-bank", "--json").json["enabled"] is True
+    assert run("tenant", "disable", "no-such").err == "identity: no such tenant\n"
+
+
 def test_a_secret_is_rotated_while_the_old_one_runs_out(run: Run, web: Web) -> None:
     made = run("application", "create", "--name", "feed", "--json").json
     client = made["clientId"]

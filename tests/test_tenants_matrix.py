@@ -79,7 +79,8 @@ ROUTES: dict[Kind, str] = {
         GET /admin/application/{clientId}, PATCH /admin/application/{clientId}, DELETE /admin/application/{clientId},
         POST /admin/application/{clientId}/secret, GET /admin/application/{clientId}/secrets,
         DELETE /admin/application/{clientId}/secret/{secretID}, POST /admin/tenant, GET /admin/tenants, GET /admin/tenant/{id},
-        PATCH /admin/tenant/{id}, DELETE /admin/tenant/{id}, PUT /admin/tenant/{id}/member/{userID},
+        PATCH /admin/tenant/{id}, DELETE /admin/tenant/{id}, PUT /admin/tenant/{id}/disable,
+        PUT /admin/tenant/{id}/enable, PUT /admin/tenant/{id}/member/{userID},
         DELETE /admin/tenant/{id}/member/{userID}, GET /admin/tenant/{id}/members, GET /admin/signing-keys,
         POST /admin/signing-keys/rotate, DELETE /admin/signing-key/{kid}, GET /admin/audit, GET /admin/error/{errorID}
     """,
@@ -181,7 +182,7 @@ def state_of(rt: Runtime, victim: Victim) -> list[Any]:
         select(KeyPair.id, KeyPair.verified).where(KeyPair.user_id == person),
         select(Membership.tenant_id, Membership.roles).where(Membership.user_id == person),
         select(Membership.user_id).where(Membership.tenant_id == "globex"),
-        select(Tenant.name, Tenant.limits).where(Tenant.id == "globex"),
+        select(Tenant.name, Tenant.limits, Tenant.enabled).where(Tenant.id == "globex"),
         select(Application.enabled, Application.scopes).where(Application.id == victim.ids["clientId"]),
         select(ClientSecret.id).where(ClientSecret.client_id == victim.ids["clientId"]),
     )

@@ -14,6 +14,11 @@ def tenant() -> None:
     """Make and manage tenants. ID is what callers send as X-Tenant-Id."""
 
 
+def _limits(_context: click.Context, _parameter: click.Parameter, given: tuple[str, ...]) -> dict[str, str]:
+    """`TIER=N/PERIOD` as budgets by tier."""
+    return {tier.strip(): budget.strip() for tier, _, budget in (text.partition("=") for text in given)}
+
+
 @command(tenant, "create")
 @click.argument("tenant_id", metavar="ID")
 @click.option("--name", required=True, metavar="N")
@@ -50,6 +55,41 @@ def show(opened: Opened, tenant_id: str) -> Any:
     return found | {"members": [documents.member(one) for one in members]}
 
 
+@command(tenant, "update")
+@click.argument("tenant_id", metavar="ID")
+@click.option("--name", metavar="N")
+@click.option(
+    "--limit", "limits", multiple=True, metavar="TIER=N/PERIOD", callback=_limits, help="Its own budget; the rest stay."
+)
+def update(opened: Opened, tenant_id: str, name: str | None, limits: dict[str, str]) -> Any:
+    """Change a tenant's name or its own budgets: standard, ai-assisted, bulk-upload; an empty one takes it away."""
+    from identity import documents
+    from identity.core.admin import tenants
+    from identity.core.people import tenancy
+
+    changes: dict[str, Any] = {} if name is None else {"name": name}
+    if limits:
+        both = {**tenancy.describe(opened.rt, tenant_id).limits, **limits}
+        changes["limits"] = {tier: budget for tier, budget in both.items() if budget}
+    if not changes:
+        raise click.UsageError("Name something to change")
+    return documents.tenant(tenants.change_tenant(opened.rt, opened.by, tenant_id, **changes))
+
+
+@command(tenant, "disable")
+@click.argument("tenant_id", metavar="ID")
+def disable(opened: Opened, tenant_id: str) -> Any:
+    """Stop a tenant at once; its members and applications stay, and its owners hear of it."""
+    return _set_enabled(opened, tenant_id, enabled=False)
+
+
+@command(tenant, "enable")
+@click.argument("tenant_id", metavar="ID")
+def enable(opened: Opened, tenant_id: str) -> Any:
+    """Let a tenant go on; tokens that were ended stay ended."""
+    return _set_enabled(opened, tenant_id, enabled=True)
+
+
 @command(tenant, "delete")
 @click.argument("tenant_id", metavar="ID")
 def delete(opened: Opened, tenant_id: str) -> Any:
@@ -83,3 +123,10 @@ def remove_member(opened: Opened, tenant_id: str, identifier: str) -> Any:
     user = users.find_user(opened.rt, identifier)
     tenants.remove_member(opened.rt, opened.by, tenant_id, user.id)
     return {"id": tenant_id, "userID": user.id, "removed": True}
+
+
+def _set_enabled(opened: Opened, tenant_id: str, *, enabled: bool) -> Any:
+    from identity import documents
+    from identity.core.admin import tenants
+
+    return documents.tenant(tenants.set_tenant_enabled(opened.rt, opened.by, tenant_id, enabled=enabled))

@@ -81,6 +81,7 @@ def test_the_admin_routes_are_those_of_the_contract() -> None:
         DELETE /admin/application/{clientId}|POST /admin/application/{clientId}/secret
         GET /admin/application/{clientId}/secrets|DELETE /admin/application/{clientId}/secret/{secretID}
         POST /admin/tenant|GET /admin/tenants|GET /admin/tenant/{id}|PATCH /admin/tenant/{id}
+        PUT /admin/tenant/{id}/disable|PUT /admin/tenant/{id}/enable
         DELETE /admin/tenant/{id}|PUT /admin/tenant/{id}/member/{userID}|DELETE /admin/tenant/{id}/member/{userID}
         GET /admin/tenant/{id}/members|GET /admin/signing-keys|POST /admin/signing-keys/rotate
         DELETE /admin/signing-key/{kid}|GET /admin/audit|GET /admin/error/{errorID}

@@ -6,10 +6,11 @@ now, whatever a token says.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from identity.core.access.callers import Caller
+from identity.core.people.tenancy import Belonging
 from identity.errors import FORBIDDEN, MISSING_TENANT, Refused
 from identity.instruments.limits import Policy
 
@@ -43,30 +44,39 @@ def decide(caller: Caller, tenant: str, demand: Demand, count: Count) -> Passage
     """
     # 1. Requests count against a tenant only once they are known to come from one of its own.
     held = count_request(caller, tenant, demand.tier, count)
-    if held is None:
-        if tenant:
-            raise Refused(FORBIDDEN, detail="not a member of that tenant", evidence={"seen": {"tenant": tenant[:64]}})
-        if demand.needs_tenant:
-            raise Refused(MISSING_TENANT)
+    if not tenant and demand.needs_tenant:
+        raise Refused(MISSING_TENANT)
+    if tenant:
+        require_member(held, tenant)
     # 2. With which rights.
-    roles = frozenset(caller.roles).union(held or ())
+    roles = frozenset(caller.roles).union(held.roles if held else ())
     _require("role", demand.roles, roles)
     _require("scope", demand.scopes, frozenset(caller.scopes))
     return Passage(tenant, roles)
 
 
-def count_request(caller: Caller, tenant: str, policy: Policy, count: Count) -> Sequence[str] | None:
+def count_request(caller: Caller, tenant: str, policy: Policy, count: Count) -> Belonging | None:
     """Count a request against the tenant that it names, by that tenant's budget, if the caller belongs to it; else against the caller.
 
-    Gives the caller's roles in that tenant, or None. Raises Refused(RATE_LIMITED).
+    Gives what the caller is in that tenant, also in a disabled one, or None. Raises Refused(RATE_LIMITED).
     """
-    membership: tuple[Sequence[str], Mapping[str, str]] | None = caller.memberships.find(tenant)
-    if membership is None:
+    held = caller.memberships.find(tenant)
+    if held is None or not held.is_enabled:
         count(policy, f"subject {caller.subject}")
-        return None
-    roles, budgets = membership
-    count(policy, f"tenant {tenant}", budget=budgets.get(policy))
-    return roles
+    else:
+        count(policy, f"tenant {tenant}", budget=held.limits.get(policy))
+    return held
+
+
+def require_member(held: Belonging | None, tenant: str) -> None:
+    """Raise Refused(FORBIDDEN) unless the caller belongs to a tenant that is enabled. Foreign, unknown and disabled look alike."""
+    seen = {"seen": {"tenant": tenant[:64]}}
+    if held is None:
+        raise Refused(FORBIDDEN, detail="not a member of that tenant", evidence=seen)
+    if not held.is_enabled:
+        raise Refused(
+            FORBIDDEN, detail="the tenant is disabled", evidence=seen | {"near_miss": "the caller is a member"}
+        )
 
 
 def _require(name: str, needed: Sequence[str], held: frozenset[str]) -> None:

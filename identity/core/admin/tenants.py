@@ -10,7 +10,9 @@ from sqlalchemy import func, select
 
 from identity.canonical import canonical_id
 from identity.core.admin.by import By
-from identity.core.people import accounts, tenancy
+from identity.core.mail import outbox
+from identity.core.mail.letters import Template
+from identity.core.people import accounts, addresses, tenancy
 from identity.core.people.accounts import ADMIN_ROLE, User, clean_name
 from identity.core.people.tenancy import Membership, TenantInfo
 from identity.errors import NOT_FOUND, VALIDATION, Refused
@@ -39,6 +41,14 @@ def change_tenant(rt: Runtime, by: By, tenant_id: str, *, version: int | None = 
         changes["name"] = clean_name(changes["name"], field="name")
     with rt.unit(by.origin) as unit:
         return tenancy.change(rt, unit, tenant_id, actor=by.actor, version=version, **changes)
+
+
+def set_tenant_enabled(rt: Runtime, by: By, tenant_id: str, *, enabled: bool) -> TenantInfo:
+    """Stop a tenant at once, or let it go on, and tell its owners by mail; doing it twice is the same. See `tenancy.set_enabled`."""
+    with rt.unit(by.origin) as unit:
+        if tenancy.set_enabled(rt, unit, tenant_id, enabled=enabled, actor=by.actor):
+            _tell_owners(rt, unit, tenant_id, Template.TENANT_ENABLED if enabled else Template.TENANT_DISABLED)
+        return tenancy.info_of(tenancy.get(unit.session, tenant_id))
 
 
 def delete_tenant(rt: Runtime, by: By, tenant_id: str) -> None:
@@ -70,6 +80,13 @@ def list_members(rt: Runtime, tenant_id: str, *, limit: int, offset: int) -> tup
         total = session.scalar(select(func.count()).select_from(Membership).where(belongs)) or 0
         query = select(User.id, User.alias, Membership.roles).join(User, User.id == Membership.user_id).where(belongs)
         return total, [Member(*row) for row in session.execute(query.order_by(User.id).limit(limit).offset(offset))]
+
+
+def _tell_owners(rt: Runtime, unit: Unit, tenant_id: str, template: Template) -> None:
+    name = tenancy.get(unit.session, tenant_id).name
+    for user_id, alias in tenancy.owners_of(unit, tenant_id):
+        if address := addresses.preferred_of(unit, user_id):
+            outbox.queue(rt, unit, template, to=address, values={"account": alias, "tenant": name})
 
 
 def put_member(

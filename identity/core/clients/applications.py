@@ -20,16 +20,18 @@ from sqlalchemy import (
     bindparam,
     func,
     select,
+    true,
 )
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Mapped, Session, mapped_column
+from sqlalchemy.orm import Mapped, Session, column_property, mapped_column
 
 from identity.ambient import Origin
 from identity.canonical import canonical_id
 from identity.core.keeping import Keeping
-from identity.errors import NOT_FOUND, Refused
+from identity.core.people.tenancy import Tenant
+from identity.errors import NOT_FOUND, Problem, Refused
 from identity.runtime import Runtime
-from identity.storage import Base, Instant, Names, Prepared
+from identity.storage import Base, Instant, Names, Prepared, Unit
 
 STANDARD_APP_ID: Final = 10
 ADMIN_SCOPE: Final = "admin"
@@ -54,6 +56,12 @@ class Application(Base):
     disabled_at: Mapped[datetime | None] = mapped_column(Instant)
     created_at: Mapped[datetime] = mapped_column(Instant)
     version: Mapped[int] = mapped_column(BigInteger, default=1)
+    # Read along wherever an application is: one of a disabled tenant proves nothing.
+    tenant_enabled: Mapped[bool] = column_property(
+        func.coalesce(
+            select(Tenant.enabled).where(Tenant.id == tenant_id).correlate_except(Tenant).scalar_subquery(), true()
+        )
+    )
 
 
 class ApplicationInfo(NamedTuple):
@@ -71,6 +79,12 @@ class ApplicationInfo(NamedTuple):
     enabled: bool
     created_at: datetime
     version: int
+    tenant_enabled: bool
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether it may prove itself and act: it is enabled, and so is the tenant that it belongs to, if any."""
+        return self.enabled and self.tenant_enabled
 
 
 COLUMNS = (
@@ -86,6 +100,7 @@ COLUMNS = (
     Application.enabled,
     Application.created_at,
     Application.version,
+    Application.tenant_enabled,
 )
 _BY_ID = Prepared(select(*COLUMNS).where(Application.id == bindparam("id")))
 _BY_APP_ID = Prepared(select(*COLUMNS).where(Application.app_id == bindparam("app_id")))
@@ -147,6 +162,13 @@ def get_row(session: Session, client_id: str, *, for_update: bool = False) -> Ap
     return row
 
 
+def require_usable(unit: Unit, client_id: str, *, instead: Problem) -> None:
+    """Refuse with `instead` what began with an application that may not act any more: gone, disabled, or of a disabled tenant."""
+    row = unit.session.get(Application, client_id)
+    if row is None or not from_row(row).is_usable:
+        raise Refused(instead, detail="the application, or its tenant, was disabled meanwhile")
+
+
 def listing(rt: Runtime, *, limit: int, offset: int) -> tuple[int, list[ApplicationInfo]]:
     """How many applications there are, and a page of them by number."""
     with rt.database.reading() as session:
@@ -157,7 +179,7 @@ def listing(rt: Runtime, *, limit: int, offset: int) -> tuple[int, list[Applicat
 
 def info_of(row: Sequence[Any]) -> ApplicationInfo:
     """The application in a row that begins with `COLUMNS`."""
-    return ApplicationInfo(*(*row[:8], json.loads(row[8]) if row[8] else None, *row[9:12]))
+    return ApplicationInfo(*(*row[:8], json.loads(row[8]) if row[8] else None, *row[9:13]))
 
 
 def from_row(row: Application) -> ApplicationInfo:

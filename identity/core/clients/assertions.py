@@ -48,7 +48,7 @@ def authenticate_assertion(rt: Runtime, origin: Origin, assertion: str, *, audie
     client_id = str(unverified_claims(assertion).get("sub", ""))
     attempts.check(rt, charges_of(origin, client_id))
     app = find(rt, client_id)
-    if app is None or not app.enabled or app.jwks is None:
+    if app is None or not app.is_usable or app.jwks is None:
         refuse(rt, origin, client_id, detail="unknown, disabled or without keys")
     # Only a signature that holds makes the reasons below worth telling to an operator.
     try:

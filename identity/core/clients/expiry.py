@@ -20,13 +20,11 @@ from identity.core.clients.keypairs import KeyPair
 from identity.core.clients.secrets import ClientSecret
 from identity.core.mail import outbox
 from identity.core.mail.letters import Template
-from identity.core.people import accounts, addresses
+from identity.core.people import accounts, addresses, tenancy
 from identity.core.people.accounts import ADMIN_ROLE, User
-from identity.core.people.tenancy import Membership
 from identity.runtime import Runtime
-from identity.storage import Database, Unit, holds
+from identity.storage import Database, Unit
 
-OWNER_ROLE: Final = "owner"
 WARNING_DAYS: Final = (30, 7, 1)
 _DAY: Final = 86_400
 
@@ -85,9 +83,7 @@ def _who_can_replace(unit: Unit, one: _Expiring) -> Sequence[tuple[str, str]]:
     if one.owner is not None:
         found = unit.execute(people.where(User.id == one.owner)).all()
     else:
-        owns = Membership.tenant_id == one.tenant, holds(Membership.roles, OWNER_ROLE)
-        owners = people.join(Membership, Membership.user_id == User.id).where(*owns)
-        found = unit.execute(owners).all() if one.tenant is not None else []
+        found = tenancy.owners_of(unit, one.tenant) if one.tenant is not None else []
         found = found or unit.execute(people.where(accounts.holds_role(ADMIN_ROLE))).all()
     addressed = [(alias, addresses.preferred_of(unit, user_id)) for user_id, alias in found]
     return [(alias, address) for alias, address in addressed if address]

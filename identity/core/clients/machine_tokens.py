@@ -60,6 +60,8 @@ class _LiveRow(NamedTuple):
     revoked: str | None
     disabled_at: datetime | None
     limits: str
+    tenant_enabled: bool
+    tenant_disabled_at: datetime | None
     ring_version: int
 
 
@@ -75,6 +77,8 @@ _LIVE = Prepared(
         RevokedToken.jti,
         Application.disabled_at,
         Tenant.limits,
+        Application.tenant_enabled,
+        Tenant.disabled_at,
         CURRENT_VERSION,
     )
     .outerjoin(Tenant, Tenant.id == Application.tenant_id)
@@ -139,8 +143,9 @@ def live_state(rt: Runtime, client_id: str, token_id: str, *, issued_at: int) ->
     by_key = secret_id == KEY_PROOF and row.jwks is not None
     ends_at = row.secret_expires_at
     by_secret = row.secret_id is not None and (ends_at is None or rt.clock.now() < ends_at)
-    # Enabling again revives nothing: what was issued before the application was last disabled has ended.
-    is_ended = row.revoked is not None or (row.disabled_at is not None and issued_at <= row.disabled_at.timestamp())
-    is_good = row.enabled and not is_ended and (by_key or by_secret)
+    # Enabling again revives nothing: what was issued before the application, or its tenant, was last disabled has ended.
+    ends = [moment.timestamp() for moment in (row.disabled_at, row.tenant_disabled_at) if moment is not None]
+    is_ended = row.revoked is not None or (bool(ends) and issued_at <= max(ends))
+    is_good = row.enabled and row.tenant_enabled and not is_ended and (by_key or by_secret)
     belongs = Memberships.alone(row.tenant, row.roles, row.limits) if row.tenant else Memberships()
     return LiveApplication(row.roles, row.scopes, belongs) if is_good else None

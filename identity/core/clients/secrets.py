@@ -90,6 +90,7 @@ class _ProofRow(NamedTuple):
     enabled: bool
     created_at: datetime
     version: int
+    tenant_enabled: bool
     ring_version: int
     failures: str | None
     secret_id: str | None
@@ -141,7 +142,7 @@ def authenticate(rt: Runtime, origin: Origin, client_id: str, secret: str) -> Au
     for row in rows:
         if row.holds(presented) and row.lives(now):
             proven = row.secret_id or ""
-    if not proven or not rows[0].enabled:
+    if not proven or not rows[0].application().is_usable:
         detail, evidence = _flaw(rows, presented, secret, now)
         refuse(rt, origin, client_id, detail=detail, evidence=evidence)
     rt.ring.ensure_version(rows[0].ring_version)
@@ -160,7 +161,7 @@ def _flaw(rows: Sequence[_ProofRow], presented: bytes, secret: str, now: datetim
             continue
         evidence: dict[str, Any] = {"seen": {"secret": row.secret_id}, "near_miss": "the secret was right"}
         if row.expires_at is None or now < row.expires_at:
-            return "the application is disabled", evidence
+            return "the application or its tenant is disabled", evidence
         late = int((now - row.expires_at).total_seconds())
         return "the secret has expired", evidence | {"expected": "a secret that lives", "skew_seconds": late}
     evidence = {"expected": {"secret": [row.secret_id for row in rows if row.secret_id]}}

@@ -41,6 +41,8 @@ class Template(StrEnum):
     FACTOR_CHANGED = "factor_changed"
     SESSIONS_ENDED = "sessions_ended"
     CREDENTIAL_EXPIRING = "credential_expiring"
+    TENANT_DISABLED = "tenant_disabled"
+    TENANT_ENABLED = "tenant_enabled"
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,8 +177,23 @@ LETTERS: Final[Mapping[Template, Letter]] = {
         "the service itself",
         "If you no longer use it, you need not do anything.",
     ),
+    Template.TENANT_DISABLED: Letter(
+        "$tenant was stopped at $service",
+        "The tenant $tenant, which you own, was stopped at $service. Nobody can act in it, and its applications get no tokens. "
+        "Members and applications stay as they are and work again once it goes on.",
+        "an administrator",
+        "If you did not expect this, ask your administrator.",
+    ),
+    Template.TENANT_ENABLED: Letter(
+        "$tenant goes on at $service",
+        "The tenant $tenant, which you own, works again at $service. Its applications must ask for new tokens.",
+        "an administrator",
+        "You need not do anything.",
+    ),
 }
-VALUES: Final = frozenset({"account", "address", "by", "change", "code", "key_name", "until", "url", "verification_id"})
+VALUES: Final = frozenset(
+    {"account", "address", "by", "change", "code", "key_name", "tenant", "until", "url", "verification_id"}
+)
 """Every name that `values` may hold."""
 
 

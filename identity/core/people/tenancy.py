@@ -9,10 +9,11 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     ColumnElement,
     ForeignKey,
     Index,
@@ -20,10 +21,12 @@ from sqlalchemy import (
     String,
     Text,
     bindparam,
+    case,
     delete,
     func,
     literal_column,
     select,
+    true,
     type_coerce,
     update,
 )
@@ -32,14 +35,17 @@ from sqlalchemy.orm import InstrumentedAttribute, Mapped, Session, mapped_column
 
 from identity.canonical import get_names, is_name
 from identity.core.keeping import Keeping
+from identity.core.people.accounts import User
 from identity.core.record import audit
 from identity.core.record.audit import Action
 from identity.errors import CONFLICT, NOT_FOUND, VALIDATION, Refused
 from identity.instruments.limits import Policy, parse_budget
 from identity.runtime import Runtime
-from identity.storage import Base, Instant, Lines, Names, Prepared, Unit
+from identity.storage import Base, Instant, Lines, Names, Prepared, Unit, holds
 
 LIMITED_TIERS = (Policy.STANDARD, Policy.AI_ASSISTED, Policy.BULK_UPLOAD)
+OWNER_ROLE: Final = "owner"
+_ENABLED: Final = "enabled"
 
 
 class Tenant(Base):
@@ -50,6 +56,8 @@ class Tenant(Base):
     id: Mapped[str] = mapped_column(String(64), primary_key=True)
     name: Mapped[str] = mapped_column(String(200))
     limits: Mapped[str] = mapped_column(Text, default="{}")
+    enabled: Mapped[bool] = mapped_column(Boolean, default=True, server_default=true())
+    disabled_at: Mapped[datetime | None] = mapped_column(Instant)
     created_at: Mapped[datetime] = mapped_column(Instant)
     version: Mapped[int] = mapped_column(BigInteger, default=1)
 
@@ -71,9 +79,19 @@ class TenantInfo:
 
     id: str
     name: str
+    enabled: bool
     limits: Mapping[str, str]
     created_at: datetime
     version: int
+
+
+class Belonging(NamedTuple):
+    """What a subject is in one tenant, and what that tenant says of itself."""
+
+    tenant: str
+    roles: tuple[str, ...]
+    limits: Mapping[str, str]
+    is_enabled: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,30 +102,29 @@ class Memberships:
 
     @classmethod
     def alone(cls, tenant_id: str, roles: Sequence[str], limits: str) -> Memberships:
-        """Those of a subject that belongs to one tenant."""
-        return cls(f"{tenant_id}\t{' '.join(roles)}\t{limits}")
+        """Those of a subject that belongs to one tenant, which is enabled."""
+        return cls("\t".join((tenant_id, " ".join(roles), _ENABLED, limits)))
 
-    def find(self, tenant_id: str) -> tuple[tuple[str, ...], Mapping[str, str]] | None:
-        """The roles in a tenant and the tenant's own limits, or None where the subject does not belong."""
+    def find(self, tenant_id: str) -> Belonging | None:
+        """What the subject is in a tenant, also in one that is disabled; None where it does not belong."""
         for line in self._lines.split("\n"):
             tenant, _, rest = line.partition("\t")
             if tenant and tenant == tenant_id:
-                roles, _, limits = rest.partition("\t")
-                return tuple(roles.split()), _limits(limits)
+                return _belonging(tenant, rest)
         return None
 
     def roles(self) -> dict[str, tuple[str, ...]]:
-        """The roles in each tenant."""
+        """The roles in each tenant that is enabled: what a token names."""
         parts = [line.split("\t") for line in self._lines.split("\n") if line]
-        return {tenant: tuple(roles.split()) for tenant, roles, _ in sorted(parts)}
+        return {tenant: tuple(roles.split()) for tenant, roles, state, _ in sorted(parts) if state == _ENABLED}
 
 
 def memberships(user_id: ColumnElement[str] | InstrumentedAttribute[str]) -> ScalarSelect[str]:
     """What a select of users reads to bring their `Memberships` along: names and JSON hold no tab and no line break."""
     tab = literal_column("'\t'", Text)
-    line = (
-        Membership.tenant_id.concat(tab).concat(type_coerce(Membership.roles, Text)).concat(tab).concat(Tenant.limits)
-    )
+    state = case((Tenant.enabled, literal_column(f"'{_ENABLED}'", Text)), else_=literal_column("''", Text))
+    line = Membership.tenant_id.concat(tab).concat(type_coerce(Membership.roles, Text)).concat(tab)
+    line = line.concat(state).concat(tab).concat(Tenant.limits)
     joined = select(Lines(line)).join(Tenant, Tenant.id == Membership.tenant_id)
     return joined.where(Membership.user_id == user_id).scalar_subquery()
 
@@ -131,7 +148,7 @@ def create(rt: Runtime, unit: Unit, *, tenant_id: str, name: str, actor: str) ->
     except IntegrityError as exc:
         raise Refused(CONFLICT.saying("That tenant id is in use"), field="id", cause=exc) from exc
     audit.record(rt, unit, Action.TENANT_CREATED, actor=actor, target=tenant_id)
-    return _info(row)
+    return info_of(row)
 
 
 def get(session: Session, tenant_id: str) -> Tenant:
@@ -145,7 +162,7 @@ def get(session: Session, tenant_id: str) -> Tenant:
 def describe(rt: Runtime, tenant_id: str) -> TenantInfo:
     """A tenant. Raises Refused(NOT_FOUND)."""
     with rt.database.reading() as session:
-        return _info(get(session, tenant_id))
+        return info_of(get(session, tenant_id))
 
 
 def listing(rt: Runtime, *, limit: int, offset: int) -> tuple[int, list[TenantInfo]]:
@@ -153,7 +170,7 @@ def listing(rt: Runtime, *, limit: int, offset: int) -> tuple[int, list[TenantIn
     with rt.database.reading() as session:
         total = session.scalar(select(func.count()).select_from(Tenant)) or 0
         rows = session.scalars(select(Tenant).order_by(Tenant.id).limit(limit).offset(offset))
-        return total, [_info(row) for row in rows]
+        return total, [info_of(row) for row in rows]
 
 
 def change(
@@ -180,7 +197,29 @@ def change(
     unit.session.refresh(row)
     after = {"name": row.name, "limits": json.loads(row.limits)}
     audit.record(rt, unit, Action.TENANT_CHANGED, actor=actor, target=tenant_id, before=before, after=after)
-    return _info(row)
+    return info_of(row)
+
+
+def set_enabled(rt: Runtime, unit: Unit, tenant_id: str, *, enabled: bool, actor: str) -> bool:
+    """Stop a tenant at once for everything that asks us, or let it go on; tells whether this call changed anything.
+
+    Its memberships and applications stay, and work again once it is enabled. What its applications had earned before stays ended.
+    """
+    row = get(unit.session, tenant_id)
+    stopped = {} if enabled else {"disabled_at": unit.now}
+    changing = update(Tenant).where(Tenant.id == tenant_id, Tenant.enabled.is_not(enabled))
+    if not unit.changed(changing.values(enabled=enabled, version=Tenant.version + 1, **stopped)):
+        return False
+    unit.session.refresh(row)
+    audit.record(rt, unit, Action.TENANT_ENABLED if enabled else Action.TENANT_DISABLED, actor=actor, target=tenant_id)
+    return True
+
+
+def owners_of(unit: Unit, tenant_id: str) -> list[tuple[str, str]]:
+    """Id and alias of the enabled users who own a tenant."""
+    owns = Membership.tenant_id == tenant_id, holds(Membership.roles, OWNER_ROLE), User.enabled
+    owners = select(User.id, User.alias).join(Membership, Membership.user_id == User.id).where(*owns)
+    return [(user_id, alias) for user_id, alias in unit.execute(owners.order_by(User.id))]
 
 
 def remove(rt: Runtime, unit: Unit, tenant_id: str, *, actor: str) -> None:
@@ -233,13 +272,19 @@ def _checked_limits(limits: Mapping[str, str]) -> dict[str, str]:
         raise Refused(unfit, field="limits", cause=exc) from exc
 
 
+def _belonging(tenant: str, rest: str) -> Belonging:
+    roles, state, limits = rest.split("\t")
+    return Belonging(tenant, tuple(roles.split()), _limits(limits), state == _ENABLED)
+
+
 def _limits(text: str) -> Mapping[str, str]:
     limits: dict[str, str] = {} if text == "{}" else json.loads(text)
     return limits
 
 
-def _info(row: Tenant) -> TenantInfo:
-    return TenantInfo(row.id, row.name, _limits(row.limits), row.created_at, row.version)
+def info_of(row: Tenant) -> TenantInfo:
+    """The tenant in a row."""
+    return TenantInfo(row.id, row.name, row.enabled, _limits(row.limits), row.created_at, row.version)
 
 
 KEEPING: Final = Keeping((Tenant, Membership), forget=forget)

@@ -64,6 +64,8 @@ class Action(StrEnum):
     TENANT_CREATED = "tenant.created"
     TENANT_CHANGED = "tenant.changed"
     TENANT_DELETED = "tenant.deleted"
+    TENANT_ENABLED = "tenant.enabled"
+    TENANT_DISABLED = "tenant.disabled"
     MEMBER_SET = "tenant.member-set"
     MEMBER_REMOVED = "tenant.member-removed"
     KEY_ROTATED = "signing-key.rotated"

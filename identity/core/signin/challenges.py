@@ -19,6 +19,7 @@ from sqlalchemy import BigInteger, ForeignKey, String, bindparam, select, update
 from sqlalchemy.orm import Mapped, mapped_column
 
 from identity.ambient import later
+from identity.core.clients import applications
 from identity.core.keeping import Keeping, delete_batch
 from identity.core.people import accounts
 from identity.core.people.accounts import UserInfo
@@ -209,6 +210,7 @@ def answer(
     user = accounts.recheck(unit, pending.user_id, instead=INVALID_CODE)
     if user.version != pending.version:
         raise Refused(INVALID_CODE, detail="password or rights changed meanwhile")
+    applications.require_usable(unit, pending.client_id, instead=INVALID_CODE)
     # 4. Spend.
     spent = update(Challenge).where(Challenge.id == pending.id, Challenge.state == State.PENDING)
     if not unit.changed(spent.values(state=State.SPENT)):

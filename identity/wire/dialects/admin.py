@@ -415,6 +415,18 @@ def change_tenant(call: Call) -> Reply:
     return _tenant(tenants.change_tenant(call.rt, _by(call), call.params["id"], version=version, **_changes(call)))
 
 
+@_deed("PUT", "/admin/tenant/{id}/disable", answer=schemas.TenantAnswer)
+def disable_tenant(call: Call) -> Reply:
+    """Stop a tenant at once: nobody acts in it, its applications' tokens end, and its owners hear of it."""
+    return _tenant(tenants.set_tenant_enabled(call.rt, _by(call), call.params["id"], enabled=False))
+
+
+@_deed("PUT", "/admin/tenant/{id}/enable", answer=schemas.TenantAnswer)
+def enable_tenant(call: Call) -> Reply:
+    """Let a tenant go on, with its members and applications; tokens that were ended stay ended."""
+    return _tenant(tenants.set_tenant_enabled(call.rt, _by(call), call.params["id"], enabled=True))
+
+
 @_deed("DELETE", "/admin/tenant/{id}")
 def delete_tenant(call: Call) -> Reply:
     """Delete a tenant with its memberships and its applications."""

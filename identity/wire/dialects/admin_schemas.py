@@ -343,6 +343,7 @@ class TenantAnswer(Schema):
 
     id = fields.String(required=True)
     name = fields.String(required=True)
+    enabled = fields.Boolean(required=True)
     limits = fields.Dict(keys=fields.String(), values=fields.String(), required=True)
     createdAt = Seconds(required=True)
 

@@ -264,4 +264,4 @@ def _find_application(call: Call, arguments: dict[str, Any]) -> ApplicationInfo 
     """The enabled application that `appId` names; none given, or null, is the standard one."""
     app_id = arguments.get("appId")
     app = applications.find_by_app_id(call.rt, STANDARD_APP_ID if app_id is None else app_id)
-    return app if app is not None and app.enabled else None
+    return app if app is not None and app.is_usable else None
