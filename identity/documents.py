@@ -9,6 +9,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
+from identity.core.admin.roles import RoleInfo
 from identity.core.admin.tenants import Member
 from identity.core.admin.users import CreatedUser, UserDetail
 from identity.core.clients.applications import ApplicationInfo
@@ -178,6 +179,18 @@ def tenant(info: TenantInfo) -> Document:
 def member(info: Member) -> Document:
     """A member of a tenant."""
     return {"userID": info.user_id, "alias": info.alias, "roles": list(info.roles)}
+
+
+def role(info: RoleInfo) -> Document:
+    """A role and who holds it."""
+    return {
+        "name": info.name,
+        "tenant": info.tenant,
+        "description": info.description,
+        "declared": info.declared,
+        "count": info.count,
+        "holders": [{"kind": one.kind, "id": one.id, "name": one.name} for one in info.holders],
+    }
 
 
 def signing_key(info: KeyInfo) -> Document:

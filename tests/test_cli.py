@@ -25,6 +25,7 @@ from identity import cli as command_line
 from identity.core.clients.keypairs import KeyPair
 from identity.core.mail import outbox
 from identity.core.mail.letters import Template
+from identity.core.people import accounts
 from identity.core.people.accounts import Email, User
 from identity.core.people.tenancy import Membership
 from identity.core.record import audit
@@ -92,7 +93,7 @@ def leaves(group: click.Group) -> Iterator[click.Command]:
 def test_a_user_made_here_signs_in(run: Run, web: Web) -> None:
     run("tenant", "create", "acme-bank", "--name", "Acme Bank")
     made = run(
-        "user", "create", *ADA, "--role", "analyst", "--tenant", "acme-bank:lead,analyst", "--password-stdin", "--json",
+        "user", "create", *ADA, "--role", "analyst", "--tenant", "acme-bank:lead,analyst", "--new-role", "--password-stdin", "--json",
         stdin=PASSWORD + "\n",
     ).json  # fmt: skip
     assert made.keys() == {"userID", "email", "apiKey", "apiSecret", "keyID", "expireAt"}
@@ -149,7 +150,7 @@ def test_what_either_door_makes_cannot_be_told_apart(run: Run, web: Web) -> None
     app_by_rest = web.post("/admin/application", {"name": "feed", "scopes": ["read"]}, bearer=boss).json
     by_hand = run(
         "user", "create", "--email", "eve@acme.example", "--alias", "eve", "--full-name", "Ada Lovelace",
-        "--role", "analyst", "--tenant", "acme-bank:lead", "--password-stdin", "--json", stdin=PASSWORD,
+        "--role", "analyst", "--tenant", "acme-bank:lead", "--new-role", "--password-stdin", "--json", stdin=PASSWORD,
     ).json  # fmt: skip
     app_by_hand = run("application", "create", "--name", "feed", "--scope", "read", "--json").json
     assert by_rest.keys() == by_hand.keys()
@@ -226,12 +227,39 @@ def test_the_last_administrator_stays_here_too(run: Run, web: Web) -> None:
 def test_members_come_and_go(run: Run, web: Web) -> None:
     ada = a_user(web.rt, alias="ada")
     run("tenant", "create", "acme-bank", "--name", "Acme")
-    added = run("tenant", "add-member", "acme-bank", "--user", "ada", "--role", "lead", "--json").json
+    added = run("tenant", "add-member", "acme-bank", "--user", "ada", "--role", "lead", "--new-role", "--json").json
     assert added == {"userID": ada.id, "alias": "ada", "roles": ["lead"]}
     assert run("tenant", "show", "acme-bank", "--json").json["members"] == [added]
     assert run("tenant", "list", "--json").json["tenants"][0]["id"] == "acme-bank"
     assert run("tenant", "remove-member", "acme-bank", "--user", ada.id).status == 0
     assert run("tenant", "remove-member", "acme-bank", "--user", ada.id).err == "identity: no such membership\n"
+
+
+def test_a_role_that_nobody_holds_is_a_slip_unless_it_is_said_to_be_new(run: Run, web: Web) -> None:
+    ran = run("user", "create", *ADA, "--role", "user_admin")
+    assert (ran.status, accounts.find_by_identifier(web.rt, "ada")) == (1, None)
+    assert "did you mean users_admin?" in ran.err
+    assert "--new-role" in run("user", "create", *ADA, "--role", "xyz").err
+    assert run("user", "create", *ADA, "--role", "analyst", "--new-role").status == 0
+    a_tenant(web.rt, "acme-bank")
+    member = ("tenant", "add-member", "acme-bank", "--user", "ada", "--role")
+    assert run(*member, "analyst").status == 0, "somebody holds it"
+    assert "did you mean analyst?" in run(*member, "analist").err
+    assert run(*member, "owner").status == 0, "it means something here"
+    assert run("application", "create", "--name", "feed", "--role", "feeder").status == 1
+    assert run("role", "create", "feeder", "--description", "Feeds").status == 0
+    assert run("application", "create", "--name", "feed", "--role", "feeder").status == 0
+    listed = {(one["name"], one["tenant"]): one for one in run("role", "list", "--json").json["roles"]}
+    assert set(listed) == {
+        ("analyst", None),
+        ("feeder", None),
+        ("owner", "acme-bank"),
+        ("owner", None),
+        ("users_admin", None),
+    }
+    assert [one["name"] for one in listed["owner", "acme-bank"]["holders"]] == ["ada"]
+    assert run("role", "delete", "feeder").status == 0
+    assert run("role", "delete", "feeder").err == "identity: no such declaration\n"
 
 
 def test_a_tenant_is_changed_stopped_and_goes_on(run: Run, web: Web) -> None:

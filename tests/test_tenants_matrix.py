@@ -81,7 +81,8 @@ ROUTES: dict[Kind, str] = {
         DELETE /admin/application/{clientId}/secret/{secretID}, POST /admin/tenant, GET /admin/tenants, GET /admin/tenant/{id},
         PATCH /admin/tenant/{id}, DELETE /admin/tenant/{id}, PUT /admin/tenant/{id}/disable,
         PUT /admin/tenant/{id}/enable, PUT /admin/tenant/{id}/member/{userID},
-        DELETE /admin/tenant/{id}/member/{userID}, GET /admin/tenant/{id}/members, GET /admin/signing-keys,
+        DELETE /admin/tenant/{id}/member/{userID}, GET /admin/tenant/{id}/members, GET /admin/roles, POST /admin/role,
+        GET /admin/signing-keys,
         POST /admin/signing-keys/rotate, DELETE /admin/signing-key/{kid}, GET /admin/audit, GET /admin/error/{errorID}
     """,
     Kind.GATE: "GET /verify",

@@ -8,6 +8,7 @@ from typing import Any, TextIO
 import click
 
 from identity.cli.frame import Opened, cli, command
+from identity.cli.roles import NEW_ROLE_HELP, check
 
 
 @cli.group("application")
@@ -29,6 +30,7 @@ def _key_set(_context: click.Context, _parameter: click.Parameter, file: TextIO 
 @click.option("--name", required=True, metavar="N")
 @click.option("--scope", "scopes", multiple=True, metavar="S", help="Scope it may ask for; admin administers.")
 @click.option("--role", "roles", multiple=True, metavar="R", help="Role that its tokens carry.")
+@click.option("--new-role", is_flag=True, help=NEW_ROLE_HELP)
 @click.option("--tenant", metavar="T", help="Tenant that it belongs to.")
 @click.option("--audience", "audiences", multiple=True, metavar="A", help="Resource that its tokens are for.")
 @click.option("--token-seconds", type=int, metavar="N", help="Life of its tokens.")
@@ -38,6 +40,7 @@ def create(opened: Opened, **options: Any) -> Any:
     from identity import documents
     from identity.core.admin import applications
 
+    check(opened, options["roles"], new_role=options["new_role"])
     return documents.created_application(*applications.create_application(opened.rt, opened.by, **options))
 
 

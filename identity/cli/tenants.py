@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from identity.cli.frame import Opened, cli, command
+from identity.cli.roles import NEW_ROLE_HELP, check
 
 
 @cli.group("tenant")
@@ -104,13 +105,16 @@ def delete(opened: Opened, tenant_id: str) -> Any:
 @click.argument("tenant_id", metavar="ID")
 @click.option("--user", "identifier", required=True, metavar="USER", help="Id, address or alias.")
 @click.option("--role", "roles", multiple=True, metavar="R", help="Role in this tenant.")
-def add_member(opened: Opened, tenant_id: str, identifier: str, roles: tuple[str, ...]) -> Any:
+@click.option("--new-role", is_flag=True, help=NEW_ROLE_HELP)
+def add_member(opened: Opened, tenant_id: str, identifier: str, roles: tuple[str, ...], new_role: bool) -> Any:
     """Make a user a member with exactly these roles."""
     from identity import documents
     from identity.core.admin import tenants, users
 
+    check(opened, roles, new_role=new_role)
     user = users.find_user(opened.rt, identifier)
-    return documents.member(tenants.set_member(opened.rt, opened.by, tenant_id, user.id, roles=roles))
+    made = tenants.set_member(opened.rt, opened.by, tenant_id, user.id, roles=roles, new_role=new_role)
+    return documents.member(made)
 
 
 @command(tenant, "remove-member")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from identity.cli.frame import Opened, cli, command
+from identity.cli.roles import NEW_ROLE_HELP, check
 
 if TYPE_CHECKING:
     from identity.core.people.accounts import UserInfo
@@ -71,6 +72,7 @@ def _shown(opened: Opened, user_id: str) -> Any:
 @click.option(
     "--tenant", "tenants", multiple=True, metavar="T:role,role", callback=_memberships, help="Tenant to belong to."
 )
+@click.option("--new-role", is_flag=True, help=NEW_ROLE_HELP)
 @click.option("--notify", is_flag=True, help="Mail an invitation instead of making a key pair.")
 @click.option("--portal-url", metavar="URL", help="Link in the invitation; see IDENTITY_PORTAL_URLS.")
 def create(opened: Opened, **options: Any) -> Any:
@@ -78,6 +80,8 @@ def create(opened: Opened, **options: Any) -> Any:
     from identity import documents
     from identity.core.admin import users
 
+    named = [*options["roles"], *(role for held in options["tenants"].values() for role in held)]
+    check(opened, named, new_role=options["new_role"])
     return documents.created_user(users.create_user(opened.rt, opened.by, **options))
 
 

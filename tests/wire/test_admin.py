@@ -83,7 +83,7 @@ def test_the_admin_routes_are_those_of_the_contract() -> None:
         POST /admin/tenant|GET /admin/tenants|GET /admin/tenant/{id}|PATCH /admin/tenant/{id}
         PUT /admin/tenant/{id}/disable|PUT /admin/tenant/{id}/enable
         DELETE /admin/tenant/{id}|PUT /admin/tenant/{id}/member/{userID}|DELETE /admin/tenant/{id}/member/{userID}
-        GET /admin/tenant/{id}/members|GET /admin/signing-keys|POST /admin/signing-keys/rotate
+        GET /admin/tenant/{id}/members|GET /admin/roles|POST /admin/role|GET /admin/signing-keys|POST /admin/signing-keys/rotate
         DELETE /admin/signing-key/{kid}|GET /admin/audit|GET /admin/error/{errorID}
         """.replace("\n", "|")
         .replace("  ", "")

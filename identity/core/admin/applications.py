@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from identity.core.admin import roles as named
 from identity.core.admin.by import By
 from identity.core.clients import applications, registration, secrets
 from identity.core.clients.applications import ADMIN_SCOPE, ApplicationInfo
@@ -16,11 +17,19 @@ from identity.runtime import Runtime
 
 
 def create_application(
-    rt: Runtime, by: By, *, name: str, tenant: str | None = None, scopes: Sequence[str] = (), **options: Any
+    rt: Runtime,
+    by: By,
+    *,
+    name: str,
+    tenant: str | None = None,
+    scopes: Sequence[str] = (),
+    new_role: bool = False,
+    **options: Any,
 ) -> tuple[ApplicationInfo, SecretInfo, Secret]:
     """Make an application and its first secret, which is shown once. See `applications.register` for `options` and refusals."""
     _check_grant(tenant, scopes, options.get("roles", ()))
     with rt.unit(by.origin) as unit:
+        named.check(unit, options.get("roles", ()), insists=new_role)
         return registration.register(
             rt,
             unit,
@@ -33,7 +42,7 @@ def create_application(
 
 
 def change_application(
-    rt: Runtime, by: By, client_id: str, *, version: int | None = None, **changes: Any
+    rt: Runtime, by: By, client_id: str, *, version: int | None = None, new_role: bool = False, **changes: Any
 ) -> ApplicationInfo:
     """Change an application; see `applications.change`."""
     app = applications.get(rt, client_id)
@@ -41,6 +50,7 @@ def change_application(
     if "name" in changes:
         changes["name"] = clean_name(changes["name"], field="name")
     with rt.unit(by.origin) as unit:
+        named.check(unit, changes.get("roles", ()), insists=new_role)
         return registration.change(rt, unit, app.id, actor=by.actor, version=version, **changes)
 
 

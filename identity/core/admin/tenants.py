@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import func, select
 
 from identity.canonical import canonical_id
+from identity.core.admin import roles as named
 from identity.core.admin.by import By
 from identity.core.mail import outbox
 from identity.core.mail.letters import Template
@@ -57,9 +58,12 @@ def delete_tenant(rt: Runtime, by: By, tenant_id: str) -> None:
         tenancy.remove(rt, unit, tenant_id, actor=by.actor)
 
 
-def set_member(rt: Runtime, by: By, tenant_id: str, user_id: str, *, roles: Sequence[str]) -> Member:
-    """Make a user a member with exactly these roles."""
+def set_member(
+    rt: Runtime, by: By, tenant_id: str, user_id: str, *, roles: Sequence[str], new_role: bool = False
+) -> Member:
+    """Make a user a member with exactly these roles. `new_role`: see `roles.check`."""
     with rt.unit(by.origin) as unit:
+        named.check(unit, roles, insists=new_role)
         user = accounts.get_row(unit.session, user_id)
         return Member(user.id, user.alias, put_member(rt, unit, tenant_id, user.id, roles=roles, actor=by.actor))
 

@@ -16,6 +16,7 @@ from sqlalchemy.exc import IntegrityError
 
 from identity.canonical import canonical_address, canonical_id, get_address, get_alias, get_names, is_name
 from identity.core.admin import erasure
+from identity.core.admin import roles as named
 from identity.core.admin.by import STALE, By
 from identity.core.admin.portal import check_portal
 from identity.core.admin.tenants import put_member
@@ -76,10 +77,12 @@ def create_user(
     password_hash: str | None = None,
     notify: bool = False,
     portal_url: str | None = None,
+    new_role: bool = False,
 ) -> CreatedUser:
     """Make a user whose address the administrator vouches for, with a verified key pair; or, with `notify`, with an invitation by mail.
 
     `password_hash` is what an older system kept of the password, which so moves here without its user's doing.
+    `new_role`: see `roles.check`.
     Raises Refused(VALIDATION), Refused(CONFLICT) for an alias or address in use, Refused(NOT_FOUND) for an unknown tenant.
     """
     address = get_address(email)
@@ -87,14 +90,9 @@ def create_user(
         check_portal(rt, portal_url)
         if not notify:
             raise Refused(VALIDATION.saying("A portalURL goes into an invitation: set notify"), field="portalURL")
-    if password_hash is not None and (password is not None or not is_password_hash(password_hash)):
-        raise Refused(VALIDATION.saying("Give a password, or one bcrypt or Argon2id hash of it"), field="password")
-    hashed = password_hash
-    if password is not None:
-        rt.passwords.check_policy(password, about=(alias, address.partition("@")[0], full_name))
-        with rt.passwords.turn():
-            hashed = rt.passwords.hash(password)
+    hashed = _hash_of(rt, password, password_hash, about=(alias, address.partition("@")[0], full_name))
     with rt.unit(by.origin) as unit:
+        named.check(unit, roles, insists=new_role)
         user_id = accounts.create(
             rt,
             unit,
@@ -108,6 +106,7 @@ def create_user(
             actor=by.actor,
         )
         for tenant, held in sorted((tenants or {}).items()):
+            named.check(unit, held, insists=new_role, field="tenants")
             put_member(rt, unit, tenant, user_id, roles=held, actor=by.actor)
         if notify:
             values = {"account": get_alias(alias), "by": "an administrator"}
@@ -119,6 +118,17 @@ def create_user(
             rt, unit, user_id, name=FIRST_KEY_NAME, days=FIRST_KEY_DAYS, actor=by.actor, verified=True
         )
     return CreatedUser(user_id, address, key, secret)
+
+
+def _hash_of(rt: Runtime, password: str | None, moved: str | None, *, about: Sequence[str]) -> str | None:
+    """The hash to store: of a password, or one that moves here; or None for neither. Raises Refused(VALIDATION) for both, and for unfit ones."""
+    if moved is not None and (password is not None or not is_password_hash(moved)):
+        raise Refused(VALIDATION.saying("Give a password, or one bcrypt or Argon2id hash of it"), field="password")
+    if password is None:
+        return moved
+    rt.passwords.check_policy(password, about=tuple(about))
+    with rt.passwords.turn():
+        return rt.passwords.hash(password)
 
 
 def find_user(rt: Runtime, identifier: str) -> UserInfo:
@@ -171,8 +181,10 @@ def has_users(rt: Runtime) -> bool:
         return session.scalar(select(User.id).limit(1)) is not None
 
 
-def change_user(rt: Runtime, by: By, user_id: str, *, version: int | None = None, **changes: Any) -> UserDetail:
-    """Change `full_name`, `alias`, `roles` or `groups`; `version` guards against a change in between.
+def change_user(
+    rt: Runtime, by: By, user_id: str, *, version: int | None = None, new_role: bool = False, **changes: Any
+) -> UserDetail:
+    """Change `full_name`, `alias`, `roles` or `groups`; `version` guards against a change in between. `new_role`: see `roles.check`.
 
     Raises Refused(NOT_FOUND), Refused(VALIDATION), Refused(CONFLICT) for a stale version, an alias in use, or the last administrator.
     """
@@ -185,6 +197,7 @@ def change_user(rt: Runtime, by: By, user_id: str, *, version: int | None = None
     with rt.unit(by.origin) as unit:
         row = accounts.get_row(unit.session, user_id)
         values = {name: checks[name](value) for name, value in changes.items()}
+        named.check(unit, set(values.get("roles", ())) - set(row.roles), insists=new_role)
         # Names are personal: the record keeps that they changed, not what they were.
         kept = ("roles", "groups")
         before = {name: list(getattr(row, name)) for name in values if name in kept}
@@ -202,12 +215,12 @@ def change_user(rt: Runtime, by: By, user_id: str, *, version: int | None = None
     return describe_user(rt, user_id)
 
 
-def grant_role(rt: Runtime, by: By, user_id: str, role: str) -> UserDetail:
-    """Give a user a global role; giving it twice is the same."""
+def grant_role(rt: Runtime, by: By, user_id: str, role: str, *, new_role: bool = False) -> UserDetail:
+    """Give a user a global role; giving it twice is the same. `new_role`: see `roles.check`."""
     if not is_name(role):
         raise Refused(VALIDATION.saying("A role needs 1 to 64 of a-z, 0-9 and ._:-"), field="role")
     user = accounts.get(rt, user_id)
-    return change_user(rt, by, user_id, version=user.version, roles={*user.roles, role})
+    return change_user(rt, by, user_id, version=user.version, new_role=new_role, roles={*user.roles, role})
 
 
 def withdraw_role(rt: Runtime, by: By, user_id: str, role: str) -> UserDetail:

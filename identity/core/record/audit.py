@@ -66,6 +66,8 @@ class Action(StrEnum):
     TENANT_DELETED = "tenant.deleted"
     TENANT_ENABLED = "tenant.enabled"
     TENANT_DISABLED = "tenant.disabled"
+    ROLE_DECLARED = "role.declared"
+    ROLE_WITHDRAWN = "role.withdrawn"
     MEMBER_SET = "tenant.member-set"
     MEMBER_REMOVED = "tenant.member-removed"
     KEY_ROTATED = "signing-key.rotated"

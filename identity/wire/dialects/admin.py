@@ -15,7 +15,7 @@ from typing import Any, Final, TypeVar
 from marshmallow import Schema
 
 from identity import documents
-from identity.core.admin import applications, keys, on_behalf, tenants, users
+from identity.core.admin import applications, keys, on_behalf, roles, tenants, users
 from identity.core.admin.by import By
 from identity.core.clients import applications as clients
 from identity.core.clients import keypairs, secrets
@@ -104,7 +104,9 @@ def _deed(
 @_deed("POST", "/admin/user", body=schemas.NewUser, answer=schemas.NewUserAnswer)
 def create_user(call: Call) -> Reply:
     """Make a user with a verified address and a key pair, or, with `notify`, with an invitation by mail."""
-    made = users.create_user(call.rt, _by(call), **_renamed(call.body, fullName="full_name", portalURL="portal_url"))
+    made = users.create_user(
+        call.rt, _by(call), **_renamed(call.body, fullName="full_name", portalURL="portal_url", newRole="new_role")
+    )
     return Reply(documents.created_user(made))
 
 
@@ -134,7 +136,7 @@ def show_user(call: Call) -> Reply:
 @_deed("PATCH", "/admin/user/{id}", body=schemas.UserChange, answer=schemas.UserAnswer)
 def change_user(call: Call) -> Reply:
     """Change a user's name, alias, roles or groups; `If-Match` guards against a change in between."""
-    changes = _renamed(_changes(call), fullName="full_name")
+    changes = _renamed(_changes(call), fullName="full_name", newRole="new_role")
     return _user(users.change_user(call.rt, _by(call), call.params["id"], version=_expected_version(call), **changes))
 
 
@@ -182,7 +184,7 @@ def show_roles(call: Call) -> Reply:
 @_deed("POST", "/admin/user/{id}/roles", body=schemas.RoleBody, answer=schemas.RolesAnswer)
 def grant_role(call: Call) -> Reply:
     """Give a user a global role."""
-    return _roles(users.grant_role(call.rt, _by(call), call.params["id"], call.body["role"]))
+    return _roles(users.grant_role(call.rt, _by(call), call.params["id"], **_renamed(call.body, newRole="new_role")))
 
 
 @_deed("DELETE", "/admin/user/{id}/roles/{role}", answer=schemas.RolesAnswer)
@@ -326,7 +328,7 @@ def remove_email(call: Call) -> Reply:
 @_deed("POST", "/admin/application", body=schemas.NewApplication, answer=schemas.NewApplicationAnswer)
 def create_application(call: Call) -> Reply:
     """Register an application; its first secret is shown once."""
-    options = _renamed(call.body, tokenSeconds="token_seconds")
+    options = _renamed(call.body, tokenSeconds="token_seconds", newRole="new_role")
     return Reply(documents.created_application(*applications.create_application(call.rt, _by(call), **options)))
 
 
@@ -350,7 +352,7 @@ def show_application(call: Call) -> Reply:
 @_deed("PATCH", "/admin/application/{clientId}", body=schemas.ApplicationChange, answer=schemas.ApplicationAnswer)
 def change_application(call: Call) -> Reply:
     """Change an application; disabling it ends its tokens at once. `If-Match` guards against a change in between."""
-    changes = _renamed(_changes(call), tokenSeconds="token_seconds")
+    changes = _renamed(_changes(call), tokenSeconds="token_seconds", newRole="new_role")
     version = _expected_version(call)
     return _application(
         applications.change_application(call.rt, _by(call), call.params["clientId"], version=version, **changes)
@@ -437,7 +439,8 @@ def delete_tenant(call: Call) -> Reply:
 @_deed("PUT", "/admin/tenant/{id}/member/{userID}", body=schemas.MemberBody, answer=schemas.MemberAnswer)
 def set_member(call: Call) -> Reply:
     """Make a user a member with exactly these roles."""
-    made = tenants.set_member(call.rt, _by(call), call.params["id"], call.params["userID"], roles=call.body["roles"])
+    options = _renamed(call.body, newRole="new_role")
+    made = tenants.set_member(call.rt, _by(call), call.params["id"], call.params["userID"], **options)
     return Reply(documents.member(made))
 
 
@@ -457,6 +460,23 @@ def list_members(call: Call) -> Reply:
         documents.member,
         lambda limit, offset: tenants.list_members(call.rt, call.params["id"], limit=limit, offset=offset),
     )
+
+
+# Roles.
+
+
+@_list("/admin/roles", "roles", schemas.RoleAnswer)
+def list_roles(call: Call) -> Reply:
+    """List the roles that are declared or held, with those who hold them."""
+    return _page(
+        call, "roles", documents.role, lambda limit, offset: roles.listing(call.rt, limit=limit, offset=offset)
+    )
+
+
+@_deed("POST", "/admin/role", body=schemas.NewRole, answer=schemas.RoleAnswer)
+def declare_role(call: Call) -> Reply:
+    """Declare a role, everywhere or in one tenant, so that it is known before anybody holds it."""
+    return Reply(documents.role(roles.declare(call.rt, _by(call), **call.body)))
 
 
 # Signing keys.

@@ -62,6 +62,7 @@ class NewUser(Body):
     password = Text(max_length=4096)
     notify = Flag()
     portalURL = Text(max_length=1000)
+    newRole = Flag()
 
 
 class UserChange(Change):
@@ -71,6 +72,7 @@ class UserChange(Change):
     alias = Text(max_length=64)
     roles = Names()
     groups = Names()
+    newRole = Flag()
 
 
 class RoleBody(Body):
@@ -78,6 +80,7 @@ class RoleBody(Body):
 
     userID = SaidAgain(of="id")
     role = Text(required=True, max_length=64)
+    newRole = Flag()
 
 
 class AccessWindowBody(Body):
@@ -133,6 +136,7 @@ class NewApplication(Body):
     audiences = Names()
     tokenSeconds = Whole(least=60, most=86_400)
     jwks = fields.Dict(keys=fields.String())
+    newRole = Flag()
 
 
 class ApplicationChange(Change):
@@ -145,6 +149,7 @@ class ApplicationChange(Change):
     tokenSeconds = Whole(least=60, most=86_400, allow_none=True)
     jwks = fields.Dict(keys=fields.String(), allow_none=True)
     enabled = Flag()
+    newRole = Flag()
 
 
 class SecretBody(Body):
@@ -171,6 +176,15 @@ class MemberBody(Body):
     """The roles of a member: exactly these."""
 
     roles = Names(required=True)
+    newRole = Flag()
+
+
+class NewRole(Body):
+    """A role to declare, everywhere or in one tenant."""
+
+    name = Text(required=True, max_length=64)
+    description = Text(required=True, max_length=200)
+    tenant = Text(max_length=64)
 
 
 # Answers.
@@ -354,6 +368,25 @@ class MemberAnswer(Schema):
     userID = fields.String(required=True)
     alias = fields.String(required=True)
     roles = fields.List(fields.String(), required=True)
+
+
+class HolderAnswer(Schema):
+    """Who holds a role."""
+
+    kind = fields.String(required=True, metadata={"enum": ["user", "application"]})
+    id = fields.String(required=True)
+    name = fields.String(required=True, metadata={"description": "alias of a user, name of an application"})
+
+
+class RoleAnswer(Schema):
+    """A role; `holders` are the first of those that hold it."""
+
+    name = fields.String(required=True)
+    tenant = fields.String(required=True, allow_none=True)
+    description = fields.String(required=True)
+    declared = fields.Boolean(required=True)
+    count = fields.Integer(required=True, metadata={"description": "how many hold it"})
+    holders = fields.List(fields.Nested(HolderAnswer), required=True)
 
 
 class SigningKeyAnswer(Schema):
