@@ -58,7 +58,7 @@ class Caller:
 
 def check_claims(claims: Mapping[str, Any], *, issuer: str, audience: str) -> None:
     """Raise Unfit unless the claims are whole, well formed, from `issuer` and meant for `audience`. Times are not looked at."""
-    for name, fits in _REQUIRED:
+    for name, fits in (*_REQUIRED, *_REQUIRED_OF_USERS) if "sid" in claims else _REQUIRED:
         if not fits(claims.get(name)):
             raise Unfit(f"{name} is missing, or not of its form")
     for name, fits in _OPTIONAL:
@@ -137,13 +137,14 @@ def _is_flag(value: Any) -> bool:
 
 _REQUIRED: Final = (
     *((name, _is_name) for name in ("iss", "sub", "client_id", "jti")),
-    *((name, _is_time) for name in ("iat", "exp")),
+    *((name, _is_time) for name in ("iat", "nbf", "exp")),
     ("aud", _is_audience),
 )
+_REQUIRED_OF_USERS: Final = (("auth_time", _is_time), ("amr", _is_texts))
 _OPTIONAL: Final = (
-    *((name, _is_time) for name in ("nbf", "auth_time")),
-    *((name, _is_texts) for name in ("roles", "groups", "amr")),
-    *((name, _is_text) for name in ("sid", "scope")),
+    *((name, _is_texts) for name in ("roles", "groups")),
+    ("sid", _is_name),
+    ("scope", _is_text),
     ("tenants", _is_memberships),
     ("tenants_omitted", _is_flag),
     ("act", _is_object),

@@ -51,9 +51,8 @@ def forgeries(token: str, jwk: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _unsigned(header: dict[str, Any], claims: dict[str, Any], signature: bytes) -> dict[str, str]:
-    found = {
-        f"alg {none}": spell(header | {"alg": none}, claims, lambda _: b"") for none in ("none", "None", "NONE", "nOnE")
-    }
+    nones: tuple[Any, ...] = ("none", "None", "NONE", "nOnE", "", [], 7)
+    found = {f"alg {none}": spell(header | {"alg": none}, claims, lambda _: b"") for none in nones}
     without = {name: value for name, value in header.items() if name != "alg"}
     return found | {
         "alg none with the real signature": spell(header | {"alg": "none"}, claims, lambda _: signature),
@@ -107,6 +106,7 @@ def _signed_by_a_stranger(header: dict[str, Any], claims: dict[str, Any], jwk: M
         "under the issuer's kid": {},
         "under a kid of its own": {"kid": "stranger"},
         "under no kid": {"kid": None},
+        "under a kid that is a list": {"kid": [jwk.get("kid")]},
         "that brings its own jwk": {"jwk": theirs},
         "that names its own jku": {"jku": f"{_EVIL}/jwks.json", "kid": "stranger"},
         "that names its own x5u": {"x5u": f"{_EVIL}/cert.pem"},

@@ -117,7 +117,7 @@ def find_key(keys: KeySet, header: str, typ: str) -> Key:
     if not isinstance(said, dict):
         raise Unfit("the header is no object")
     alg, kid = said.get("alg"), said.get("kid")
-    if alg not in _SIGNATURE_CHARACTERS:
+    if not isinstance(alg, str) or alg not in _SIGNATURE_CHARACTERS:
         raise Unfit("the algorithm is neither RS256 nor ES256")
     if said.get("typ") != typ:
         raise Unfit(f"the type is not {typ}")

@@ -302,7 +302,7 @@ class Verifier:
 
     def _check_times(self, claims: Mapping[str, Any]) -> None:
         now = self._wall()
-        if claims.get("nbf", 0) > now + self._leeway:
+        if claims["nbf"] > now + self._leeway:
             raise Unfit("not valid yet: the clocks of this host and of the issuer differ")
         if claims["exp"] <= now - self._leeway:
             raise Refused(EXPIRED, "expired")

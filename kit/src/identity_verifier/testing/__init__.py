@@ -246,7 +246,7 @@ class Issuer:
         now = int(self.now())
         types = ("JWT", "mfa-challenge+jwt", "id_token+jwt", "AT+JWT", "application/at+jwt")
         found: dict[str, str] = {f"type {typ}": self._retyped({"typ": typ}) for typ in types}
-        required = ("iss", "sub", "aud", "exp", "iat", "jti", "client_id")
+        required = ("iss", "sub", "aud", "exp", "iat", "nbf", "jti", "client_id")
         found |= {f"without {name}": self.sign(self.user_token().claims | {name: None}) for name in required}
         odd: dict[str, dict[str, Any]] = {
             "expired": {"exp": now - 60},
@@ -260,6 +260,8 @@ class Issuer:
             "exp that is text": {"exp": str(now + 3600)},
             "exp that is beyond all years": {"exp": 10**30},
             "aud that is a number": {"aud": 7},
+            "a session without a name": {"sid": ""},
+            "a session without a time": {"auth_time": None},
             "roles that are text": {"roles": "users_admin"},
             "scope that is a list": {"scope": ["admin"]},
             "tenants that are a list": {"tenants": ["acme-bank"]},
