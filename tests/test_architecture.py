@@ -160,6 +160,16 @@ def test_no_handler_opens_a_transaction() -> None:
             assert not opens, f"{path.relative_to(PACKAGE)}:{node.lineno}: a transaction is the domain's"
 
 
+def test_administrators_transactions_are_opened_by_what_carries_their_rights() -> None:
+    for path in (PACKAGE / "core" / "admin").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            opens = isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "unit"
+            by_rights = opens and isinstance(node.func.value, ast.Name) and node.func.value.id == "by"
+            assert not opens or by_rights or path.name == "by.py", (
+                f"{path.name}:{node.lineno}: open it with by.unit or by.unit_within"
+            )
+
+
 def test_data_of_a_log_line_goes_through_the_one_helper() -> None:
     for path in PACKAGE.rglob("*.py"):
         if path.name == "logs.py":

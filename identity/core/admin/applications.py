@@ -28,7 +28,7 @@ def create_application(
 ) -> tuple[ApplicationInfo, SecretInfo, Secret]:
     """Make an application and its first secret, which is shown once. See `applications.register` for `options` and refusals."""
     _check_grant(tenant, scopes, options.get("roles", ()))
-    with rt.unit(by.origin) as unit:
+    with by.unit(rt) as unit:
         named.check(unit, options.get("roles", ()), insists=new_role)
         return registration.register(
             rt,
@@ -49,32 +49,32 @@ def change_application(
     _check_grant(app.tenant, changes.get("scopes", ()), changes.get("roles", ()))
     if "name" in changes:
         changes["name"] = clean_name(changes["name"], field="name")
-    with rt.unit(by.origin) as unit:
+    with by.unit(rt) as unit:
         named.check(unit, changes.get("roles", ()), insists=new_role)
         return registration.change(rt, unit, app.id, actor=by.actor, version=version, **changes)
 
 
 def delete_application(rt: Runtime, by: By, client_id: str) -> None:
     """Delete an application; its secrets and tokens end with it."""
-    with rt.unit(by.origin) as unit:
+    with by.unit(rt) as unit:
         registration.remove(rt, unit, client_id, actor=by.actor)
 
 
 def add_secret(rt: Runtime, by: By, client_id: str, *, expires_in: int | None = None) -> tuple[SecretInfo, Secret]:
     """A second live secret, so that the first can be retired."""
-    with rt.unit(by.origin) as unit:
+    with by.unit(rt) as unit:
         return secrets.add_secret(rt, unit, client_id, actor=by.actor, expires_in=expires_in)
 
 
 def rotate_secret(rt: Runtime, by: By, client_id: str, *, expires_in: int) -> tuple[SecretInfo, Secret]:
     """A new secret, while the one before works for `expires_in` seconds more."""
-    with rt.unit(by.origin) as unit:
+    with by.unit(rt) as unit:
         return secrets.rotate_secret(rt, unit, client_id, actor=by.actor, expires_in=expires_in)
 
 
 def delete_secret(rt: Runtime, by: By, client_id: str, secret_id: str) -> None:
     """End a secret and every token that it earned."""
-    with rt.unit(by.origin) as unit:
+    with by.unit(rt) as unit:
         applications.get_row(unit.session, client_id)
         secrets.remove_secret(rt, unit, client_id, secret_id, actor=by.actor)
 

@@ -1,23 +1,55 @@
-"""Who administers, and from where."""
+"""Who administers what, and from where.
+
+A `By` carries what its actor may, so that no dialect decides it: every use case of this wing opens its transaction through one. An
+administrator of the whole service has `unit`; `within` narrows to one tenant, whose use cases (`owners`, `invitations`) open `unit_within`.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from identity.ambient import Origin
-from identity.errors import CONFLICT
+from identity.errors import CONFLICT, FORBIDDEN, Refused
+from identity.runtime import Runtime
+from identity.storage import Unit
 
 STALE: Final = CONFLICT.saying("It has changed in between; read it again")
 
 
 @dataclass(frozen=True, slots=True)
 class By:
-    """Who administers, and from where."""
+    """Who administers, and from where; `tenant`: nothing but this one."""
 
     actor: str
     origin: Origin
+    tenant: str | None = None
 
     @classmethod
     def command_line(cls) -> By:
         return cls("command line", Origin.command_line())
+
+    def within(self, tenant: str) -> By:
+        """The same actor, who may administer this tenant and nothing else. Never another one: Refused(FORBIDDEN)."""
+        if self.tenant not in (None, tenant):
+            raise Refused(FORBIDDEN, detail="administers another tenant")
+        return replace(self, tenant=tenant)
+
+    def unit(self, rt: Runtime) -> Unit:
+        """A transaction of whoever administers the whole service. Raises Refused(FORBIDDEN) for who administers one tenant."""
+        if self.tenant is not None:
+            raise Refused(FORBIDDEN, detail="administers one tenant only")
+        return rt.unit(self.origin)
+
+    def unit_within(self, rt: Runtime) -> Unit:
+        """A transaction of whoever administers one tenant. Raises Refused(FORBIDDEN) where nobody said which."""
+        if self.tenant is None:
+            raise Refused(FORBIDDEN, detail="no tenant was named")
+        return rt.unit(self.origin)
+
+    @property
+    def where(self) -> str:
+        """The tenant that everything is about. Raises Refused(FORBIDDEN) where nobody said which."""
+        if self.tenant is None:
+            raise Refused(FORBIDDEN, detail="no tenant was named")
+        return self.tenant

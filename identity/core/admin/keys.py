@@ -13,7 +13,7 @@ from identity.runtime import Runtime
 def rotate_key(rt: Runtime, by: By) -> KeyInfo:
     """Have the standby key sign as soon as verifiers can know it; publishes one first where none waits."""
     rt.ring.ensure_standby()
-    with rt.unit(by.origin) as unit:
+    with by.unit(rt) as unit:
         rotated = rt.ring.rotate(unit)
         audit.record(rt, unit, Action.KEY_ROTATED, actor=by.actor, target=rotated.kid)
     return next(key for key in rt.ring.list() if key.kid == rotated.kid)
@@ -21,14 +21,14 @@ def rotate_key(rt: Runtime, by: By) -> KeyInfo:
 
 def revoke_key(rt: Runtime, by: By, kid: str) -> None:
     """Withdraw a signing key at once: everything that it signed is refused from now on."""
-    with rt.unit(by.origin) as unit:
+    with by.unit(rt) as unit:
         rt.ring.revoke(unit, kid)
         audit.record(rt, unit, Action.KEY_REVOKED, actor=by.actor, target=kid)
 
 
 def import_key(rt: Runtime, by: By, pem: bytes) -> KeyInfo:
     """Take a private RSA key as the one that signs next."""
-    with rt.unit(by.origin) as unit:
+    with by.unit(rt) as unit:
         imported = rt.ring.import_pem(unit, pem)
         audit.record(rt, unit, Action.KEY_IMPORTED, actor=by.actor, target=imported.kid)
     return imported
@@ -36,7 +36,7 @@ def import_key(rt: Runtime, by: By, pem: bytes) -> KeyInfo:
 
 def reseal(rt: Runtime, by: By) -> int:
     """Seal everything anew under the newest master key, so that the older ones can go; tell how many rows changed."""
-    with rt.unit(by.origin) as unit:
+    with by.unit(rt) as unit:
         changed = rt.ring.reseal(unit)
         changed += sum(keeping.reseal(rt, unit) for keeping in keepings().values() if keeping.reseal is not None)
         audit.record(rt, unit, Action.MASTER_KEY_CHANGED, actor=by.actor, rows=changed)

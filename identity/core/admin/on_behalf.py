@@ -36,7 +36,7 @@ def open_session(rt: Runtime, by: By, user_id: str, *, kind: str = by_code.KIND)
     user = accounts.get(rt, user_id)
     if not user.enabled or not user.window.is_open(rt.clock.now()):
         raise Refused(CONFLICT.saying("This user may not sign in now"), detail="disabled, or outside the access window")
-    with rt.unit(by.origin) as unit:
+    with by.unit(rt) as unit:
         address = _proven_address(unit, user.id)
         return by_code.open_waiting(rt, unit, user, address, kind=kind, resource=rt.settings.default_audience)
 
@@ -49,7 +49,7 @@ def verify_session(rt: Runtime, by: By, session_id: str) -> None:
     found = _get_session(rt, session_id)
     if found.verified:
         return
-    with rt.unit(by.origin) as unit:
+    with by.unit(rt) as unit:
         codes.cancel(unit, Purpose.SESSION, found.id)
         try:
             sessions.mark_proven(rt, unit, found.id, amr=(), actor=by.actor)
@@ -60,7 +60,7 @@ def verify_session(rt: Runtime, by: By, session_id: str) -> None:
 def revoke_session(rt: Runtime, by: By, session_id: str) -> None:
     """End a session; doing it twice is the same. Raises Refused(NOT_FOUND)."""
     found = _get_session(rt, session_id)
-    with rt.unit(by.origin) as unit:
+    with by.unit(rt) as unit:
         codes.cancel(unit, Purpose.SESSION, found.id)
         sessions.revoke(rt, unit, found.id, actor=by.actor, reason="ended by an administrator")
 
@@ -71,20 +71,20 @@ def revoke_session(rt: Runtime, by: By, session_id: str) -> None:
 def create_keypair(rt: Runtime, by: By, user_id: str, *, name: str, days: int) -> Requested:
     """A key pair of the user, which waits for the code that is mailed to them. See `keypairs.request`."""
     user = accounts.get(rt, user_id)
-    with rt.unit(by.origin) as unit:
+    with by.unit(rt) as unit:
         return keypairs.request(rt, unit, user, name=name, days=days, actor=by.actor)
 
 
 def verify_keypair(rt: Runtime, by: By, key_id: str) -> None:
     """Make a waiting pair usable without its code. Raises Refused(NOT_FOUND)."""
-    with rt.unit(by.origin) as unit:
+    with by.unit(rt) as unit:
         codes.cancel(unit, Purpose.KEYPAIR, key_id)
         keypairs.mark_proven(rt, unit, key_id, actor=by.actor)
 
 
 def revoke_keypair(rt: Runtime, by: By, key_id: str) -> None:
     """Delete a pair, and end what it has opened. Raises Refused(NOT_FOUND)."""
-    with rt.unit(by.origin) as unit:
+    with by.unit(rt) as unit:
         keypairs.revoke(rt, unit, key_id, actor=by.actor, of=ANYONE)
 
 
@@ -94,13 +94,13 @@ def revoke_keypair(rt: Runtime, by: By, key_id: str) -> None:
 def add_email(rt: Runtime, by: By, user_id: str, address: str) -> tuple[EmailInfo, str]:
     """An address for the user, which waits for the code that is mailed to it, and the verification id."""
     accounts.get(rt, user_id)
-    with rt.unit(by.origin) as unit:
+    with by.unit(rt) as unit:
         return addresses.add(rt, unit, user_id, address, actor=by.actor)
 
 
 def verify_email(rt: Runtime, by: By, email_id: str) -> None:
     """Vouch that an address is its user's. Raises Refused(NOT_FOUND), Refused(CONFLICT) where another user has verified it."""
-    with rt.unit(by.origin) as unit:
+    with by.unit(rt) as unit:
         row = unit.session.get(Email, email_id) if canonical_id(email_id) else None
         if row is None:
             raise Refused(NOT_FOUND, detail="no such address")
@@ -109,13 +109,13 @@ def verify_email(rt: Runtime, by: By, email_id: str) -> None:
 
 def prefer_email(rt: Runtime, by: By, email_id: str) -> None:
     """Have notices and codes sent to this address of its user. Raises Refused(NOT_FOUND), Refused(CONFLICT) for an unverified one."""
-    with rt.unit(by.origin) as unit:
+    with by.unit(rt) as unit:
         addresses.prefer(rt, unit, email_id, actor=by.actor, of=ANYONE)
 
 
 def remove_email(rt: Runtime, by: By, email_id: str) -> None:
     """Delete an address, but not the last verified one of its user (CONFLICT)."""
-    with rt.unit(by.origin) as unit:
+    with by.unit(rt) as unit:
         addresses.remove(rt, unit, email_id, actor=by.actor, of=ANYONE)
 
 
@@ -125,7 +125,7 @@ def remove_email(rt: Runtime, by: By, email_id: str) -> None:
 def send_password_reset(rt: Runtime, by: By, user_id: str) -> str:
     """Mail the user a code to choose a new password with, and return its verification id; the password stays theirs to choose."""
     user = accounts.get(rt, user_id)
-    with rt.unit(by.origin) as unit:
+    with by.unit(rt) as unit:
         address = _proven_address(unit, user.id)
         return new_password.send_reset(rt, unit, user, address=address, actor=by.actor)
 
@@ -133,21 +133,21 @@ def send_password_reset(rt: Runtime, by: By, user_id: str) -> str:
 def fix_otp(rt: Runtime, by: By, user_id: str, otp: str) -> None:
     """Fix a one-time code for a user; see `factors.set_fixed_otp`."""
     user = accounts.get(rt, user_id)
-    with rt.unit(by.origin) as unit:
+    with by.unit(rt) as unit:
         factors.set_fixed_otp(rt, unit, user, otp, actor=by.actor)
 
 
 def clear_otp(rt: Runtime, by: By, user_id: str) -> None:
     """Forget the fixed one-time code of a user. Raises Refused(NOT_FOUND) where there is none."""
     user = accounts.get(rt, user_id)
-    with rt.unit(by.origin) as unit:
+    with by.unit(rt) as unit:
         factors.clear_fixed_otp(rt, unit, user, actor=by.actor)
 
 
 def remove_factors(rt: Runtime, by: By, user_id: str) -> None:
     """Take the authenticator of a user who has lost it. Raises Refused(NOT_FOUND) where there is none."""
     user = accounts.get(rt, user_id)
-    with rt.unit(by.origin) as unit:
+    with by.unit(rt) as unit:
         factors.remove(rt, unit, user, actor=by.actor)
 
 

@@ -95,7 +95,7 @@ def declare(rt: Runtime, by: By, *, name: str, description: str, tenant: str | N
         raise Refused(VALIDATION.saying("A role needs 1 to 64 of a-z, 0-9 and ._:-"), field="name")
     if name in _MEANINGS:
         raise Refused(CONFLICT.saying("That role always exists"), field="name")
-    with rt.unit(by.origin) as unit:
+    with by.unit(rt) as unit:
         if tenant is not None:
             tenancy.get(unit.session, tenant)
         row = Role(
@@ -118,7 +118,7 @@ def declare(rt: Runtime, by: By, *, name: str, description: str, tenant: str | N
 def withdraw(rt: Runtime, by: By, *, name: str, tenant: str | None = None) -> None:
     """Take a declaration back; whoever holds the role keeps it. Raises Refused(NOT_FOUND)."""
     declared = Role.tenant_id.is_(None) if tenant is None else Role.tenant_id == tenant
-    with rt.unit(by.origin) as unit:
+    with by.unit(rt) as unit:
         if not unit.changed(delete(Role).where(Role.name == name, declared)):
             raise Refused(NOT_FOUND, detail="no such declaration")
         audit.record(

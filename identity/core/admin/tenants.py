@@ -32,7 +32,7 @@ class Member:
 
 def create_tenant(rt: Runtime, by: By, *, tenant_id: str, name: str) -> TenantInfo:
     """Make a tenant. Raises Refused(VALIDATION) or Refused(CONFLICT)."""
-    with rt.unit(by.origin) as unit:
+    with by.unit(rt) as unit:
         return tenancy.create(rt, unit, tenant_id=tenant_id, name=clean_name(name, field="name"), actor=by.actor)
 
 
@@ -40,13 +40,13 @@ def change_tenant(rt: Runtime, by: By, tenant_id: str, *, version: int | None = 
     """Rename a tenant, or set its budgets; see `tenancy.change`."""
     if "name" in changes:
         changes["name"] = clean_name(changes["name"], field="name")
-    with rt.unit(by.origin) as unit:
+    with by.unit(rt) as unit:
         return tenancy.change(rt, unit, tenant_id, actor=by.actor, version=version, **changes)
 
 
 def set_tenant_enabled(rt: Runtime, by: By, tenant_id: str, *, enabled: bool) -> TenantInfo:
     """Stop a tenant at once, or let it go on, and tell its owners by mail; doing it twice is the same. See `tenancy.set_enabled`."""
-    with rt.unit(by.origin) as unit:
+    with by.unit(rt) as unit:
         if tenancy.set_enabled(rt, unit, tenant_id, enabled=enabled, actor=by.actor):
             _tell_owners(rt, unit, tenant_id, Template.TENANT_ENABLED if enabled else Template.TENANT_DISABLED)
         return tenancy.info_of(tenancy.get(unit.session, tenant_id))
@@ -54,7 +54,7 @@ def set_tenant_enabled(rt: Runtime, by: By, tenant_id: str, *, enabled: bool) ->
 
 def delete_tenant(rt: Runtime, by: By, tenant_id: str) -> None:
     """Delete a tenant with its memberships and its applications."""
-    with rt.unit(by.origin) as unit:
+    with by.unit(rt) as unit:
         tenancy.remove(rt, unit, tenant_id, actor=by.actor)
 
 
@@ -62,7 +62,7 @@ def set_member(
     rt: Runtime, by: By, tenant_id: str, user_id: str, *, roles: Sequence[str], new_role: bool = False
 ) -> Member:
     """Make a user a member with exactly these roles. `new_role`: see `roles.check`."""
-    with rt.unit(by.origin) as unit:
+    with by.unit(rt) as unit:
         named.check(unit, roles, insists=new_role)
         user = accounts.get_row(unit.session, user_id)
         return Member(user.id, user.alias, put_member(rt, unit, tenant_id, user.id, roles=roles, actor=by.actor))
@@ -70,7 +70,7 @@ def set_member(
 
 def remove_member(rt: Runtime, by: By, tenant_id: str, user_id: str) -> None:
     """End a membership. Raises Refused(NOT_FOUND) where there is none."""
-    with rt.unit(by.origin) as unit:
+    with by.unit(rt) as unit:
         if not canonical_id(user_id):
             raise Refused(NOT_FOUND, detail="no such membership")
         tenancy.remove_member(rt, unit, tenant_id, user_id, actor=by.actor)

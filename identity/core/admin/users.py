@@ -91,7 +91,7 @@ def create_user(
         if not notify:
             raise Refused(VALIDATION.saying("A portalURL goes into an invitation: set notify"), field="portalURL")
     hashed = _hash_of(rt, password, password_hash, about=(alias, address.partition("@")[0], full_name))
-    with rt.unit(by.origin) as unit:
+    with by.unit(rt) as unit:
         named.check(unit, roles, insists=new_role)
         user_id = accounts.create(
             rt,
@@ -121,7 +121,7 @@ def create_user(
 
 
 def _hash_of(rt: Runtime, password: str | None, moved: str | None, *, about: Sequence[str]) -> str | None:
-    """The hash to store: of a password, or one that moves here; or None for neither. Raises Refused(VALIDATION) for both, and for unfit ones."""
+    """The hash to store: of a password, or one that moves here; None for neither. Raises Refused(VALIDATION)."""
     if moved is not None and (password is not None or not is_password_hash(moved)):
         raise Refused(VALIDATION.saying("Give a password, or one bcrypt or Argon2id hash of it"), field="password")
     if password is None:
@@ -194,7 +194,7 @@ def change_user(
         "roles": lambda value: get_names(tuple(value), field="roles"),
         "groups": lambda value: get_names(tuple(value), field="groups"),
     }
-    with rt.unit(by.origin) as unit:
+    with by.unit(rt) as unit:
         row = accounts.get_row(unit.session, user_id)
         values = {name: checks[name](value) for name, value in changes.items()}
         named.check(unit, set(values.get("roles", ())) - set(row.roles), insists=new_role)
@@ -233,7 +233,7 @@ def withdraw_role(rt: Runtime, by: By, user_id: str, role: str) -> UserDetail:
 
 def set_enabled(rt: Runtime, by: By, user_id: str, *, enabled: bool) -> None:
     """Let a user in, or put them out: disabling ends every session at once, and enabling revives none."""
-    with rt.unit(by.origin) as unit:
+    with by.unit(rt) as unit:
         row = accounts.get_row(unit.session, user_id)
         before, was_admin = row.enabled, ADMIN_ROLE in row.roles
         _update_user(unit, row, None, enabled=enabled)
@@ -251,7 +251,7 @@ def set_verified(rt: Runtime, by: By, user_id: str, *, verified: bool) -> None:
 
     Raises Refused(CONFLICT) for an address that another user has verified.
     """
-    with rt.unit(by.origin) as unit:
+    with by.unit(rt) as unit:
         row = accounts.get_row(unit.session, user_id)
         before = row.verified
         wanted = select(Email.address).where(Email.user_id == row.id, Email.preferred)
@@ -272,7 +272,7 @@ def set_access_window(rt: Runtime, by: By, user_id: str, **bounds: datetime | No
 
     Who is outside, before or after the change, loses every session: a window that opens again revives nothing.
     """
-    with rt.unit(by.origin) as unit:
+    with by.unit(rt) as unit:
         row = accounts.get_row(unit.session, user_id)
         before = {"starts_at": row.starts_at, "ends_at": row.ends_at}
         after = before | bounds
@@ -290,7 +290,7 @@ def set_access_window(rt: Runtime, by: By, user_id: str, **bounds: datetime | No
 
 def erase_user(rt: Runtime, by: By, user_id: str) -> None:
     """Delete a user and everything that names them; the audit keeps only the id. The last administrator stays (CONFLICT)."""
-    with rt.unit(by.origin) as unit:
+    with by.unit(rt) as unit:
         erasure.erase(rt, unit, user_id, actor=by.actor)
 
 
