@@ -165,7 +165,7 @@ def test_administrators_transactions_are_opened_by_what_carries_their_rights() -
         for node in ast.walk(ast.parse(path.read_text())):
             opens = isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "unit"
             by_rights = opens and isinstance(node.func.value, ast.Name) and node.func.value.id == "by"
-            assert not opens or by_rights or path.name == "by.py", (
+            assert not opens or by_rights or path.name in ("by.py", "erasure.py"), (  # users erase themselves, too
                 f"{path.name}:{node.lineno}: open it with by.unit or by.unit_within"
             )
 
