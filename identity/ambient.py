@@ -75,6 +75,8 @@ class Origin:
     user_agent: str = ""
     request_id: str = ""
     error_id: str = ""
+    #: What proved whoever asks, by kind and id: `session:...`, `key:...` or `secret:...`. For the audit.
+    credential: str = ""
 
     @classmethod
     def command_line(cls) -> Origin:

@@ -214,7 +214,9 @@ def event(info: Event) -> Document:
         "target": info.target,
         "address": info.address,
         "requestID": info.request_id,
-        "errorID": info.error_id,
+        "errorID": info.error_id or None,
+        "credential": info.credential or None,
+        "tenant": info.tenant or None,
         "data": dict(info.data),
         "genuine": info.genuine,
     }

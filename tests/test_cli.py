@@ -440,6 +440,36 @@ def test_a_database_that_is_down_is_one_line(run: Run, monkeypatch: pytest.Monke
     assert "hunter2" not in ran.err
 
 
+@pytest.mark.parametrize(
+    ("given", "status", "said"),
+    [
+        (b"\xef\xbb\xbfcorrect horse battery\r\n", 0, ""),
+        ("gr\u00fc\u00df dich, Welt!\n".encode(), 0, ""),
+        ("gr\u00fc\u00df dich, Welt!\n".encode("latin-1"), 2, "not UTF-8"),
+        ("correct horse battery\n".encode("utf-16"), 2, "UTF-16"),
+        (b"", 2, "No password on standard input"),
+        (None, 2, "No password on standard input"),
+    ],
+)
+def test_a_password_is_read_as_utf8_whoever_pipes_it(
+    web: Web, run: Run, tmp_path: Path, given: bytes | None, status: int, said: str
+) -> None:
+    import os
+    import shlex
+
+    made = ["user", "create", *ADA, "--password-stdin"]
+    command = shlex.join([sys.executable, "-m", "identity", *made])
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "LC_ALL": "C"}
+    shell = ["/bin/sh", "-c", f"{command} <&-"] if given is None else ["/bin/sh", "-c", command]
+    ran = subprocess.run(shell, input=given, capture_output=True, check=False, cwd=tmp_path, env=environment)
+    assert ran.returncode == status, ran.stderr
+    assert said in ran.stderr.decode()
+    assert ran.stderr.count(b"\n") == (status != 0)
+    if given is not None and not status:
+        password = given.decode("utf-8-sig").strip()
+        assert web.post("/user/token", {"email": "ada@acme.example", "password": password}).status_code == 200
+
+
 # How it starts.
 
 

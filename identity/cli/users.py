@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -24,13 +25,30 @@ def _a_line(context: click.Context, parameter: click.Parameter, wanted: bool) ->
     if not wanted:
         return None
     what = (parameter.name or "").capitalize().replace("_", " ")
-    if sys.stdin.isatty():
+    if sys.stdin is not None and sys.stdin.isatty():
         answer: str = click.prompt(what, hide_input=True, err=True)
         return answer
-    line = sys.stdin.readline()
+    line = first_line(what.lower(), context)
     if not line:
         raise click.UsageError(f"No {what.lower()} on standard input", context)
-    return line.rstrip("\r\n")
+    return line
+
+
+_LINE_MAX: Final = 65_536
+
+
+def first_line(what: str, context: click.Context | None = None) -> str:
+    """The first line of standard input, in UTF-8 whatever the locale says; a byte order mark of whoever pipes is dropped."""
+    # With descriptor 0 closed, Python has no standard input at all.
+    stream = getattr(sys.stdin, "buffer", sys.stdin)
+    given: bytes | str = stream.readline(_LINE_MAX) if stream is not None else b""
+    raw = given.encode() if isinstance(given, str) else given
+    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise click.UsageError(f"The {what} on standard input is UTF-16; send it as UTF-8", context)
+    try:
+        return raw.removeprefix(codecs.BOM_UTF8).decode().rstrip("\r\n")
+    except UnicodeDecodeError as exc:
+        raise click.UsageError(f"The {what} on standard input is not UTF-8", context) from exc
 
 
 def _memberships(_context: click.Context, _parameter: click.Parameter, given: tuple[str, ...]) -> dict[str, list[str]]:

@@ -23,7 +23,7 @@ from identity.ambient import Origin, later
 from identity.core.clients import expiry
 from identity.core.keeping import Keeping, keepings
 from identity.core.mail import outbox
-from identity.core.record import audit
+from identity.core.record import audit, explain
 from identity.core.record.audit import Action
 from identity.runtime import Runtime
 from identity.storage import Base, Instant, Unit
@@ -52,10 +52,11 @@ class Job:
 
 
 def start(rt: Runtime, stop: threading.Event) -> list[threading.Thread]:
-    """Start the loop and, beside it, the delivery of mail (a mail server that hangs must hold up nothing else), as daemon threads."""
+    """Start the loop as a daemon thread and, beside it, what must not wait for a slow job: the delivery of mail, and the refusals."""
     threads = [
         threading.Thread(target=run, args=(rt, stop), name="upkeep", daemon=True),
         threading.Thread(target=outbox.deliver_until, args=(rt, stop), name="mail", daemon=True),
+        threading.Thread(target=explain.write_until, args=(rt, stop), name="refusals", daemon=True),
     ]
     for thread in threads:
         thread.start()

@@ -162,7 +162,7 @@ class Keyring:
         payload, _, signature = rest.partition(".")
         key = self._by_header.get(header)
         if key is None:
-            evidence = {"expected": {"kid": [*(one.kid for one in self._keys)]}, "seen": _shown_header(header)}
+            evidence = {"expected": {"kid": [*(one.kid for one in self._keys)]}, "seen": _shown(header, payload)}
             raise Refused(INVALID_TOKEN, detail="not a header of ours", evidence=evidence)
         raw = decode_base64url(signature)
         body = decode_base64url(payload)
@@ -405,14 +405,19 @@ class Keyring:
         return private
 
 
-def _shown_header(header: str) -> dict[str, str]:
+def _shown(header: str, payload: str) -> dict[str, str]:
     """What a stranger's token says of itself, for the explanation of its refusal: short, and believed by nobody."""
-    try:
-        said = json.loads(decode_base64url(header[:1024]) or b"")
-    except (ValueError, RecursionError):
-        return {}
-    shown = {name: said[name] for name in ("alg", "typ", "kid") if name in said} if isinstance(said, dict) else {}
-    return {name: value[:64] for name, value in shown.items() if isinstance(value, str) and value.isprintable()}
+    shown: dict[str, str] = {}
+    for part, names in ((header[:1024], ("alg", "typ", "kid")), (payload[:8192], ("iss",))):
+        try:
+            said = json.loads(decode_base64url(part) or b"")
+        except (ValueError, RecursionError):
+            continue
+        for name in names if isinstance(said, dict) else ():
+            value = said.get(name)
+            if isinstance(value, str) and value.isprintable():
+                shown[name] = value[:64] if name != "iss" else value[:200]
+    return shown
 
 
 def _count_up(unit: Unit) -> None:

@@ -51,6 +51,7 @@ class Explanations:
     def __init__(self) -> None:
         self._waiting: deque[dict[str, Any]] = deque(maxlen=_MAX_WAITING)
         self._flushing = threading.Lock()
+        self._added = threading.Event()
         self._minute = -1
         self._noted: dict[str, int] = {}
         self._total = 0
@@ -73,6 +74,13 @@ class Explanations:
     def add(self, values: dict[str, Any]) -> None:
         """Have a refusal written soon."""
         self._waiting.append(values)
+        self._added.set()
+
+    def wait(self, seconds: float) -> bool:
+        """Sleep until there is something to write, at most so long; tell whether there is."""
+        waited = self._added.wait(seconds)
+        self._added.clear()
+        return waited
 
     def flush(self, database: Database, now: datetime) -> int:
         """Write what waits; tell how many rows. What could not be written because the database is away waits on."""

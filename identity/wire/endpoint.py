@@ -116,7 +116,7 @@ class Call:
     def caller(self) -> Caller:
         """Who is asking. Only for endpoints that read a credential."""
         if self.identified is None:
-            raise Refused(UNAUTHENTICATED)
+            raise Refused(UNAUTHENTICATED, detail="nobody was identified on this route")
         return self.identified
 
     def header(self, name: str) -> str | None:

@@ -11,6 +11,7 @@ from identity.core.access.callers import Presented
 from identity.errors import (
     MALFORMED_REQUEST_HEAD,
     TWO_CREDENTIALS,
+    UNAUTHENTICATED,
     Refused,
 )
 from identity.runtime import Runtime
@@ -28,6 +29,9 @@ _HOST: Final = re.compile(
 
 
 _VISIBLE: Final = re.compile(r"[\x20-\x7e]*", re.ASCII)
+
+
+_OTHER_SCHEMES: Final = frozenset({"basic", "digest", "token", "apikey", "negotiate", "dpop", "bearer:"})
 
 
 Networks = tuple[IPv4Network | IPv6Network, ...]
@@ -61,6 +65,7 @@ def client_address(request: Request, trusted: Networks) -> str:
 def read_credentials(headers: Mapping[str, str], reads: Reads) -> Presented:
     """The credentials in the headers, as far as an endpoint reads them. Raises Refused for a malformed or repeated one."""
     bearer = None
+    odd = None
     authorization = headers.get("authorization")
     if authorization is not None and reads is not Reads.KEY:
         scheme, _, token = authorization.partition(" ")
@@ -70,6 +75,12 @@ def read_credentials(headers: Mapping[str, str], reads: Reads) -> Presented:
                 raise Refused(
                     TWO_CREDENTIALS.saying("The request carries two bearers"), detail="two Authorization headers"
                 )
+        else:
+            # Only a scheme that is known is repeated: what stands there may as well be the token itself.
+            odd = scheme if scheme.lower() in _OTHER_SCHEMES else "none"
+    if odd is not None and (reads is Reads.BEARER or not ("api-key" in headers or "api-secret" in headers)):
+        evidence = {"expected": "Authorization: Bearer TOKEN", "seen": {"scheme": odd}}
+        raise Refused(UNAUTHENTICATED, detail="Authorization without the scheme Bearer", evidence=evidence)
     if reads is Reads.BEARER:
         return Presented(bearer)
     return Presented(bearer, headers.get("api-key"), headers.get("api-secret"))

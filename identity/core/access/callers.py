@@ -16,13 +16,17 @@ from identity.core.clients.applications import ADMIN_SCOPE
 from identity.core.people.accounts import ADMIN_ROLE
 from identity.core.people.tenancy import Memberships
 from identity.core.tokens import claims, sessions
-from identity.core.tokens.claims import Claims
+from identity.core.tokens.claims import Claims, secret_of
 from identity.core.tokens.sessions import Live
 from identity.errors import FORBIDDEN, INVALID_TOKEN, STALE_LOGIN, TWO_CREDENTIALS, UNAUTHENTICATED, Refused
 from identity.instruments.opaque import Kind
 from identity.runtime import Runtime
 
 _NOWHERE: Final = Memberships()
+# What clients send whose variable was never filled. An empty one is among them.
+_PLACEHOLDERS: Final = frozenset(
+    {"", "undefined", "null", "none", "nan", "false", "[object object]", "<token>", "$token", "{{token}}"}
+)
 
 
 class CallerKind(StrEnum):
@@ -67,6 +71,15 @@ class Caller(NamedTuple):
         return self.session.session.id if self.session else ""
 
     @property
+    def credential(self) -> str:
+        """What proved it, for the audit: the kind and the id of a session, a key pair or a client secret."""
+        if self.session is not None:
+            return f"session:{self.session.session.id}"
+        if self.key is not None:
+            return f"key:{self.key.id}"
+        return f"secret:{secret_of(self.claims.token_id)}" if self.claims is not None else ""
+
+    @property
     def is_admin(self) -> bool:
         """Whether it may use group H."""
         return ADMIN_SCOPE in self.scopes if self.kind is CallerKind.APPLICATION else ADMIN_ROLE in self.roles
@@ -104,14 +117,21 @@ def identify(rt: Runtime, origin: Origin, presented: Presented, *, own_routes: b
             raise Refused(TWO_CREDENTIALS, detail="bearer and key pair of different subjects")
         caller = caller or by_key
     if caller is None:
-        raise Refused(UNAUTHENTICATED)
+        raise Refused(UNAUTHENTICATED, detail="no credential: neither Authorization nor api-key and api-secret")
     return caller
 
 
 def _by_bearer(rt: Runtime, bearer: str, *, own_routes: bool) -> Caller:
+    if bearer.lower() in _PLACEHOLDERS:
+        evidence = {
+            "expected": "a token",
+            "seen": bearer,
+            "near_miss": "the client sent a variable that was never filled",
+        }
+        raise Refused(INVALID_TOKEN, detail="a placeholder where a token should be", evidence=evidence)
     if bearer.startswith(f"{Kind.SESSION}_"):
         return _user(sessions.find_live_bearer(rt, bearer))
-    said = claims.read(rt, bearer)
+    said = _read(rt, bearer)
     if own_routes and not {rt.settings.issuer, rt.settings.default_audience} & set(said.audience):
         raise Refused(
             INVALID_TOKEN,
@@ -127,6 +147,20 @@ def _by_bearer(rt: Runtime, bearer: str, *, own_routes: bool) -> Caller:
             raise Refused(INVALID_TOKEN, detail="the session or the key behind the token has changed")
         return _user(live, said)
     return _application(rt, bearer, said)
+
+
+def _read(rt: Runtime, token: str) -> Claims:
+    """The claims of a token of ours; a token that says itself that it is another issuer's is told as that."""
+    try:
+        return claims.read(rt, token)
+    except Refused as refused:
+        issuer = dict(refused.evidence.get("seen") or {}).get("iss")
+        if issuer is None or issuer == rt.settings.issuer:
+            raise
+        evidence = {"expected": {"iss": rt.settings.issuer}, "seen": refused.evidence["seen"]}
+        raise Refused(
+            refused.problem, detail="a token of another issuer", evidence=evidence, cause=refused
+        ) from refused
 
 
 def _user(live: Live, claims: Claims | None = None) -> Caller:
@@ -150,8 +184,8 @@ def _application(rt: Runtime, bearer: str, claims: Claims) -> Caller:
     if state is None or not rt.ring.can_verify(bearer):
         raise Refused(
             INVALID_TOKEN,
-            detail="the application, its secret or this token was revoked",
-            evidence={"client": claims.client_id},
+            detail=machine_tokens.why_ended(rt, claims.client_id, claims.token_id, issued_at=claims.issued_at),
+            evidence={"client": claims.client_id, "secret": secret_of(claims.token_id)},
         )
     return Caller(
         kind=CallerKind.APPLICATION,

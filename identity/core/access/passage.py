@@ -45,7 +45,11 @@ def decide(caller: Caller, tenant: str, demand: Demand, count: Count) -> Passage
     # 1. Requests count against a tenant only once they are known to come from one of its own.
     held = count_request(caller, tenant, demand.tier, count)
     if not tenant and demand.needs_tenant:
-        raise Refused(MISSING_TENANT)
+        raise Refused(
+            MISSING_TENANT,
+            detail="the route needs a tenant, and the request names none in X-Tenant-Id",
+            evidence={"expected": {"X-Tenant-Id": sorted(caller.memberships.roles())[:20]}},
+        )
     if tenant:
         require_member(held, tenant)
     # 2. With which rights.

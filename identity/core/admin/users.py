@@ -210,8 +210,16 @@ def change_user(
             raise Refused(CONFLICT.saying("That alias is in use"), field="alias", cause=exc) from exc
         if ADMIN_ROLE in before.get("roles", ()) and ADMIN_ROLE not in after["roles"]:
             accounts.guard_last_admin(unit, user_id)
-        changes_told = {"before": before, "after": after, "changed": sorted(values)}
-        audit.record(rt, unit, Action.USER_CHANGED, actor=by.actor, target=user_id, **changes_told)
+        audit.record(
+            rt,
+            unit,
+            Action.USER_CHANGED,
+            actor=by.actor,
+            target=user_id,
+            before=before,
+            after=after,
+            changed=sorted(values),
+        )
     return describe_user(rt, user_id)
 
 
@@ -242,8 +250,8 @@ def set_enabled(rt: Runtime, by: By, user_id: str, *, enabled: bool) -> None:
                 accounts.guard_last_admin(unit, user_id)
             sessions.revoke_all(rt, unit, user_id, actor=by.actor, reason="user disabled")
         action = Action.USER_ENABLED if enabled else Action.USER_DISABLED
-        told = {"before": {"enabled": before}, "after": {"enabled": enabled}}
-        audit.record(rt, unit, action, actor=by.actor, target=user_id, **told)
+        told = ({"enabled": before}, {"enabled": enabled})
+        audit.record(rt, unit, action, actor=by.actor, target=user_id, before=told[0], after=told[1])
 
 
 def set_verified(rt: Runtime, by: By, user_id: str, *, verified: bool) -> None:
@@ -263,8 +271,8 @@ def set_verified(rt: Runtime, by: By, user_id: str, *, verified: bool) -> None:
         if not verified:
             unit.execute(update(Email).where(Email.user_id == row.id, Email.preferred).values(verified=False))
             sessions.revoke_all(rt, unit, row.id, actor=by.actor, reason="user unverified")
-        told = {"before": {"verified": before}, "after": {"verified": verified}}
-        audit.record(rt, unit, Action.USER_CHANGED, actor=by.actor, target=row.id, **told)
+        told = ({"verified": before}, {"verified": verified})
+        audit.record(rt, unit, Action.USER_CHANGED, actor=by.actor, target=row.id, before=told[0], after=told[1])
 
 
 def set_access_window(rt: Runtime, by: By, user_id: str, **bounds: datetime | None) -> UserDetail:

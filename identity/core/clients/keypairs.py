@@ -179,6 +179,7 @@ def authenticate(rt: Runtime, origin: Origin, api_key: str, api_secret: str) -> 
                 Action.LOGIN_FAILED,
                 actor=row.user_id if row else "",
                 target=row.id if row else "",
+                credential=f"key:{row.id}" if row else "",
                 reason=flaw,
             )
         raise Refused(KEY_MISMATCH, detail=flaw, evidence=evidence)

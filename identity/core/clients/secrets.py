@@ -167,7 +167,9 @@ def _flaw(rows: Sequence[_ProofRow], presented: bytes, secret: str, now: datetim
     evidence = {"expected": {"secret": [row.secret_id for row in rows if row.secret_id]}}
     if not well_formed:
         evidence["near_miss"] = "not the shape of a client secret: cut short, mistyped, or another kind of credential"
-    return "wrong secret", evidence
+        return "wrong secret", evidence
+    evidence["near_miss"] = "well-formed, but no living secret of this application: removed, replaced, or another one's"
+    return "a secret that this application does not have (any more)", evidence
 
 
 def refuse(

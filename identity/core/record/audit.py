@@ -14,7 +14,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, LargeBinary, String, Text, func, select
+from sqlalchemy import ColumnElement, Index, LargeBinary, String, Text, func, select
 from sqlalchemy.orm import Mapped, mapped_column
 
 from identity.ambient import later
@@ -76,10 +76,21 @@ class Action(StrEnum):
     MASTER_KEY_CHANGED = "master-key.changed"
 
 
+#: What a refused request leaves behind. Only these carry the `x-error-id` that their client was told.
+REFUSALS: Final = frozenset(
+    {Action.LOGIN_FAILED, Action.CODE_REFUSED, Action.REFRESH_REUSED, Action.APPLICATION_REFUSED}
+)
+
+
 class AuditEvent(Base):
     """One event."""
 
     __tablename__ = "audit_event"
+    __table_args__ = (
+        Index("ix_audit_event_credential", "credential", "at"),
+        Index("ix_audit_event_tenant", "tenant", "at"),
+        Index("ix_audit_event_address", "address", "at"),
+    )
 
     id: Mapped[str] = mapped_column(String(36), primary_key=True)
     at: Mapped[datetime] = mapped_column(Instant, index=True)
@@ -89,13 +100,19 @@ class AuditEvent(Base):
     address: Mapped[str] = mapped_column(String(64))
     request_id: Mapped[str] = mapped_column(String(128))
     error_id: Mapped[str] = mapped_column(String(36))
+    # What proved the actor, and whose affair it was; empty for events of versions that did not know.
+    credential: Mapped[str] = mapped_column(String(64), server_default="")
+    tenant: Mapped[str] = mapped_column(String(64), server_default="")
     data: Mapped[str] = mapped_column(Text)
     mac: Mapped[bytes] = mapped_column(LargeBinary(32))
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """An event as administrators read it. `genuine` is False when the row was changed after it was written."""
+    """An event as administrators read it. `genuine` is False when the row was changed after it was written.
+
+    `credential` is what proved the actor (`session:ID`, `key:ID`, `secret:ID`); empty for the command line and the background.
+    """
 
     id: str
     at: datetime
@@ -105,12 +122,21 @@ class Event:
     address: str
     request_id: str
     error_id: str
+    credential: str
+    tenant: str
     data: Mapping[str, Any]
     genuine: bool
 
 
-def record(rt: Runtime, unit: Unit, action: Action, *, actor: str, target: str = "", **data: Any) -> None:
-    """Write an event into `unit`. `actor` and `target` are ids; `data` is JSON without secrets or addresses."""
+def record(
+    rt: Runtime, unit: Unit, action: Action, *, actor: str, target: str = "", credential: str = "", **data: Any
+) -> None:
+    """Write an event into `unit`. `actor` and `target` are ids; `data` is JSON without secrets or addresses.
+
+    `credential`: what was presented, where it is not what proved the caller (a refused key pair). A `tenant` in `data` makes it an
+    event of that tenant, as does a tenant that is the target.
+    """
+    is_of_tenant = action in (Action.TENANT_CREATED, Action.TENANT_CHANGED, Action.TENANT_DELETED)
     values = {
         "id": rt.new_id(),
         "at": unit.now,
@@ -119,7 +145,9 @@ def record(rt: Runtime, unit: Unit, action: Action, *, actor: str, target: str =
         "target": target or actor,
         "address": unit.origin.address[:64],
         "request_id": unit.origin.request_id[:128],
-        "error_id": unit.origin.error_id,
+        "error_id": unit.origin.error_id if action in REFUSALS else "",
+        "credential": credential or unit.origin.credential,
+        "tenant": target if is_of_tenant else str(data.get("tenant") or ""),
         "data": json.dumps(data, sort_keys=True, default=str),
     }
     unit.insert(AuditEvent, **values, mac=_mac(rt, values))
@@ -181,6 +209,8 @@ def _event(rt: Runtime, row: AuditEvent) -> Event:
         row.address,
         row.request_id,
         row.error_id,
+        row.credential,
+        row.tenant,
         json.loads(row.data),
         genuine,
     )
@@ -189,6 +219,8 @@ def _event(rt: Runtime, row: AuditEvent) -> Event:
 def _mac(rt: Runtime, values: Mapping[str, Any]) -> bytes:
     names = ("id", "at", "action", "actor", "target", "address", "request_id", "error_id", "data")
     parts = [str(to_micros(values[name]) if name == "at" else values[name]) for name in names]
+    # Added later, and not to the hashes of the events before: each by its name, so that none passes for another.
+    parts += [f"{name} {values[name]}" for name in ("credential", "tenant") if values[name]]
     return hmac.digest(rt.ring.vault.derive("audit"), "\0".join(parts).encode(), "sha256")
 
 

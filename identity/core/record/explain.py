@@ -1,13 +1,15 @@
 """Why a request was refused, for those who operate the service: what `x-error-id` leads to.
 
-Each refusal is noted in memory and written by the background loop a moment later, so that refusing costs no transaction. What is kept is
-bounded three times: by client and by process a minute, by age, and by number. A flood of refusals can neither fill the disk nor push out
-more than itself: above the bound the most frequent kind of refusal goes first.
+Each refusal is noted in memory and written by a thread of its process a moment later, so that refusing costs no transaction.
+What is kept is bounded three times: by client and by process a minute, by age, and by number. A flood of refusals can neither fill the
+disk nor push out more than itself: above the bound the most frequent kind of refusal goes first.
 """
 
 from __future__ import annotations
 
 import json
+import logging
+import threading
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, is_dataclass
 from datetime import datetime
@@ -15,6 +17,7 @@ from typing import Any, Final
 
 from sqlalchemy import delete, func, select
 
+from identity import logs
 from identity.ambient import Origin, later
 from identity.canonical import canonical_id
 from identity.core.keeping import Keeping, delete_batch
@@ -26,6 +29,10 @@ from identity.storage import Unit
 MAX_KEPT: Final = 200_000
 _MAX_EVIDENCE: Final = 2_000
 _PURGE_STEP: Final = 1_000
+# How long an id that is not there yet is waited for, and how long a writer rests between two transactions.
+_PATIENCE_SECONDS: Final = 1.0
+_BREATH_SECONDS: Final = 0.2
+_log = logging.getLogger("identity.explain")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +67,8 @@ def note(rt: Runtime, origin: Origin, route: str, status: int, refused: Refused,
             "error": refused.problem.code,
             "message": refused.problem.message[:300],
             "field": refused.field,
-            "detail": refused.detail[:300],
+            # Where nothing more is known, the words that the client saw are specific to the check.
+            "detail": (refused.detail or refused.problem.message)[:300],
             "evidence": json.dumps(refused.evidence, default=_plain)[:_MAX_EVIDENCE],
             "caller": caller,
             "address": origin.address[:64],
@@ -72,10 +80,35 @@ def note(rt: Runtime, origin: Origin, route: str, status: int, refused: Refused,
 def get(rt: Runtime, error_id: str) -> Explanation:
     """The explanation of an `x-error-id`. Raises Refused(NOT_FOUND) for one that never was, is too old, or was one of a flood."""
     rt.explanations.flush(rt.database, rt.clock.now())
+    canonical = canonical_id(error_id)
+    found = _find(rt, canonical) if canonical else None
+    # Whoever was told an id may ask at once, and another worker may be about to write it.
+    deadline = rt.deadline(_PATIENCE_SECONDS)
+    while canonical and found is None and rt.deadline(0) < deadline:
+        rt.pause(_PATIENCE_SECONDS / 20)
+        found = _find(rt, canonical)
+    if found is None:
+        raise Refused(NOT_FOUND, detail="no such refusal: not ours, too old, or one of too many in its minute")
+    return found
+
+
+def write_until(rt: Runtime, stop: threading.Event) -> None:
+    """Write the refusals of this process down as they come, until `stop` is set: some a second, however many there are."""
+    while not stop.is_set():
+        if not rt.explanations.wait(0.5):
+            continue
+        try:
+            rt.explanations.flush(rt.database, rt.clock.now())
+        except Exception as exc:  # noqa: BLE001 -- a database that is down: what waits is kept, and tried again
+            logs.event(_log, logging.WARNING, "refusals wait to be written", error=type(exc).__name__)
+        stop.wait(_BREATH_SECONDS)
+
+
+def _find(rt: Runtime, error_id: str) -> Explanation | None:
     with rt.database.reading() as session:
-        row = session.get(Refusal, error_id) if canonical_id(error_id) else None
+        row = session.get(Refusal, error_id)
         if row is None:
-            raise Refused(NOT_FOUND, detail="no such refusal: not ours, too old, or one of too many in its minute")
+            return None
         values = {column.key: getattr(row, column.key) for column in Refusal.__table__.columns}
     return Explanation(**{**values, "evidence": _load(values["evidence"])})
 

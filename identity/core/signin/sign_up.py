@@ -29,7 +29,7 @@ def register(rt: Runtime, origin: Origin, *, email: str, full_name: str, alias: 
     Refused(CONFLICT) for an alias in use.
     """
     if not rt.settings.registration:
-        raise Refused(REGISTRATION_DISABLED)
+        raise Refused(REGISTRATION_DISABLED, detail="IDENTITY_REGISTRATION is off")
     address = get_address(email)
     with rt.unit(origin) as unit:
         user_id = accounts.create(

@@ -253,6 +253,9 @@ def open_session(
     audit.record(
         rt, unit, Action.SESSION_CREATED, actor=actor, target=values["id"], kind=kind, amr=list(amr), verified=verified
     )
+    # A key pair that is traded for a token is no login: nobody signed in.
+    if user is not None and verified and keypair_id is None:
+        audit.record(rt, unit, Action.LOGIN_SUCCEEDED, actor=user.id, target=values["id"], kind=kind, amr=list(amr))
     refresh = _refresh_token(rt, values["id"], values["seed"], 0) if with_refresh else None
     return Opened(SessionInfo(*(values[column.key] for column in _INFO)), bearer, refresh)
 
@@ -269,6 +272,11 @@ def mark_proven(rt: Runtime, unit: Unit, session_id: str, *, amr: Sequence[str],
         .values(verified=True, auth_time=unit.now, amr=tuple(amr))
     )
     audit.record(rt, unit, Action.SESSION_VERIFIED, actor=actor or row.user_id, target=session_id)
+    # Without a method nobody has proven anything: an administrator vouched.
+    if amr:
+        audit.record(
+            rt, unit, Action.LOGIN_SUCCEEDED, actor=row.user_id, target=session_id, kind=row.kind, amr=list(amr)
+        )
 
 
 # Using.

@@ -409,7 +409,15 @@ class EventAnswer(Schema):
     target = fields.String(required=True)
     address = fields.String(required=True)
     requestID = fields.String(required=True)
-    errorID = fields.String(required=True)
+    errorID = fields.String(
+        required=True, allow_none=True, metadata={"description": "the x-error-id, of a refusal only"}
+    )
+    credential = fields.String(
+        required=True,
+        allow_none=True,
+        metadata={"description": "what proved the actor: session:ID, key:ID or secret:ID"},
+    )
+    tenant = fields.String(required=True, allow_none=True)
     data = fields.Dict(required=True)
     genuine = fields.Boolean(required=True)
 

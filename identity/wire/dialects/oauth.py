@@ -11,7 +11,7 @@ import base64
 import functools
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 from urllib.parse import unquote_plus
 
@@ -268,8 +268,9 @@ class _Revocation(RevocationEndpoint):
         return _presented(request)
 
     def revoke_token(self, token: str, request: _Request) -> None:
-        call = request.call
-        introspection.revoke(call.rt, call.origin, request.client.proven.application, token)
+        call, proven = request.call, request.client.proven
+        origin = replace(call.origin, credential=f"secret:{proven.secret_id}")
+        introspection.revoke(call.rt, origin, proven.application, token)
 
 
 @functools.cache

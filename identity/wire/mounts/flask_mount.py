@@ -112,7 +112,7 @@ def _response(answer: Answer, method: str) -> Response:
 def _refusal_of(exc: Exception) -> tuple[Refused, list[tuple[str, str]]]:
     if isinstance(exc, MethodNotAllowed):
         allowed = ", ".join(sorted(exc.valid_methods or ()))
-        return Refused(METHOD_NOT_ALLOWED), [("Allow", allowed)]
+        return Refused(METHOD_NOT_ALLOWED, detail="the path exists, this method of it does not"), [("Allow", allowed)]
     if isinstance(exc, RateLimitExceeded):
         return Refused(RATE_LIMITED, detail="pages", retry_after_seconds=60), []
     if isinstance(exc, StorageError):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from sqlalchemy import delete, select, update
@@ -25,8 +27,37 @@ def test_an_event_tells_who_what_whom_when_and_whence(rt: Runtime, clock: FakeCl
         audit.record(rt, unit, Action.USER_DISABLED, actor="ada", target="eve", reason="left")
     (event,) = audit.search(rt)
     assert (event.action, event.actor, event.target) == ("user.disabled", "ada", "eve")
-    assert (event.address, event.request_id, event.error_id) == (origin.address, origin.request_id, origin.error_id)
+    assert (event.address, event.request_id) == (origin.address, origin.request_id)
     assert (event.at, event.data, event.genuine) == (clock.now(), {"reason": "left"}, True)
+
+
+def test_only_a_refusal_carries_the_error_id(rt: Runtime) -> None:
+    for action in Action:
+        happen(rt, action)
+    told = {event.action: event.error_id for event in audit.search(rt, limit=200)}
+    assert {action for action, error_id in told.items() if error_id} == set(audit.REFUSALS)
+    assert {told[action] for action in audit.REFUSALS} == {ORIGIN.error_id}
+
+
+def test_an_event_names_what_proved_the_actor_and_the_tenant(rt: Runtime) -> None:
+    with rt.unit(Origin(credential="key:k1")) as unit:
+        audit.record(rt, unit, Action.MEMBER_SET, actor="ada", target="eve", tenant="acme")
+        audit.record(rt, unit, Action.TENANT_CHANGED, actor="ada", target="acme")
+        audit.record(rt, unit, Action.LOGIN_FAILED, actor="ada", credential="key:k2", reason="wrong secret")
+    told = {(event.action, event.credential, event.tenant) for event in audit.search(rt)}
+    assert told == {
+        ("tenant.member-set", "key:k1", "acme"),
+        ("tenant.changed", "key:k1", "acme"),
+        ("login.failed", "key:k2", ""),
+    }
+    assert all(event.genuine for event in audit.search(rt))
+
+
+def test_every_action_of_the_catalogue_is_recorded_somewhere() -> None:
+    package = Path(audit.__file__).parents[2]
+    sources = [path.read_text() for path in package.rglob("*.py") if path != Path(audit.__file__)]
+    recorded = {name for source in sources for name in re.findall(r"Action\.([A-Z_]+)", source)}
+    assert {action.name for action in Action} <= recorded
 
 
 def test_a_deed_that_is_rolled_back_leaves_no_event(rt: Runtime) -> None:
@@ -80,7 +111,8 @@ def test_pages_hold_every_event_once_newest_first(rt: Runtime, clock: FakeClock)
 
 
 @pytest.mark.parametrize(
-    "column", ["at", "action", "actor", "target", "address", "request_id", "error_id", "data", "mac"]
+    "column",
+    ["at", "action", "actor", "target", "address", "request_id", "error_id", "credential", "tenant", "data", "mac"],
 )
 def test_an_edited_row_shows(rt: Runtime, clock: FakeClock, column: str) -> None:
     happen(rt)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pyotp
 import pytest
 from sqlalchemy import func, select, update
 
+from identity import errors
 from identity.ambient import Origin
 from identity.core import upkeep
 from identity.core.admin import applications, users
@@ -111,6 +115,101 @@ def test_a_token_of_another_service_tells_which_keys_were_expected(web: Web) -> 
     assert stranger.split(".")[2] not in json.dumps(shown)
 
 
+def test_each_kind_of_missing_or_foreign_token_is_told_apart(web: Web) -> None:
+    import jwt
+
+    def check(headers: dict[str, str]) -> tuple[str, Any]:
+        shown = told(web, web.get("/verify", headers=headers))
+        return shown["check"], shown["seen"]
+
+    foreign = jwt.encode({"sub": "x", "iss": "https://other.example"}, "k" * 32, "HS256")
+    seen = {
+        "nothing": check({}),
+        "placeholder": check({"Authorization": "Bearer undefined"}),
+        "empty": check({"Authorization": "Bearer "}),
+        "bare": check({"Authorization": "abc"}),
+        "basic": check({"Authorization": "Basic abc"}),
+        "foreign": check({"Authorization": f"Bearer {foreign}"}),
+        "tenant": check({"Authorization": f"Bearer {a_token(web.rt, a_user(web.rt))}"}),
+    }
+    assert seen["placeholder"] == ("a placeholder where a token should be", "undefined")
+    assert seen["bare"] == ("Authorization without the scheme Bearer", {"scheme": "none"})
+    assert seen["basic"][1] == {"scheme": "Basic"}
+    assert seen["foreign"][0] == "a token of another issuer"
+    assert seen["foreign"][1]["iss"] == "https://other.example"
+    assert seen["tenant"][0].startswith("the route needs a tenant")
+    assert len({words for words, _ in seen.values()}) == 5  # an empty one is a placeholder, Basic like no scheme
+
+
+def test_a_token_whose_application_is_gone_disabled_or_without_its_secret_is_told_apart(web: Web) -> None:
+    def a_token_of(machine: Any) -> str:
+        answer = web.post("/application/token", {"clientId": machine.client_id, "secret": machine.secret})
+        text: str = answer.json["data"]["accessToken"]
+        return text
+
+    def check(token: str) -> str:
+        words: str = told(web, web.get("/verify?tenant=optional", bearer=token))["check"]
+        return words
+
+    off, bare, gone = (an_application(web.rt) for _ in range(3))
+    tokens = [a_token_of(one) for one in (off, bare, gone)]
+    applications.change_application(web.rt, BY, off.client_id, enabled=False)
+    applications.delete_secret(web.rt, BY, bare.client_id, bare.secret_id)
+    applications.delete_application(web.rt, BY, gone.client_id)
+    assert [check(token) for token in tokens] == [
+        "the application is disabled",
+        "the secret that earned this token was removed or replaced",
+        "the application was deleted",
+    ]
+    applications.change_application(web.rt, BY, off.client_id, enabled=True)
+    assert check(tokens[0]).startswith("the application was disabled after this token was issued")
+    replaced = web.post("/application/token", {"clientId": bare.client_id, "secret": bare.secret})
+    assert told(web, replaced)["check"] == "a secret that this application does not have (any more)"
+
+
+def test_every_refusal_of_a_catalogue_problem_names_its_check() -> None:
+    # A problem in words of its own (`saying`) tells the check already; one of the catalogue needs a detail.
+    package = Path(explain.__file__).parents[2]
+    catalogue = {name for name, value in vars(errors).items() if any(value is row for row, _ in errors.CATALOGUE)}
+    nameless = [
+        f"{path.name}:{node.lineno}"
+        for path in package.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id == "Refused"
+        and isinstance(node.args[0], ast.Name)
+        and node.args[0].id in catalogue
+        and not any(keyword.arg == "detail" for keyword in node.keywords)
+        and not path.match("wire/dialects/documentation.py")
+    ]
+    assert nameless == []
+
+
+def test_a_check_is_never_empty(rt: Runtime) -> None:
+    for problem, _ in errors.CATALOGUE:
+        assert explain.get(rt, refuse(rt, refused=Refused(problem))).detail
+
+
+def test_who_is_told_an_id_has_it_explained_while_another_worker_still_writes_it(rt: Runtime) -> None:
+    other = replace_explanations(rt)
+    error_id = next(IDS)
+    explain.note(other, Origin(error_id=error_id), "GET /x", 403, Refused(FORBIDDEN, detail="slow"), caller="")
+    stop = threading.Event()
+    writer = threading.Thread(target=explain.write_until, args=(other, stop))
+    writer.start()
+    try:
+        assert explain.get(rt, error_id).detail == "slow"
+    finally:
+        stop.set()
+        writer.join()
+
+
+def replace_explanations(rt: Runtime) -> Runtime:
+    """Another worker: the same database, refusals of its own."""
+    return replace(rt, explanations=Explanations())
+
+
 def test_a_login_tells_what_was_wrong_to_operators_only(web: Web) -> None:
     ada, off, bare = a_user(web.rt), a_user(web.rt, enabled=False), a_user(web.rt, password=None)
     seen = {}
@@ -145,7 +244,7 @@ def test_a_client_secret_that_nearly_passed_is_told(web: Web) -> None:
     mistyped = ask(machine.secret[:-1])
     assert mistyped["check"] == "wrong secret"
     assert mistyped["nearMiss"].startswith("not the shape of a client secret")
-    assert ask(an_application(web.rt).secret)["nearMiss"] is None
+    assert ask(an_application(web.rt).secret)["nearMiss"].startswith("well-formed, but no living secret")
     with web.rt.unit(ORIGIN) as unit:
         end = web.clock.now() - timedelta(seconds=90)
         unit.execute(update(ClientSecret).where(ClientSecret.id == machine.secret_id).values(expires_at=end))
