@@ -6,9 +6,9 @@ step that tries to add a hit and says how the window stands.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
-import mmap
 import os
 import struct
 import threading
@@ -22,18 +22,23 @@ from limits.storage import MovingWindowSupport, RedisStorage, Storage
 Taken = tuple[bool, float, int, float]
 """Whether the hit was accepted, the oldest hit in the window, how many there are, and the time now (Unix seconds)."""
 
-_HEADER: Final = struct.Struct("<QQQ")
+_HEADER: Final = struct.Struct("<QQQddd")
 _TIME: Final = struct.Struct("<d")
-_KEPT_OPEN: Final = 512
-_LONGEST_SECONDS: Final = 86_400
+_KEPT_OPEN: Final = 64
+_FIRST_ROOM: Final = 16
+_PROBE_BYTES: Final = 65_536
+_SUFFIX: Final = ".window"
+_FORGOTTEN_SECONDS: Final = 86_400
+_OUT_OF_DESCRIPTORS: Final = (errno.EMFILE, errno.ENFILE)
 
 
 class EmbeddedStorage(Storage, MovingWindowSupport):
-    """Sliding windows in mapped files, for every process of one host.
+    """Sliding windows in files, for every process of one host.
 
-    A key's file is a header (size, first, count) and the times of its accepted hits in a ring, oldest at `first`: a hit costs the same
-    whatever the budget. An advisory lock on the file makes a hit atomic, and goes away with its process however that dies. Nothing
-    is synced: after a power cut the windows start empty, as a restarted Redis would.
+    A key's file is a header and the times of its accepted hits in a ring that grows as it is used: a hit costs the same whatever the
+    budget. An advisory lock on the file makes a hit atomic, and goes away with its process however that dies. Few files are kept open, one
+    descriptor each, so that any number of keys fits any limit on descriptors. Nothing is synced: after a power cut the windows start
+    empty, as a restarted Redis would.
     """
 
     STORAGE_SCHEME = ["identity-embedded"]  # noqa: RUF012 -- declared so by `limits`
@@ -42,7 +47,7 @@ class EmbeddedStorage(Storage, MovingWindowSupport):
         super().__init__(uri, wrap_exceptions=wrap_exceptions, **options)
         self._folder = Path(uri.partition("://")[2])
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._rings: OrderedDict[tuple[str, int], _Ring] = OrderedDict()
+        self._rings: OrderedDict[str, _Ring] = OrderedDict()
         # The lock of a file is its descriptor's, which threads share: among threads, this one counts.
         self._turn = threading.Lock()
 
@@ -54,39 +59,54 @@ class EmbeddedStorage(Storage, MovingWindowSupport):
         """Try to add a hit to the window of `key`."""
         with self._turn:
             while True:
-                ring = self._ring(key, limit)
+                ring = self._ring(key)
                 fcntl.flock(ring.descriptor, fcntl.LOCK_EX)
                 try:
                     if os.fstat(ring.descriptor).st_nlink:
-                        return ring.take(seconds)
+                        return ring.take(limit, seconds)
                 finally:
                     fcntl.flock(ring.descriptor, fcntl.LOCK_UN)
                 # Swept between our last hit and this one: count in its successor.
-                self._rings.pop((key, limit)).close()
+                self._rings.pop(key).close()
 
     def sweep(self) -> int:
-        """Remove the windows that even the longest period has left behind; tell how many."""
-        return sum(_remove_if_empty(Path(entry.path)) for entry in os.scandir(self._folder))
+        """Remove the windows that are over; tell how many."""
+        return sum(_remove_if_over(Path(entry.path)) for entry in os.scandir(self._folder))
 
     def close(self) -> None:
         """Give every file back."""
         with self._turn:
-            while self._rings:
-                self._rings.popitem()[1].close()
+            self._close_all()
 
-    def _ring(self, key: str, limit: int) -> _Ring:
-        ring = self._rings.get((key, limit))
+    def follow(self) -> None:
+        """The files are where they were."""
+
+    def _close_all(self) -> None:
+        while self._rings:
+            self._rings.popitem()[1].close()
+
+    def _ring(self, key: str) -> _Ring:
+        ring = self._rings.get(key)
         if ring is None:
-            # A budget that was changed counts anew: its ring has another size, and another file.
-            ring = self._rings[key, limit] = _Ring(self._path(key, limit), limit)
+            ring = self._rings[key] = self._open(self._path(key))
             if len(self._rings) > _KEPT_OPEN:
                 self._rings.popitem(last=False)[1].close()
-        self._rings.move_to_end((key, limit))
+        self._rings.move_to_end(key)
         return ring
 
-    def _path(self, key: str, limit: int) -> Path:
-        name = hashlib.blake2b(f"{limit} {key}".encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
-        return self._folder / name
+    def _open(self, path: Path) -> _Ring:
+        try:
+            return _Ring(path)
+        except OSError as exc:
+            if exc.errno not in _OUT_OF_DESCRIPTORS or not self._rings:
+                raise
+        # Others of this process took the rest. What is kept here only saves time, so it goes first.
+        self._close_all()
+        return _Ring(path)
+
+    def _path(self, key: str) -> Path:
+        name = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+        return self._folder / (name + _SUFFIX)
 
     # The interface of the `limits` library, for Flask-Limiter.
 
@@ -95,11 +115,21 @@ class EmbeddedStorage(Storage, MovingWindowSupport):
 
     def get_moving_window(self, key: str, limit: int, expiry: int) -> tuple[float, int]:
         with self._turn:
-            oldest, count = self._ring(key, limit).living(_now(), expiry)
-        return oldest, count
+            return self._ring(key).living(_now(), expiry)
 
     def check(self) -> bool:
-        return os.access(self._folder, os.W_OK)
+        """Whether there is room for more windows: what a hit of a new key needs. Raises OSError."""
+        path = self._folder / f"probe-{os.getpid()}-{threading.get_ident()}"
+        with self._turn:
+            try:
+                probe = self._open(path)
+                try:
+                    probe.write(bytes(_PROBE_BYTES), 0)
+                finally:
+                    probe.close()
+            finally:
+                path.unlink(missing_ok=True)
+        return True
 
     def reset(self) -> int:
         self.close()
@@ -109,8 +139,7 @@ class EmbeddedStorage(Storage, MovingWindowSupport):
         return len(paths)
 
     def clear(self, key: str) -> None:
-        for known, limit in [ring for ring in self._rings if ring[0] == key]:
-            self._path(known, limit).unlink(missing_ok=True)
+        self._path(key).unlink(missing_ok=True)
 
     def incr(self, key: str, expiry: int, amount: int = 1) -> int:
         raise TypeError("only moving windows are kept here")
@@ -130,6 +159,8 @@ class SharedStorage(RedisStorage):
         local limit, seconds = tonumber(ARGV[1]), tonumber(ARGV[2])
         local time = redis.call('TIME')
         local now = tonumber(time[1]) + tonumber(time[2]) / 1000000
+        local newest = redis.call('LINDEX', KEYS[1], -1)
+        if newest and tonumber(newest) > now + 1 then redis.call('DEL', KEYS[1]) end
         while true do
             local oldest = redis.call('LINDEX', KEYS[1], 0)
             if not oldest or tonumber(oldest) > now - seconds then break end
@@ -169,73 +200,111 @@ class SharedStorage(RedisStorage):
 
 
 class _Ring:
-    """The mapped file of one window."""
+    """The file of one window: how much room its ring has, where the oldest hit lies, how many there are, when all of them are over."""
 
-    __slots__ = ("_map", "_size", "descriptor")
+    __slots__ = ("descriptor",)
 
-    def __init__(self, path: Path, size: int) -> None:
-        length = _HEADER.size + _TIME.size * size
-        self._size = size
+    def __init__(self, path: Path) -> None:
+        # Read and written by calls, not mapped: a mapping holds a second descriptor, and ends the process when a disk is full.
         self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        if os.fstat(self.descriptor).st_size < length:
-            # Its blocks now: a mapped page without one would end the process, not the request, on a full disk.
-            os.posix_fallocate(self.descriptor, 0, length)
-        self._map = mmap.mmap(self.descriptor, length)
 
-    def take(self, seconds: int) -> Taken:
+    def take(self, limit: int, seconds: int) -> Taken:
         """Try to add a hit; the caller holds the file's lock."""
         now = _now()
-        first, count = self._drop_old(now, seconds)
-        accepted = count < self._size
+        room, first, count, oldest = self._drop_old(now, seconds)
+        accepted = count < limit
         if accepted:
+            if count == room:
+                room = self._grow(room, first)
             # The hit first, the header second: a process that dies between them has counted nothing.
-            _TIME.pack_into(self._map, _HEADER.size + _TIME.size * ((first + count) % self._size), now)
+            self._put((first + count) % room, _TIME.pack(now))
             count += 1
-        _HEADER.pack_into(self._map, 0, self._size, first, count)
-        return accepted, self._time(first), count, now
+            self.write(_HEADER.pack(room, first, count, oldest, now, now + seconds), 0)
+        return accepted, oldest, count, now
 
     def living(self, now: float, seconds: int) -> tuple[float, int]:
         """The oldest hit that counts (or now), and how many do."""
-        first, count = self._drop_old(now, seconds)
-        return (self._time(first) if count else now), count
+        _, _, count, oldest = self._drop_old(now, seconds)
+        return oldest, count
 
-    def newest(self) -> float:
-        """The last hit, or 0."""
-        _, first, count = _HEADER.unpack_from(self._map)
-        return self._time((first + count - 1) % self._size) if count else 0.0
+    def is_over(self, now: float) -> bool:
+        """Whether its newest hit has left its window."""
+        return now >= self._header()[5]
+
+    def write(self, data: bytes, offset: int) -> None:
+        """All of `data`. Raises OSError."""
+        if os.pwrite(self.descriptor, data, offset) != len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def close(self) -> None:
-        self._map.close()
         os.close(self.descriptor)
 
-    def _drop_old(self, now: float, seconds: int) -> tuple[int, int]:
-        _, first, count = _HEADER.unpack_from(self._map)
-        if count and self._time((first + count - 1) % self._size) > now + 1:
-            return 0, 0  # Hits of the future: the clock was turned back, and nothing in the ring means anything.
-        horizon = now - seconds
-        while count and self._time(first) <= horizon:
-            first, count = (first + 1) % self._size, count - 1
-        return first, count
+    def _header(self) -> tuple[int, int, int, float, float, float]:
+        """Room, first, count, the oldest and the newest hit, and when all are over."""
+        header = os.pread(self.descriptor, _HEADER.size, 0)
+        room, first, count, oldest, newest, ends_at = _HEADER.unpack(header.ljust(_HEADER.size, b"\0"))
+        return room, first, count, oldest, newest, ends_at
+
+    def _drop_old(self, now: float, seconds: int) -> tuple[int, int, int, float]:
+        """Room, first, count and the oldest hit without what is over; where nothing is left, now counts as the oldest."""
+        room, first, count, oldest, newest, _ = self._header()
+        # Hits of the future: the clock was turned back, and nothing in the ring means anything.
+        if not count or newest > now + 1 or newest <= now - seconds:
+            return room, 0, 0, now
+        if oldest > now - seconds:
+            return room, first, count, oldest
+        old, young = 0, count - 1  # Times ascend: how many are over is found by halves, however many there are.
+        while old < young:
+            middle = (old + young) // 2
+            if self._time((first + middle) % room) > now - seconds:
+                young = middle
+            else:
+                old = middle + 1
+        first = (first + old) % room
+        return room, first, count - old, self._time(first)
+
+    def _grow(self, room: int, first: int) -> int:
+        """Double the room of a full ring: what had wrapped to its beginning is written behind its end, where no reader looks yet."""
+        wrapped = os.pread(self.descriptor, _TIME.size * first, _HEADER.size)
+        if wrapped:
+            self._put(room, wrapped)
+        return max(_FIRST_ROOM, room * 2)
+
+    def _put(self, index: int, times: bytes) -> None:
+        self.write(times, _HEADER.size + _TIME.size * index)
 
     def _time(self, index: int) -> float:
-        moment: float = _TIME.unpack_from(self._map, _HEADER.size + _TIME.size * index)[0]
+        moment: float = _TIME.unpack(os.pread(self.descriptor, _TIME.size, _HEADER.size + _TIME.size * index))[0]
         return moment
 
 
-def _remove_if_empty(path: Path) -> int:
+def _remove_if_over(path: Path) -> int:
+    if path.suffix != _SUFFIX:
+        return _remove_if_forgotten(path)
     try:
-        ring = _Ring(path, max(1, (path.stat().st_size - _HEADER.size) // _TIME.size))
-    except FileNotFoundError:
+        ring = _Ring(path)
+    except OSError:
         return 0
     try:
         fcntl.flock(ring.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if ring.newest() > _now() - _LONGEST_SECONDS:
+        if not ring.is_over(_now()):
             return 0
         path.unlink(missing_ok=True)
     except BlockingIOError:
-        return 0  # In use at this moment: not stale.
+        return 0  # In use at this moment: not over.
     finally:
         ring.close()
+    return 1
+
+
+def _remove_if_forgotten(path: Path) -> int:
+    """Remove what an earlier version or a process that died left behind, a day later."""
+    try:
+        if path.stat().st_mtime > _now() - _FORGOTTEN_SECONDS:
+            return 0
+        path.unlink()
+    except OSError:
+        return 0
     return 1
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import resource
 import subprocess
 import sys
 import time
@@ -11,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import redis
 
 from identity.errors import Refused
 from identity.instruments import windows
@@ -147,6 +151,15 @@ def test_any_text_may_be_a_key(limiter: Limiter, key: str) -> None:
     assert hits(limiter, key, 4) == [True] * 3 + [False]
 
 
+def test_a_redis_whose_clock_was_turned_back_does_not_lock_anybody_out() -> None:
+    limiter = Limiter(fast_settings(limit_auth="3/minute", redis_url=the_valkey().url))
+    with contextlib.closing(redis.Redis.from_url(the_valkey().url)) as client:
+        client.flushdb()
+        client.rpush("identity:limit:3:auth:a", *[f"{time.time() + 3_600:.6f}"] * 3)
+    assert hits(limiter, "a", 4) == [True] * 3 + [False]
+    limiter.close()
+
+
 def test_a_clock_that_was_turned_back_does_not_lock_anybody_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,18 +172,100 @@ def test_a_clock_that_was_turned_back_does_not_lock_anybody_out(
     limiter.close()
 
 
-def test_the_sweep_forgets_only_windows_that_are_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    limiter = Limiter(fast_settings(limit_auth="3/minute", database_url=f"sqlite:///{tmp_path}/i.db"))
+@pytest.fixture
+def embedded(tmp_path: Path) -> Iterator[Limiter]:
+    made = Limiter(
+        fast_settings(
+            limit_auth="3/minute", limit_application="900000000/minute", database_url=f"sqlite:///{tmp_path}/i.db"
+        )
+    )
+    yield made
+    made.close()
+
+
+def files(folder: Path) -> int:
+    return len(list((folder / "limits").iterdir()))
+
+
+def test_the_sweep_forgets_exactly_the_windows_that_are_over(
+    embedded: Limiter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     present = time.time()
-    monkeypatch.setattr(windows, "_now", lambda: present - 90_000)
-    hits(limiter, "old", 1)
-    monkeypatch.undo()
-    hits(limiter, "young", 3)
-    assert limiter.sweep() == 1
-    assert hits(limiter, "young", 1) == [False]
-    assert hits(limiter, "old", 4) == [True] * 3 + [False], "counted anew, in a file of its own"
-    assert len(list((tmp_path / "limits").iterdir())) == 2
-    limiter.close()
+    for age, name in ((61, "over"), (59, "young")):
+        monkeypatch.setattr(windows, "_now", lambda age=age: present - age)
+        hits(embedded, name, 3)
+    monkeypatch.setattr(windows, "_now", lambda: present)
+    assert embedded.sweep() == 1
+    assert hits(embedded, "young", 1) == [False]
+    assert hits(embedded, "over", 4) == [True] * 3 + [False], "counted anew, in a file of its own"
+    assert files(tmp_path) == 2
+
+
+def test_a_window_takes_room_as_it_is_used(embedded: Limiter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1_000_000.0
+    monkeypatch.setattr(windows, "_now", lambda: now)
+    seen = []
+    for _ in range(300):
+        now += 1  # After a minute as many leave the window as enter it.
+        window = embedded.hit(Policy.APPLICATION, "a")
+        assert window is not None
+        seen.append(900_000_000 - window.remaining)
+    assert seen == [min(each, 60) for each in range(1, 301)]
+    (path,) = (tmp_path / "limits").iterdir()
+    assert path.stat().st_size < 2_000
+    now += 60
+    window = embedded.hit(Policy.APPLICATION, "a")
+    assert window is not None
+    assert window.remaining == 899_999_999
+
+
+def test_a_ring_that_had_wrapped_keeps_every_hit_when_it_grows(
+    embedded: Limiter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1_000_000.0
+    monkeypatch.setattr(windows, "_now", lambda: now)
+    storage = embedded.storage
+    for step in [6.0] * 14 + [0.1] * 200:  # Ten live at a time, at the end of the ring; then many at once.
+        now += step
+        storage.take("a", 1_000, 60)
+    oldest = 1_000_000.0 + 6 * 14 - 60 + 20.0  # What is younger than a minute now.
+    accepted, first, count, _ = storage.take("a", 1_000, 60)
+    assert (accepted, count) == (True, 200 + sum(1 for at in range(1, 15) if 1_000_000 + 6 * at > now - 60) + 1)
+    assert oldest < first <= oldest + 6.0
+
+
+def test_windows_hold_few_descriptors_whatever_their_number(embedded: Limiter) -> None:
+    before = len(list(Path("/dev/fd").iterdir()))
+    for number in range(600):
+        hits(embedded, f"address {number}", 1)
+    assert len(list(Path("/dev/fd").iterdir())) <= before + windows._KEPT_OPEN
+
+
+def test_a_process_without_a_free_descriptor_gives_up_kept_windows_first(embedded: Limiter) -> None:
+    for number in range(20):
+        hits(embedded, f"address {number}", 1)
+    taken = []
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                taken.append(os.open("/dev/null", os.O_RDONLY))
+        assert hits(embedded, "another", 1) == [True]
+        embedded.ping()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for descriptor in taken:
+            os.close(descriptor)
+
+
+def test_a_file_of_an_earlier_version_goes_when_it_is_old(embedded: Limiter, tmp_path: Path) -> None:
+    for name, age in (("0" * 32, 90_000), ("1" * 32, 60)):
+        path = tmp_path / "limits" / name
+        path.write_bytes(bytes(48))
+        os.utime(path, (time.time() - age,) * 2)
+    assert embedded.sweep() == 1
+    assert files(tmp_path) == 1
 
 
 def test_without_redis_every_hit_is_refused_soon() -> None:
