@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import time
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from identity.ambient import Clock, Entropy, Mailer, Origin
 from identity.instruments.hashing import Passwords
 from identity.instruments.keyring import Keyring
 from identity.instruments.limits import Limiter
 from identity.instruments.refusals import Explanations
+from identity.instruments.strangers import Strangers
 from identity.instruments.usage import Usage
 from identity.settings import Settings
 from identity.storage import Database, Unit
@@ -34,6 +35,7 @@ class Runtime:
     limiter: Limiter
     usage: Usage
     explanations: Explanations
+    strangers: Strangers = field(default_factory=Strangers)
 
     def unit(self, origin: Origin, *, lasting: bool = True) -> Unit:
         """One write transaction; `lasting` False: a crash of host or database server may undo it, no death of ours. See `storage.Unit`."""

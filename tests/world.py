@@ -262,11 +262,12 @@ def start_live(
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def launch(folder: Path, environment: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
+def launch(folder: Path, environment: Mapping[str, str], log: Path, *, descriptors: int = 0) -> subprocess.Popen[bytes]:
     """`identity serve`, in a process group of its own."""
+    held = ["sh", "-c", f'ulimit -n {descriptors} && exec "$@"', "sh"] if descriptors else []
     with log.open("ab") as output:
         return subprocess.Popen(
-            [sys.executable, "-m", "identity", "serve"],
+            [*held, sys.executable, "-m", "identity", "serve"],
             cwd=folder,
             env={**environment, "PYTHONPATH": str(Path(__file__).parent.parent)},
             stdout=output,

@@ -130,6 +130,7 @@ def write_notes(rt: Runtime) -> None:
 
 JOBS: Final = (
     Job("notes", 1.0, write_notes, shared=False),
+    Job("strangers", 10.0, audit.record_strangers, shared=False),
     Job("ring", 2.0, lambda rt: rt.ring.reload_if_changed(), shared=False),
     Job("windows", 60.0, lambda rt: rt.limiter.sweep(), shared=False),
     Job("keys", 10.0, tend_keys, shared=True),

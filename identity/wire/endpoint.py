@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Final, NamedTuple
@@ -10,6 +11,7 @@ from typing import Any, Final, NamedTuple
 from marshmallow import Schema
 
 from identity.ambient import Origin
+from identity.canonical import canonical_id
 from identity.core.access.callers import Caller, Presented
 from identity.errors import (
     UNAUTHENTICATED,
@@ -17,7 +19,7 @@ from identity.errors import (
     Problem,
     Refused,
 )
-from identity.instruments.limits import Policy, Window
+from identity.instruments.limits import Policy, Window, client_key
 from identity.runtime import Runtime
 from identity.wire.fields import Body, SaidAgain, reader
 
@@ -122,6 +124,29 @@ class Call:
     def header(self, name: str) -> str | None:
         """The value of a header, by its lower-case name."""
         return self.request.headers.get(name)
+
+    @contextmanager
+    def limiting_client(self, client_id: str, *, purpose: str = "") -> Iterator[Callable[[], None]]:
+        """Around the authentication of a machine: counts it when it has proven itself, and what fails by client address alone.
+
+        So made-up names leave no window of their own, and the window's headers do not tell whether a name exists. Yields what counts it,
+        for an authentication that must be counted before it ends.
+        """
+        name = canonical_id(client_id) or client_id
+        is_counted = False
+
+        def count() -> None:
+            nonlocal is_counted
+            is_counted = True
+            self.limit(Policy.APPLICATION, client_key(name, self.origin.address, purpose))
+
+        try:
+            yield count
+        except Refused:
+            if not is_counted:
+                self.limit(Policy.APPLICATION, client_key("refused", self.origin.address, purpose))
+            raise
+        count()
 
     def limit(self, policy: Policy, key: str, *, budget: str | None = None) -> None:
         """Count this request against a policy; at most once a request."""

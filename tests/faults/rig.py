@@ -140,8 +140,9 @@ class Service:
         """A Runtime over the same database, to arrange and inspect with."""
         return create_runtime(Settings.from_env(environment_of(self.settings | changes)), migrate=False)
 
-    def start(self) -> None:
-        self.process = launch(self.folder, self._environment, self.log)
+    def start(self, *, descriptors: int = 0) -> None:
+        """Start it and wait until it is ready; `descriptors` is its `ulimit -n`, soft and hard."""
+        self.process = launch(self.folder, self._environment, self.log, descriptors=descriptors)
         wait_until_ready(self.url, self.process, self.log)
 
     def stop(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
@@ -15,9 +15,9 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from identity.ambient import Origin
 from identity.core.clients.applications import find
-from identity.core.clients.secrets import Authenticated, charges_of, refuse
+from identity.core.clients.secrets import Authenticated, name_of, refuse
 from identity.core.keeping import Keeping, delete_batch
-from identity.core.proofs import attempts
+from identity.core.proofs import machines
 from identity.errors import Refused
 from identity.instruments.jws import unverified_claims, verify_assertion
 from identity.instruments.keyring import SKEW_SECONDS
@@ -39,17 +39,20 @@ class SpentAssertion(Base):
 KEY_PROOF: Final = "key"
 
 
-def authenticate_assertion(rt: Runtime, origin: Origin, assertion: str, *, audiences: Sequence[str]) -> Authenticated:
+def authenticate_assertion(
+    rt: Runtime, origin: Origin, assertion: str, *, audiences: Sequence[str], admit: Callable[[], None] = lambda: None
+) -> Authenticated:
     """The application that signed a JWT about itself (RFC 7523 section 3) with one of its registered keys. Each serves once.
 
     It names the application as `iss` and `sub` and one of `audiences` alone as `aud`, ends at most five minutes ahead, and has a `jti`.
-    That `jti` is written down: this is the one authentication of a machine that writes on success. Raises as `authenticate` does.
+    That `jti` is written down: this is the one authentication of a machine that writes on success. `admit` is called before, and may
+    refuse what is right. Raises as `authenticate` does.
     """
     client_id = str(unverified_claims(assertion).get("sub", ""))
-    attempts.check(rt, charges_of(origin, client_id))
+    machines.check(rt, origin, name_of(client_id))
     app = find(rt, client_id)
     if app is None or not app.is_usable or app.jwks is None:
-        refuse(rt, origin, client_id, detail="unknown, disabled or without keys")
+        refuse(rt, origin, client_id, detail="unknown, disabled or without keys", is_known=app is not None)
     # Only a signature that holds makes the reasons below worth telling to an operator.
     try:
         claims = verify_assertion(assertion, app.jwks)
@@ -58,6 +61,7 @@ def authenticate_assertion(rt: Runtime, origin: Origin, assertion: str, *, audie
     fault = _assertion_fault(claims, app.id, audiences, int(rt.clock.now().timestamp()))
     if fault:
         refuse(rt, origin, client_id, detail=fault, evidence={"aud": claims.get("aud"), "exp": claims.get("exp")})
+    admit()
     fingerprint = hashlib.sha256(f"{app.id} {claims['jti']}".encode("utf-8", "surrogatepass")).digest()
     try:
         with rt.unit(origin) as unit:

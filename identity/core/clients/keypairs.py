@@ -38,8 +38,8 @@ from identity.core.people import addresses, tenancy
 from identity.core.people.accounts import AccessWindow, User, UserInfo, recheck
 from identity.core.people.ownership import Anyone, Owner, may_touch
 from identity.core.people.tenancy import Memberships
-from identity.core.proofs import attempts, codes, guesses
-from identity.core.proofs.attempts import FAILURES, MACHINE_AND_ADDRESS, Charge
+from identity.core.proofs import codes, guesses, machines
+from identity.core.proofs.attempts import FAILURES
 from identity.core.proofs.codes import Purpose
 from identity.core.record import audit
 from identity.core.record.audit import Action
@@ -47,7 +47,6 @@ from identity.core.tokens import sessions
 from identity.core.tokens.claims import AccessToken
 from identity.errors import CONFLICT, INVALID_CODE, KEY_MISMATCH, NOT_FOUND, VALIDATION, Refused
 from identity.instruments import opaque
-from identity.instruments.limits import client_key
 from identity.instruments.opaque import Kind, Secret
 from identity.runtime import Runtime
 from identity.storage import Base, Instant, Prepared, Unit
@@ -160,28 +159,32 @@ _PROVEN = Prepared(
 def authenticate(rt: Runtime, origin: Origin, api_key: str, api_secret: str) -> KeyInfo:
     """The proven pair. Unverified, expired, wrong, of a disabled user, from a foreign network: all KEY_MISMATCH.
 
-    Raises Refused(LOCKED_OUT) after 20 failures in 5 minutes for one key from one address.
+    Raises Refused(LOCKED_OUT) after 20 failures in 5 minutes for one key from one address, and for every failure after 100 of that
+    address.
     """
-    charge = Charge(MACHINE_AND_ADDRESS, client_key(api_key[:64], origin.address))
+    name = api_key[:64]
     well_formed = opaque.is_well_formed(Kind.API_KEY, api_key) and opaque.is_well_formed(Kind.API_SECRET, api_secret)
-    row = rt.database.row(_PROVEN, api_key=api_key, meter=charge.key) if well_formed else None
+    row = rt.database.row(_PROVEN, api_key=api_key, meter=machines.meter_key(origin)) if well_formed else None
     if row is None:
-        attempts.check(rt, (charge,))
+        machines.check(rt, origin, name)
     else:
-        attempts.judge(rt, charge, row.failures)
+        machines.judge(rt, name, row.failures)
     flaw, evidence = _flaw(rt, origin, row, api_secret)
     if row is None or flaw:
-        with rt.unit(origin) as unit:
-            attempts.record(rt, unit, (charge,))
-            audit.record(
-                rt,
-                unit,
-                Action.LOGIN_FAILED,
-                actor=row.user_id if row else "",
-                target=row.id if row else "",
-                credential=f"key:{row.id}" if row else "",
-                reason=flaw,
-            )
+        with rt.unit(origin, lasting=row is not None) as unit:
+            machines.record(unit, name)
+            if row is not None:
+                audit.record(
+                    rt,
+                    unit,
+                    Action.LOGIN_FAILED,
+                    actor=row.user_id,
+                    target=row.id,
+                    credential=f"key:{row.id}",
+                    reason=flaw,
+                )
+        if row is None:
+            rt.strangers.note(Action.LOGIN_FAILED, flaw, origin.address)
         raise Refused(KEY_MISMATCH, detail=flaw, evidence=evidence)
     rt.usage.note(KeyPair, row.id, rt.clock.now(), origin.address)
     return KeyInfo(

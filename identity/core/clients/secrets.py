@@ -27,14 +27,12 @@ from identity.ambient import Origin, later
 from identity.canonical import canonical_id
 from identity.core.clients.applications import COLUMNS, Application, ApplicationInfo, get_row, info_of
 from identity.core.keeping import Keeping, delete_batch
-from identity.core.proofs import attempts
-from identity.core.proofs.attempts import MACHINE_AND_ADDRESS, Charge
+from identity.core.proofs import attempts, machines
 from identity.core.record import audit
 from identity.core.record.audit import Action
 from identity.errors import CLIENT_MISMATCH, CONFLICT, NOT_FOUND, Refused
 from identity.instruments import opaque
 from identity.instruments.keyring import CURRENT_VERSION
-from identity.instruments.limits import client_key
 from identity.instruments.opaque import Kind, Secret
 from identity.runtime import Runtime
 from identity.storage import Base, Instant, Prepared, Unit
@@ -126,16 +124,15 @@ _WITH_SECRETS = Prepared(
 def authenticate(rt: Runtime, origin: Origin, client_id: str, secret: str) -> Authenticated:
     """The application behind a client id and secret. One read, and no write unless it is refused.
 
-    Raises Refused(CLIENT_MISMATCH) alike for unknown, disabled, wrong and expired; Refused(LOCKED_OUT) after 20 failures in 5 minutes
-    from one address.
+    Raises Refused(CLIENT_MISMATCH) alike for unknown, disabled, wrong and expired; Refused(LOCKED_OUT) after 20 failures of this client in
+    5 minutes from one address, and for every failure after 100 of that address.
     """
     canonical = canonical_id(client_id)
-    (charge,) = charges_of(origin, canonical or client_id)
-    rows = rt.database.rows(_WITH_SECRETS, id=canonical, meter=charge.key) if canonical else []
+    rows = rt.database.rows(_WITH_SECRETS, id=canonical, meter=machines.meter_key(origin)) if canonical else []
     if rows:
-        attempts.judge(rt, charge, rows[0].failures)
+        machines.judge(rt, name_of(client_id), rows[0].failures)
     else:
-        attempts.check(rt, (charge,))
+        machines.check(rt, origin, name_of(client_id))
     presented = opaque.fingerprint(rt.ring.vault.derive("client secrets"), secret)
     now = rt.clock.now()
     proven = ""
@@ -144,7 +141,7 @@ def authenticate(rt: Runtime, origin: Origin, client_id: str, secret: str) -> Au
             proven = row.secret_id or ""
     if not proven or not rows[0].application().is_usable:
         detail, evidence = _flaw(rows, presented, secret, now)
-        refuse(rt, origin, client_id, detail=detail, evidence=evidence)
+        refuse(rt, origin, client_id, detail=detail, evidence=evidence, is_known=bool(rows))
     rt.ring.ensure_version(rows[0].ring_version)
     rt.usage.note(ClientSecret, proven, now, origin.address)
     return Authenticated(rows[0].application(), proven)
@@ -173,12 +170,21 @@ def _flaw(rows: Sequence[_ProofRow], presented: bytes, secret: str, now: datetim
 
 
 def refuse(
-    rt: Runtime, origin: Origin, client_id: str, *, detail: str, evidence: Mapping[str, Any] | None = None
+    rt: Runtime,
+    origin: Origin,
+    client_id: str,
+    *,
+    detail: str,
+    evidence: Mapping[str, Any] | None = None,
+    is_known: bool = True,
 ) -> NoReturn:
-    """Count a failed authentication of a machine and refuse it."""
-    with rt.unit(origin) as unit:
-        attempts.record(rt, unit, charges_of(origin, client_id))
-        audit.record(rt, unit, Action.APPLICATION_REFUSED, actor=canonical_id(client_id) or "", reason=detail)
+    """Count a failed authentication of a machine and refuse it. One that does not exist is summed up in the audit."""
+    with rt.unit(origin, lasting=is_known) as unit:
+        machines.record(unit, name_of(client_id))
+        if is_known:
+            audit.record(rt, unit, Action.APPLICATION_REFUSED, actor=canonical_id(client_id) or "", reason=detail)
+    if not is_known:
+        rt.strangers.note(Action.APPLICATION_REFUSED, detail, origin.address)
     raise Refused(CLIENT_MISMATCH, detail=detail, evidence=evidence)
 
 
@@ -246,10 +252,9 @@ def secrets_of(rt: Runtime, client_id: str) -> list[SecretInfo]:
         return [_secret_info(row) for row in rows]
 
 
-def charges_of(origin: Origin, client_id: str) -> tuple[Charge, ...]:
-    """What a failure of this machine counts against; every spelling of a client id is one machine."""
-    name = canonical_id(client_id) or client_id
-    return (Charge(MACHINE_AND_ADDRESS, client_key(name, origin.address)),)
+def name_of(client_id: str) -> str:
+    """Under which name a machine is counted: every spelling of a client id is one machine."""
+    return canonical_id(client_id) or client_id
 
 
 def _secret_info(row: ClientSecret) -> SecretInfo:

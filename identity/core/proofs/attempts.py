@@ -41,7 +41,6 @@ ACCOUNT_AND_ADDRESS: Final = Budget("account and address", 5, 300)
 ACCOUNT: Final = Budget("account", 50, 300)
 ADDRESS: Final = Budget("address", 100, 300)
 SECOND_FACTOR: Final = Budget("second factor", 100, 86_400)
-MACHINE_AND_ADDRESS: Final = Budget("machine and address", 20, 300)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,10 +175,15 @@ def given_back(rt: Runtime, origin: Origin, *reservations: Reservation) -> Itera
         raise
 
 
-def record(rt: Runtime, unit: Unit, charges: Sequence[Charge]) -> None:
-    """Count a failure that was not reserved: of secrets that nobody can guess, where only floods matter."""
-    reservation = Reservation(rt.new_id(), tuple(charges))
-    charge(unit, reservation)
+def locked_meter(unit: Unit, key: bytes, expires_at: datetime) -> str:
+    """The failures of one meter that keeps them in a form of its own, locked until the unit ends; `stored_meter` writes them back."""
+    ((_, failed, _),) = unit.run(_lock(1), key_0=key, expires_at_0=expires_at)
+    return str(failed)
+
+
+def stored_meter(unit: Unit, key: bytes, failed: str) -> None:
+    """Write the failures of a locked meter."""
+    unit.run(_store_of(1), key_0=key, failed_0=failed, pending_0="{}")
 
 
 def check(rt: Runtime, charges: Sequence[Charge]) -> None:

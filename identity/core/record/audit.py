@@ -17,10 +17,11 @@ from typing import Any, Final
 from sqlalchemy import ColumnElement, Index, LargeBinary, String, Text, func, select
 from sqlalchemy.orm import Mapped, mapped_column
 
-from identity.ambient import later
+from identity.ambient import Origin, later
 from identity.core.keeping import Keeping, delete_batch
+from identity.errors import Refused
 from identity.runtime import Runtime
-from identity.storage import Base, Instant, Unit, to_micros
+from identity.storage import Base, Contention, Instant, Unit, to_micros
 
 
 class Action(StrEnum):
@@ -126,6 +127,20 @@ class Event:
     tenant: str
     data: Mapping[str, Any]
     genuine: bool
+
+
+def record_strangers(rt: Runtime) -> None:
+    """Write what was refused of unknown names since the last time: one event for each client address, however many there were."""
+    sums = rt.strangers.take()
+    try:
+        while sums:
+            action, reason, address, count = sums[-1]
+            with rt.unit(Origin(address=address or "many")) as unit:
+                record(rt, unit, Action(action), actor="", reason=reason, refusals=count)
+            sums.pop()
+    except (Refused, Contention):
+        rt.strangers.give_back(sums)
+        raise
 
 
 def record(

@@ -10,7 +10,8 @@ from __future__ import annotations
 import base64
 import functools
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, Final
 from urllib.parse import unquote_plus
@@ -29,7 +30,6 @@ from identity.core.clients import assertions, machine_tokens, secrets
 from identity.core.clients.machine_tokens import SCOPE_REFUSED, TARGET_REFUSED
 from identity.core.clients.secrets import Authenticated
 from identity.errors import CLIENT_MISMATCH, LOCKED_OUT, MALFORMED, UNAUTHENTICATED, Problem, Refused
-from identity.instruments import limits
 from identity.instruments.jws import unverified_claims
 from identity.instruments.limits import Policy
 from identity.wire.endpoint import Call, Dialect, Reads, Reply, Shape
@@ -334,8 +334,8 @@ def _by_post(_query_client: Any, request: _Request) -> _Client | None:
 
 def _by_secret(request: _Request, client_id: str, secret: str) -> _Client:
     call = request.call
-    _admit(request, client_id)
-    return _Client(call, secrets.authenticate(call.rt, call.origin, client_id, secret))
+    with _counted(request, client_id):
+        return _Client(call, secrets.authenticate(call.rt, call.origin, client_id, secret))
 
 
 def _by_assertion(_query_client: Any, request: _Request) -> _Client | None:
@@ -343,13 +343,16 @@ def _by_assertion(_query_client: Any, request: _Request) -> _Client | None:
     assertion = form.get("client_assertion")
     if assertion is None or form.get("client_assertion_type") != ASSERTION_TYPE:
         return None
-    _admit(request, str(unverified_claims(assertion).get("sub", "")))
     issuer = call.rt.settings.issuer
     ours = (issuer, f"{issuer}/oauth/token")
-    return _Client(call, assertions.authenticate_assertion(call.rt, call.origin, assertion, audiences=ours))
+    with _counted(request, str(unverified_claims(assertion).get("sub", ""))) as count:
+        return _Client(
+            call,
+            assertions.authenticate_assertion(call.rt, call.origin, assertion, audiences=ours, admit=count),
+        )
 
 
-def _admit(request: _Request, client_id: str) -> None:
+def _counted(request: _Request, client_id: str) -> AbstractContextManager[Callable[[], None]]:
     """Count this try of a client, whose `client_id` parameter, if any, must name the same one."""
     call = request.call
     name = canonical_id(client_id) or client_id
@@ -358,7 +361,7 @@ def _admit(request: _Request, client_id: str) -> None:
         raise Refused(TWO_CLIENTS, detail="client_id differs from the authenticated client")
     # Tokens share their window with /application/token; resource servers that introspect must not use it up.
     purpose = "" if call.endpoint.body is TokenForm else f"{call.endpoint.path} "
-    call.limit(Policy.APPLICATION, limits.client_key(name, call.origin.address, purpose))
+    return call.limiting_client(client_id, purpose=purpose)
 
 
 def _issue(client: _Client, scope: str | None, **_unused: Any) -> dict[str, Any]:

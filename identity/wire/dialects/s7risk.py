@@ -6,7 +6,6 @@ from typing import Any
 
 from marshmallow import Schema, fields
 
-from identity.canonical import canonical_id
 from identity.core.clients import machine_tokens, secrets
 from identity.core.signin import by_password
 from identity.core.tokens.claims import AccessToken
@@ -20,7 +19,6 @@ from identity.errors import (
     MFA_REQUIRED,
     VALIDATION,
 )
-from identity.instruments import limits
 from identity.instruments.limits import Policy
 from identity.wire.endpoint import Call, Dialect, Reply
 from identity.wire.fields import Body, Code, Opaque, Text
@@ -104,9 +102,8 @@ def user_token(call: Call) -> Reply:
 def application_token(call: Call) -> Reply:
     """Exchange a client id and its secret for an application token."""
     client_id = call.body["clientId"]
-    name = canonical_id(client_id) or client_id
-    call.limit(Policy.APPLICATION, limits.client_key(name, call.origin.address))
-    proven = secrets.authenticate(call.rt, call.origin, client_id, call.body["secret"])
+    with call.limiting_client(client_id):
+        proven = secrets.authenticate(call.rt, call.origin, client_id, call.body["secret"])
     audience = machine_tokens.audience_of(call.rt, proven.application, origin=call.header("origin"))
     scope = call.body["scope"].split() if "scope" in call.body else None
     return Reply(_envelope(machine_tokens.issue_token(call.rt, proven, scope=scope, audience=audience)))

@@ -12,12 +12,11 @@ import pytest
 
 from identity.ambient import Origin
 from identity.core.clients import secrets
-from identity.core.proofs import attempts
+from identity.core.proofs import attempts, machines
 from identity.core.proofs.attempts import (
     ACCOUNT,
     ACCOUNT_AND_ADDRESS,
     ADDRESS,
-    MACHINE_AND_ADDRESS,
     Budget,
     Charge,
     Meter,
@@ -58,7 +57,7 @@ def fail(rt: Runtime, charge: Charge, times: int = 1) -> None:
 
 @pytest.mark.parametrize(
     "budget",
-    [ACCOUNT_AND_ADDRESS, ACCOUNT, ADDRESS, MACHINE_AND_ADDRESS, attempts.SECOND_FACTOR],
+    [ACCOUNT_AND_ADDRESS, ACCOUNT, ADDRESS, attempts.SECOND_FACTOR],
     ids=lambda budget: budget.name,
 )
 def test_a_budget_holds_exactly_its_amount_in_its_time(rt: Runtime, clock: FakeClock, budget: Budget) -> None:
@@ -81,8 +80,10 @@ def test_a_budget_holds_exactly_its_amount_in_its_time(rt: Runtime, clock: FakeC
 
 
 def test_the_budgets_are_those_of_the_contract() -> None:
-    rows = [(budget.amount, budget.seconds) for budget in (ACCOUNT_AND_ADDRESS, ACCOUNT, ADDRESS, MACHINE_AND_ADDRESS)]
-    assert rows == [(5, 300), (50, 300), (100, 300), (20, 300)]
+    rows = [(budget.amount, budget.seconds) for budget in (ACCOUNT_AND_ADDRESS, ACCOUNT, ADDRESS)]
+    assert rows == [(5, 300), (50, 300), (100, 300)]
+    machine = [(budget.amount, budget.seconds) for budget in (machines.NAME_AND_ADDRESS, machines.ADDRESS)]
+    assert machine == [(20, 300), (100, 300)]
     assert (attempts.SECOND_FACTOR.amount, attempts.SECOND_FACTOR.seconds) == (100, 86_400)
 
 
@@ -279,7 +280,7 @@ def test_failures_that_no_longer_count_are_not_kept(rt: Runtime, clock: FakeCloc
     charge = Charge(SMALL, "someone")
     for _ in range(20):
         with rt.unit(ORIGIN) as unit:
-            attempts.record(rt, unit, (charge,))
+            attempts.charge(unit, attempts.Reservation(rt.new_id(), (charge,)))
         clock.tick(200)
     with rt.database.reading() as session:
         assert len(session.get_one(Meter, charge.key).failed) < 60
