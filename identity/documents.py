@@ -14,7 +14,7 @@ from identity.core.admin.tenants import Member
 from identity.core.admin.users import CreatedUser, UserDetail
 from identity.core.clients.applications import ApplicationInfo
 from identity.core.clients.keypairs import KeyPairInfo, Requested
-from identity.core.clients.secrets import SecretInfo
+from identity.core.clients.secrets import MadeSecret, SecretInfo
 from identity.core.mail.outbox import MailInfo
 from identity.core.people.tenancy import TenantInfo
 from identity.core.record.audit import Event
@@ -23,7 +23,6 @@ from identity.core.signin.by_code import Waiting
 from identity.core.tokens.sessions import SessionInfo
 from identity.errors import VALIDATION, Refused
 from identity.instruments.keyring import KeyInfo
-from identity.instruments.opaque import Secret
 
 Document = dict[str, Any]
 
@@ -144,14 +143,25 @@ def application(info: ApplicationInfo) -> Document:
     }
 
 
-def created_application(info: ApplicationInfo, made: SecretInfo, plaintext: Secret) -> Document:
+def created_application(info: ApplicationInfo, made: MadeSecret) -> Document:
     """An application that was just made, with the secret that is shown once."""
-    return {"clientId": info.id, "appId": info.app_id} | created_secret(made, plaintext)
+    return {"clientId": info.id, "appId": info.app_id} | _plain_secret(made)
 
 
-def created_secret(made: SecretInfo, plaintext: Secret) -> Document:
-    """A client secret that was just made; it is shown once."""
-    return {"secret": plaintext.reveal(), "secretID": made.id, "expireAt": seconds(made.expires_at)}
+def created_secret(made: MadeSecret) -> Document:
+    """A client secret that was just made and is shown once; and when the one before it ends."""
+    previous = made.previous
+    if previous is None:
+        return _plain_secret(made) | {"previous": None}
+    ends = {"secretID": previous.id, "expireAt": seconds(previous.expires_at)}
+    return _plain_secret(made) | {
+        "previous": ends | {"retireAfterQuietSeconds": previous.retire_after_quiet_seconds},
+    }
+
+
+def _plain_secret(made: MadeSecret) -> Document:
+    info = made.info
+    return {"secret": made.secret.reveal(), "secretID": info.id, "expireAt": seconds(info.expires_at)}
 
 
 def secret(info: SecretInfo) -> Document:
@@ -161,7 +171,9 @@ def secret(info: SecretInfo) -> Document:
         "createdAt": seconds(info.created_at),
         "expireAt": seconds(info.expires_at),
         "lastUsedAt": seconds(info.last_used_at),
-        "lastUsedAddress": info.last_used_address,
+        "lastUsedIp": info.last_used_ip,
+        "callers": list(info.callers),
+        "retireAfterQuietSeconds": info.retire_after_quiet_seconds,
     }
 
 

@@ -101,8 +101,8 @@ def a_tenant(rt: Runtime, tenant_id: str, *, name: str = "", limits: Mapping[str
 def an_application(rt: Runtime, *, name: str = "feed", **options: Any) -> Machine:
     """An application with one secret."""
     with rt.unit(ORIGIN) as unit:
-        info, secret_info, secret = registration.register(rt, unit, name=name, actor="test", **options)
-    return Machine(info.id, info.app_id, secret.reveal(), secret_info.id)
+        info, made = registration.register(rt, unit, name=name, actor="test", **options)
+    return Machine(info.id, info.app_id, made.secret.reveal(), made.info.id)
 
 
 def a_session(

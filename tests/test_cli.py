@@ -294,6 +294,33 @@ def test_a_secret_is_rotated_while_the_old_one_runs_out(run: Run, web: Web) -> N
     assert run("application", "show", client).err == "identity: no such application\n"
 
 
+def test_a_third_secret_needs_force_and_one_in_use_too(run: Run, web: Web) -> None:
+    made = run("application", "create", "--name", "feed", "--json").json
+    client = made["clientId"]
+    assert web.post("/application/token", {"clientId": client, "secret": made["secret"]}).status_code == 200
+    web.rt.usage.flush(web.rt.database, web.rt.clock.now())
+    second = run("application", "rotate-secret", client, "--retire-old-after-quiet", "3600", "--json").json
+    assert second["previous"]["retireAfterQuietSeconds"] == 3600
+    third = run("application", "rotate-secret", client)
+    assert third.status == 1
+    assert made["secretID"] in third.err
+    assert "127.0.0.1" in third.err
+    forced = run("application", "rotate-secret", client, "--force", "--expires-in", "60", "--json").json
+    assert forced["previous"]["secretID"] == made["secretID"], "the second was never used"
+    assert forced["previous"]["expireAt"] is not None
+    listed = run("application", "secrets", client, "--json").json
+    assert listed["items"] == 3
+    assert listed["secrets"][0]["callers"] == ["127.0.0.1"]
+    refused = run("application", "end-secret", client, made["secretID"])
+    assert refused.status == 1
+    assert "127.0.0.1" in refused.err
+    assert run("application", "end-secret", client, made["secretID"], "--force").status == 0
+    assert run("application", "end-secret", client, made["secretID"]).err.endswith(
+        "no such secret of this application\n"
+    )
+    assert web.post("/application/token", {"clientId": client, "secret": made["secret"]}).status_code == 401
+
+
 def test_keys_are_imported_rotated_and_revoked(run: Run, web: Web, tmp_path: Path) -> None:
     pem = tmp_path / "key.pem"
     pem.write_bytes(

@@ -105,15 +105,52 @@ def delete(opened: Opened, client_id: str) -> Any:
     metavar="S",
     help="Seconds that the secret before it still works.",
 )
-def rotate_secret(opened: Opened, client_id: str, expires_in: int) -> Any:
+@click.option(
+    "--retire-old-after-quiet",
+    type=click.IntRange(1, 315_360_000),
+    metavar="S",
+    help="Instead: it works until nobody has used it for so many seconds.",
+)
+@click.option("--force", is_flag=True, help="Where two live already, end the one used longest ago.")
+def rotate_secret(
+    opened: Opened, client_id: str, expires_in: int, retire_old_after_quiet: int | None, force: bool
+) -> Any:
     """Make a new secret, which is shown once, and let the one before it run out."""
     from identity import documents
     from identity.core.admin import applications
     from identity.core.clients import applications as clients
 
-    found = clients.get(opened.rt, client_id)
-    made = applications.rotate_secret(opened.rt, opened.by, found.id, expires_in=expires_in)
-    return {"clientId": found.id} | documents.created_secret(*made)
+    client = clients.get(opened.rt, client_id).id
+    if retire_old_after_quiet is None:
+        made = applications.rotate_secret(opened.rt, opened.by, client, expires_in=expires_in, force=force)
+    else:
+        made = applications.add_secret(
+            opened.rt, opened.by, client, retire_old_after_quiet=retire_old_after_quiet, force=force
+        )
+    return {"clientId": client} | documents.created_secret(made)
+
+
+@command(application, "secrets")
+@click.argument("client_id", metavar="CLIENT_ID")
+def list_secrets(opened: Opened, client_id: str) -> Any:
+    """List the secrets of an application, and who used each in the last 24 hours."""
+    from identity import documents
+    from identity.core.clients import secrets
+
+    found = [documents.secret(one) for one in secrets.secrets_of(opened.rt, client_id)]
+    return documents.page("secrets", len(found), found, limit=len(found) or 1)
+
+
+@command(application, "end-secret")
+@click.argument("client_id", metavar="CLIENT_ID")
+@click.argument("secret_id", metavar="SECRET_ID")
+@click.option("--force", is_flag=True, help="Also one that was used in the last 24 hours.")
+def end_secret(opened: Opened, client_id: str, secret_id: str, force: bool) -> Any:
+    """End a secret and every token that it earned."""
+    from identity.core.admin import applications
+
+    applications.delete_secret(opened.rt, opened.by, client_id, secret_id, force=force)
+    return {"clientId": client_id, "secretID": secret_id, "ended": True}
 
 
 def _set_enabled(opened: Opened, client_id: str, *, enabled: bool) -> Any:

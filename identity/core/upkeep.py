@@ -20,7 +20,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from identity import logs
 from identity.ambient import Origin, later
-from identity.core.clients import expiry
+from identity.core.clients import expiry, secrets
 from identity.core.keeping import Keeping, keepings
 from identity.core.mail import outbox
 from identity.core.record import audit, explain
@@ -134,6 +134,7 @@ JOBS: Final = (
     Job("ring", 2.0, lambda rt: rt.ring.reload_if_changed(), shared=False),
     Job("windows", 60.0, lambda rt: rt.limiter.sweep(), shared=False),
     Job("keys", 10.0, tend_keys, shared=True),
+    Job("retire", 10.0, secrets.retire_quiet, shared=True),
     Job("sweep", 300.0, sweep, shared=True),
     Job("expiry", 3600.0, expiry.warn, shared=True),
 )

@@ -1,34 +1,54 @@
 """When and from where a credential was last used, kept off the hot path.
 
 Uses are noted in memory and written by the background loop, so a credential that works ten thousand times a second costs
-one update every few seconds. A process that dies loses the last of them: they inform, they decide nothing.
+one update every few seconds. A process that dies loses the last of them: they inform, and hold up what would end a credential in use.
 """
 
 from __future__ import annotations
 
 import threading
+from collections import defaultdict
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import or_, update
+from sqlalchemy import String, delete, func, or_, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.orm import Mapped, Session, mapped_column
 
-from identity.ambient import Origin
-from identity.storage import Database
+from identity.ambient import Origin, later
+from identity.storage import Base, Database, Instant, Unit
 
+NOTED_WITHIN_SECONDS: Final = 5
+TOLD_SECONDS: Final = 86_400
+MOST_TOLD: Final = 100
 _MAX_NOTES: Final = 10_000
 
 
+class CredentialCaller(Base):
+    """An address that used a credential in the last 24 hours; of each credential the newest hundred are kept."""
+
+    __tablename__ = "credential_caller"
+
+    credential_id: Mapped[str] = mapped_column(String(36), primary_key=True)
+    address: Mapped[str] = mapped_column(String(64), primary_key=True)
+    last_used_at: Mapped[datetime] = mapped_column(Instant, index=True)
+
+
 class Usage:
-    """The noted uses of this process, by row."""
+    """The noted uses of this process, by row and address."""
 
     def __init__(self) -> None:
-        self._notes: dict[tuple[Any, str], tuple[datetime, str]] = {}
+        self._notes: dict[tuple[Any, str, str], datetime] = {}
         self._swap = threading.Lock()
 
     def note(self, table: Any, row_id: str, now: datetime, address: str) -> None:
-        """Remember that the credential in row `row_id` of `table` was used now."""
+        """Remember that the credential in row `row_id` of `table` was used now.
+
+        Who else used it is kept where the table says `tells_callers`.
+        """
         if len(self._notes) < _MAX_NOTES:
-            self._notes[table, row_id] = (now, address)
+            self._notes[table, row_id, address] = now
 
     def flush(self, database: Database, now: datetime) -> int:
         """Write what was noted; tell how many rows. A row that another process dated later keeps its date."""
@@ -36,14 +56,74 @@ class Usage:
             notes, self._notes = self._notes, {}
         if not notes:
             return 0
+        uses: dict[tuple[Any, str], list[tuple[datetime, str]]] = defaultdict(list)
+        for (table, row_id, address), at in notes.items():
+            uses[table, row_id].append((at, address[:64]))
         with database.unit(now, Origin.background()) as unit:
-            for (table, row_id), (at, address) in sorted(
-                notes.items(), key=lambda item: (item[0][0].__tablename__, item[0][1])
-            ):
+            # In one order everywhere: two processes that write the same rows must not wait for each other in a circle.
+            for (table, row_id), seen in sorted(uses.items(), key=lambda one: (one[0][0].__tablename__, one[0][1])):
+                seen.sort(reverse=True)
+                at, address = seen[0]
                 older = or_(table.last_used_at.is_(None), table.last_used_at < at)
-                unit.execute(
-                    update(table)
-                    .where(table.id == row_id, older)
-                    .values(last_used_at=at, last_used_address=address[:64])
-                )
-        return len(notes)
+                last = {"last_used_at": at, "last_used_address": address}
+                unit.execute(update(table).where(table.id == row_id, older).values(**last))
+                if getattr(table, "tells_callers", False):
+                    _write_callers(unit, database, row_id, seen[:MOST_TOLD])
+        return len(uses)
+
+
+def callers_of(session: Session, credential_ids: Iterable[str], now: datetime) -> dict[str, tuple[str, ...]]:
+    """The distinct addresses that used each of these credentials in the last 24 hours, the latest first; at most a hundred of each."""
+    recent = (
+        select(CredentialCaller.credential_id, CredentialCaller.address)
+        .where(
+            CredentialCaller.credential_id.in_(list(credential_ids)),
+            CredentialCaller.last_used_at > later(now, -TOLD_SECONDS),
+        )
+        .order_by(CredentialCaller.last_used_at.desc(), CredentialCaller.address)
+    )
+    found: dict[str, list[str]] = defaultdict(list)
+    for credential_id, address in session.execute(recent):
+        found[credential_id].append(address)
+    return {credential_id: tuple(addresses[:MOST_TOLD]) for credential_id, addresses in found.items()}
+
+
+def purge(unit: Unit) -> int:
+    """Forget callers of more than a day ago, and of each credential all but the newest hundred; for the janitor."""
+    gone = unit.changed(delete(CredentialCaller).where(CredentialCaller.last_used_at <= later(unit.now, -TOLD_SECONDS)))
+    crowded = (
+        select(CredentialCaller.credential_id)
+        .group_by(CredentialCaller.credential_id)
+        .having(func.count() > MOST_TOLD)
+        .limit(100)
+    )
+    for credential_id in unit.execute(crowded).scalars().all():
+        newest = (
+            select(CredentialCaller.address)
+            .where(CredentialCaller.credential_id == credential_id)
+            .order_by(CredentialCaller.last_used_at.desc(), CredentialCaller.address)
+            .limit(MOST_TOLD)
+        )
+        gone += unit.changed(
+            delete(CredentialCaller).where(
+                CredentialCaller.credential_id == credential_id, CredentialCaller.address.not_in(newest)
+            )
+        )
+    return gone
+
+
+def _write_callers(unit: Unit, database: Database, credential_id: str, seen: list[tuple[datetime, str]]) -> None:
+    insert: Any = sqlite.insert if database.is_sqlite else postgresql.insert
+    rows = [
+        {"credential_id": credential_id, "address": address, "last_used_at": at}
+        for at, address in sorted(seen, key=lambda one: one[1])
+    ]
+    statement = insert(CredentialCaller).values(rows)
+    newer = CredentialCaller.last_used_at < statement.excluded.last_used_at
+    unit.execute(
+        statement.on_conflict_do_update(
+            index_elements=["credential_id", "address"],
+            set_={"last_used_at": statement.excluded.last_used_at},
+            where=newer,
+        )
+    )

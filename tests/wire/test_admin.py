@@ -584,12 +584,39 @@ def test_a_secret_is_replaced_while_the_other_works(web: Web, boss: str) -> None
         (False, True),
         (True, False),
     ]
-    assert listed["secrets"][0]["lastUsedAddress"] == "127.0.0.1"
-    assert web.delete(f"{path}/secret/{machine.secret_id}", bearer=boss).status_code == 202
+    assert listed["secrets"][0]["lastUsedIp"] == "127.0.0.1"
+    assert web.delete(f"{path}/secret/{machine.secret_id}", bearer=boss).status_code == 409
+    assert web.delete(f"{path}/secret/{machine.secret_id}?force=true", bearer=boss).status_code == 202
     gone = web.get("/verify?tenant=optional", bearer=token.json["data"]["accessToken"])
     assert gone.status_code == 401
     fresh = {"clientId": machine.client_id, "secret": second.json["secret"]}
     assert web.post("/application/token", fresh).status_code == 200
+
+
+def test_a_third_secret_names_the_older_one_and_force_makes_room(web: Web, boss: str) -> None:
+    machine = an_application(web.rt)
+    path = f"/admin/application/{machine.client_id}/secret"
+    assert web.post("/application/token", {"clientId": machine.client_id, "secret": machine.secret}).status_code == 200
+    web.rt.usage.flush(web.rt.database, web.rt.clock.now())
+    web.clock.tick(1)
+    second = web.post(path, {"retireOldAfterQuiet": 604_800}, bearer=boss)
+    assert second.json["previous"] == {
+        "secretID": machine.secret_id,
+        "expireAt": None,
+        "retireAfterQuietSeconds": 604_800,
+    }
+    third = web.post(path, {}, bearer=boss)
+    assert (third.status_code, third.json["error"]) == (409, "CONFLICT")
+    assert machine.secret_id in third.json["message"]
+    assert "127.0.0.1" in third.json["message"]
+    assert web.post(f"{path}?force=yes", {}, bearer=boss).status_code == 400
+    assert web.post(f"{path}?force=false", {}, bearer=boss).status_code == 409
+    forced = web.post(f"{path}?force=true", {"expiresIn": 1}, bearer=boss)
+    assert forced.json["previous"]["secretID"] == machine.secret_id, "the second was never used"
+    assert web.post(path, {"force": True}, bearer=boss).status_code == 202
+    listed = web.get(f"{path}s", bearer=boss).json["secrets"]
+    assert listed[0]["callers"] == ["127.0.0.1"]
+    assert listed[0]["retireAfterQuietSeconds"] == 604_800
 
 
 def test_the_standard_application_always_stays(web: Web, boss: str) -> None:

@@ -9,10 +9,9 @@ from identity.core.admin import roles as named
 from identity.core.admin.by import By
 from identity.core.clients import applications, registration, secrets
 from identity.core.clients.applications import ADMIN_SCOPE, ApplicationInfo
-from identity.core.clients.secrets import SecretInfo
+from identity.core.clients.secrets import MadeSecret
 from identity.core.people.accounts import ADMIN_ROLE, clean_name
 from identity.errors import VALIDATION, Refused
-from identity.instruments.opaque import Secret
 from identity.runtime import Runtime
 
 
@@ -25,7 +24,7 @@ def create_application(
     scopes: Sequence[str] = (),
     new_role: bool = False,
     **options: Any,
-) -> tuple[ApplicationInfo, SecretInfo, Secret]:
+) -> tuple[ApplicationInfo, MadeSecret]:
     """Make an application and its first secret, which is shown once. See `applications.register` for `options` and refusals."""
     _check_grant(tenant, scopes, options.get("roles", ()))
     with by.unit(rt) as unit:
@@ -60,23 +59,39 @@ def delete_application(rt: Runtime, by: By, client_id: str) -> None:
         registration.remove(rt, unit, client_id, actor=by.actor)
 
 
-def add_secret(rt: Runtime, by: By, client_id: str, *, expires_in: int | None = None) -> tuple[SecretInfo, Secret]:
-    """A second live secret, so that the first can be retired."""
+def add_secret(
+    rt: Runtime,
+    by: By,
+    client_id: str,
+    *,
+    expires_in: int | None = None,
+    retire_old_after_quiet: int | None = None,
+    force: bool = False,
+) -> MadeSecret:
+    """A second live secret, so that the first can be retired; see `secrets.add_secret`."""
     with by.unit(rt) as unit:
-        return secrets.add_secret(rt, unit, client_id, actor=by.actor, expires_in=expires_in)
+        return secrets.add_secret(
+            rt,
+            unit,
+            client_id,
+            actor=by.actor,
+            expires_in=expires_in,
+            retire_old_after_quiet=retire_old_after_quiet,
+            force=force,
+        )
 
 
-def rotate_secret(rt: Runtime, by: By, client_id: str, *, expires_in: int) -> tuple[SecretInfo, Secret]:
-    """A new secret, while the one before works for `expires_in` seconds more."""
+def rotate_secret(rt: Runtime, by: By, client_id: str, *, expires_in: int, force: bool = False) -> MadeSecret:
+    """A new secret, while the one before works for `expires_in` seconds more; see `secrets.rotate_secret`."""
     with by.unit(rt) as unit:
-        return secrets.rotate_secret(rt, unit, client_id, actor=by.actor, expires_in=expires_in)
+        return secrets.rotate_secret(rt, unit, client_id, actor=by.actor, expires_in=expires_in, force=force)
 
 
-def delete_secret(rt: Runtime, by: By, client_id: str, secret_id: str) -> None:
-    """End a secret and every token that it earned."""
+def delete_secret(rt: Runtime, by: By, client_id: str, secret_id: str, *, force: bool = False) -> None:
+    """End a secret and every token that it earned; one in use only with `force`."""
     with by.unit(rt) as unit:
         applications.get_row(unit.session, client_id)
-        secrets.remove_secret(rt, unit, client_id, secret_id, actor=by.actor)
+        secrets.remove_secret(rt, unit, client_id, secret_id, actor=by.actor, force=force)
 
 
 def _check_grant(tenant: str | None, scopes: Sequence[str], roles: Sequence[str]) -> None:

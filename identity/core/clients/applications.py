@@ -52,6 +52,7 @@ class Application(Base):
     audiences: Mapped[tuple[str, ...]] = mapped_column(Names, default=())
     token_seconds: Mapped[int | None] = mapped_column(BigInteger)
     jwks: Mapped[str | None] = mapped_column(Text)
+    key_set_id: Mapped[str | None] = mapped_column(String(16))
     enabled: Mapped[bool] = mapped_column(Boolean, default=True)
     disabled_at: Mapped[datetime | None] = mapped_column(Instant)
     created_at: Mapped[datetime] = mapped_column(Instant)
@@ -80,6 +81,7 @@ class ApplicationInfo(NamedTuple):
     created_at: datetime
     version: int
     tenant_enabled: bool
+    key_set_id: str | None
 
     @property
     def is_usable(self) -> bool:
@@ -101,7 +103,9 @@ COLUMNS = (
     Application.created_at,
     Application.version,
     Application.tenant_enabled,
+    Application.key_set_id,
 )
+WIDTH: Final = len(COLUMNS)
 _BY_ID = Prepared(select(*COLUMNS).where(Application.id == bindparam("id")))
 _BY_APP_ID = Prepared(select(*COLUMNS).where(Application.app_id == bindparam("app_id")))
 
@@ -179,7 +183,7 @@ def listing(rt: Runtime, *, limit: int, offset: int) -> tuple[int, list[Applicat
 
 def info_of(row: Sequence[Any]) -> ApplicationInfo:
     """The application in a row that begins with `COLUMNS`."""
-    return ApplicationInfo(*(*row[:8], json.loads(row[8]) if row[8] else None, *row[9:13]))
+    return ApplicationInfo(*(*row[:8], json.loads(row[8]) if row[8] else None, *row[9:WIDTH]))
 
 
 def from_row(row: Application) -> ApplicationInfo:

@@ -36,7 +36,9 @@ class SpentAssertion(Base):
     expires_at: Mapped[datetime] = mapped_column(Instant, index=True)
 
 
-KEY_PROOF: Final = "key"
+def key_proof(key_set_id: str | None) -> str:
+    """What stands for a secret in the `jti` of a token that a set of keys has earned; no secret has such an id."""
+    return f"key-{key_set_id}" if key_set_id else "key"
 
 
 def authenticate_assertion(
@@ -70,7 +72,7 @@ def authenticate_assertion(
             unit.add(SpentAssertion(fingerprint=fingerprint, expires_at=kept_until))
     except IntegrityError:
         refuse(rt, origin, client_id, detail="assertion: this jti has been used")
-    return Authenticated(app, KEY_PROOF)
+    return Authenticated(app, key_proof(app.key_set_id))
 
 
 def _assertion_fault(claims: Mapping[str, Any], client_id: str, audiences: Sequence[str], now: int) -> str:

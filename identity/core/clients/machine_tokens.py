@@ -1,7 +1,7 @@
 """The tokens of applications: stateless, no row and no write on success.
 
-What ends one early is the application (disabled, deleted), the secret that earned it, or its own revocation; all are asked of the live
-rows in one read.
+What ends one early is the application (disabled, deleted), the removal of what earned it (a secret, a key set), or its own revocation; all
+are asked of the live rows in one read. A secret that merely expires or is replaced ends nothing.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from sqlalchemy import (
 )
 
 from identity.core.clients.applications import Application, ApplicationInfo
-from identity.core.clients.assertions import KEY_PROOF
+from identity.core.clients.assertions import key_proof
 from identity.core.clients.secrets import Authenticated, ClientSecret
 from identity.core.people.tenancy import Memberships, Tenant
 from identity.core.tokens import claims
 from identity.core.tokens.claims import AccessToken
 from identity.core.tokens.revoked import RevokedToken
-from identity.errors import Problem, Refused
+from identity.errors import CLIENT_MISMATCH, Problem, Refused
 from identity.instruments.keyring import CURRENT_VERSION
 from identity.runtime import Runtime
 from identity.storage import Prepared
@@ -55,8 +55,8 @@ class _LiveRow(NamedTuple):
     tenant: str | None
     scopes: tuple[str, ...]
     jwks: str | None
+    key_set_id: str | None
     secret_id: str | None
-    secret_expires_at: datetime | None
     revoked: str | None
     disabled_at: datetime | None
     limits: str
@@ -72,8 +72,8 @@ _LIVE = Prepared(
         Application.tenant_id,
         Application.scopes,
         Application.jwks,
+        Application.key_set_id,
         ClientSecret.id,
-        ClientSecret.expires_at,
         RevokedToken.jti,
         Application.disabled_at,
         Tenant.limits,
@@ -94,12 +94,18 @@ def issue_token(
 ) -> AccessToken:
     """A token for a proven application: the asked scopes, or all that it has.
 
-    Raises Refused(SCOPE_REFUSED) for a scope that it does not have.
+    It never outlives what proved the application, as far as that end is known now. Raises Refused(SCOPE_REFUSED) for a scope that it does
+    not have.
     """
-    app = proven.application
+    app, now = proven.application, rt.clock.now()
     granted = app.scopes if scope is None else tuple(dict.fromkeys(scope))
     if not set(granted) <= set(app.scopes):
         raise Refused(SCOPE_REFUSED, field="scope", evidence={"asked": sorted(granted), "has": list(app.scopes)})
+    seconds = app.token_seconds or rt.settings.application_token_seconds
+    if proven.ends_at is not None:
+        seconds = min(seconds, int(proven.ends_at.timestamp()) - int(now.timestamp()))
+        if seconds < 1:
+            raise Refused(CLIENT_MISMATCH, detail="what proved the application ends within this second")
     return claims.issue_application_token(
         rt,
         client_id=app.id,
@@ -108,8 +114,8 @@ def issue_token(
         tenant=app.tenant,
         scope=granted,
         audience=audience,
-        seconds=app.token_seconds or rt.settings.application_token_seconds,
-        now=rt.clock.now(),
+        seconds=seconds,
+        now=now,
     )
 
 
@@ -140,20 +146,16 @@ def live_state(rt: Runtime, client_id: str, token_id: str, *, issued_at: int) ->
         return None
     if rt.ring.ensure_version(row.ring_version) and not rt.ring.is_ready():
         return None
-    by_key = secret_id == KEY_PROOF and row.jwks is not None
-    ends_at = row.secret_expires_at
-    by_secret = row.secret_id is not None and (ends_at is None or rt.clock.now() < ends_at)
+    by_key = row.jwks is not None and secret_id == key_proof(row.key_set_id)
     # Enabling again revives nothing: what was issued before the application, or its tenant, was last disabled has ended.
     ends = [moment.timestamp() for moment in (row.disabled_at, row.tenant_disabled_at) if moment is not None]
     is_ended = row.revoked is not None or (bool(ends) and issued_at <= max(ends))
-    is_good = row.enabled and row.tenant_enabled and not is_ended and (by_key or by_secret)
+    is_good = row.enabled and row.tenant_enabled and not is_ended and (by_key or row.secret_id is not None)
     belongs = Memberships.alone(row.tenant, row.roles, row.limits) if row.tenant else Memberships()
     return LiveApplication(row.roles, row.scopes, belongs) if is_good else None
 
 
-def why_ended(  # noqa: PLR0911 -- one return for each reason
-    rt: Runtime, client_id: str, token_id: str, *, issued_at: int
-) -> str:
+def why_ended(rt: Runtime, client_id: str, token_id: str, *, issued_at: int) -> str:
     """Why `live_state` finds nothing for a genuine token: one line for operators, after the same checks in the same order."""
     secret_id = claims.secret_of(token_id)
     row = rt.database.row(_LIVE, id=client_id, secret_id=secret_id, jti=token_id)
@@ -165,8 +167,10 @@ def why_ended(  # noqa: PLR0911 -- one return for each reason
         return "this token was revoked by its application (RFC 7009)"
     if row.disabled_at is not None and issued_at <= row.disabled_at.timestamp():
         return "the application was disabled after this token was issued; enabling it again revives nothing"
-    if secret_id == KEY_PROOF and row.jwks is None:
-        return "the key set that earned this token was taken away"
-    if row.secret_id is None and secret_id != KEY_PROOF:
-        return "the secret that earned this token was removed or replaced"
-    return "the secret that earned this token has expired, or the key that signed it was withdrawn"
+    if row.secret_id is None and secret_id != key_proof(row.key_set_id):
+        return (
+            "the key set that earned this token was replaced or taken away"
+            if secret_id.startswith("key")
+            else "the secret that earned this token was removed"
+        )
+    return "the key that signed this token was withdrawn"

@@ -16,13 +16,12 @@ from sqlalchemy.exc import IntegrityError
 
 from identity.canonical import get_names
 from identity.core.clients.applications import STANDARD_APP_ID, Application, ApplicationInfo, from_row, get_row
-from identity.core.clients.secrets import ClientSecret, SecretInfo, add_secret
+from identity.core.clients.secrets import ClientSecret, MadeSecret, add_secret
 from identity.core.people import tenancy
 from identity.core.record import audit
 from identity.core.record.audit import Action
 from identity.errors import CONFLICT, VALIDATION, Refused
 from identity.instruments.jws import load_jwks
-from identity.instruments.opaque import Secret
 from identity.runtime import Runtime
 from identity.storage import Contention, Unit
 
@@ -39,7 +38,7 @@ def register(
     audiences: Sequence[str] = (),
     token_seconds: int | None = None,
     jwks: Mapping[str, Any] | None = None,
-) -> tuple[ApplicationInfo, SecretInfo, Secret]:
+) -> tuple[ApplicationInfo, MadeSecret]:
     """Make an application and its first secret, which is shown once.
 
     Raises Refused(VALIDATION) and Refused(NOT_FOUND) for a tenant that does not exist.
@@ -57,6 +56,7 @@ def register(
         audiences=_checked_audiences(audiences),
         token_seconds=_checked_seconds(token_seconds),
         jwks=_checked_jwks(jwks),
+        key_set_id=_key_set_id(rt) if jwks else None,
         enabled=True,
         created_at=unit.now,
         version=1,
@@ -75,8 +75,7 @@ def register(
         tenant=tenant,
         scopes=list(row.scopes),
     )
-    info, secret = add_secret(rt, unit, row.id, actor=actor)
-    return from_row(row), info, secret
+    return from_row(row), add_secret(rt, unit, row.id, actor=actor)
 
 
 def change(
@@ -96,7 +95,10 @@ def change(
     }
     values = {name: checks[name](value) if name in checks else value for name, value in changes.items()}
     before = {name: getattr(row, name) for name in values}
-    ended = {"disabled_at": unit.now} if values.get("enabled") is False else {}
+    ended: dict[str, Any] = {"disabled_at": unit.now} if values.get("enabled") is False else {}
+    if "jwks" in values and values["jwks"] != row.jwks:
+        # Another key set is another credential: what the one before it earned has ended.
+        ended["key_set_id"] = _key_set_id(rt) if values["jwks"] else None
     expected = row.version if version is None else version
     if not unit.changed(
         update(Application)
@@ -125,6 +127,11 @@ def _checked_audiences(audiences: Sequence[str]) -> tuple[str, ...]:
             VALIDATION.saying("An audience has 1 to 200 printable ASCII characters without spaces"), field="audiences"
         )
     return tuple(sorted(set(audiences)))
+
+
+def _key_set_id(rt: Runtime) -> str:
+    """A key set has an id as a secret has one: it travels in the `jti` of what it earns."""
+    return rt.entropy.bytes(6).hex()
 
 
 def _checked_seconds(seconds: int | None) -> int | None:

@@ -1,6 +1,7 @@
 """Client secrets: proving an application by one, and replacing one while the other works.
 
-An application has at most two live secrets. A secret is kept as a keyed hash and is shown once.
+An application has at most two live secrets. A secret is kept as a keyed hash and is shown once. One that expires or is replaced proves
+nothing any more, and what it earned runs out by itself: its row stays until then. One that is removed ends what it earned.
 """
 
 from __future__ import annotations
@@ -8,18 +9,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final, NamedTuple, NoReturn
+from typing import Any, ClassVar, Final, NamedTuple, NoReturn
 
 from sqlalchemy import (
     BigInteger,
+    ColumnElement,
     ForeignKey,
     LargeBinary,
     String,
     bindparam,
     delete,
-    func,
     or_,
     select,
+    update,
 )
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -30,14 +32,17 @@ from identity.core.keeping import Keeping, delete_batch
 from identity.core.proofs import attempts, machines
 from identity.core.record import audit
 from identity.core.record.audit import Action
-from identity.errors import CLIENT_MISMATCH, CONFLICT, NOT_FOUND, Refused
-from identity.instruments import opaque
-from identity.instruments.keyring import CURRENT_VERSION
+from identity.errors import CLIENT_MISMATCH, CONFLICT, NOT_FOUND, Problem, Refused
+from identity.instruments import opaque, usage
+from identity.instruments.keyring import CURRENT_VERSION, SKEW_SECONDS
 from identity.instruments.opaque import Kind, Secret
+from identity.instruments.usage import CredentialCaller
 from identity.runtime import Runtime
 from identity.storage import Base, Instant, Prepared, Unit
 
 MAX_LIVE_SECRETS: Final = 2
+LONGEST_TOKEN_SECONDS: Final = 86_400
+_IN_USE_SECONDS: Final = 86_400
 
 
 class ClientSecret(Base):
@@ -53,6 +58,10 @@ class ClientSecret(Base):
     last_used_at: Mapped[datetime | None] = mapped_column(Instant)
     last_used_address: Mapped[str | None] = mapped_column(String(64))
     warned_days: Mapped[int | None] = mapped_column(BigInteger)
+    retire_after_quiet: Mapped[int | None] = mapped_column(BigInteger)
+    quiet_from: Mapped[datetime | None] = mapped_column(Instant)
+
+    tells_callers: ClassVar[bool] = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +72,25 @@ class SecretInfo:
     created_at: datetime
     expires_at: datetime | None
     last_used_at: datetime | None
-    last_used_address: str | None
+    last_used_ip: str | None
+    retire_after_quiet_seconds: int | None = None
+    callers: tuple[str, ...] = ()
+
+
+class MadeSecret(NamedTuple):
+    """A new secret, the only copy of it, and the one before it, if that still works."""
+
+    info: SecretInfo
+    secret: Secret
+    previous: SecretInfo | None = None
 
 
 class Authenticated(NamedTuple):
-    """An application that has proven itself, and by which secret (`key` for a signed assertion)."""
+    """An application that has proven itself, by which credential (its id travels in the `jti`), and when that ends, if it is known."""
 
     application: ApplicationInfo
     secret_id: str
+    ends_at: datetime | None = None
 
 
 class _ProofRow(NamedTuple):
@@ -89,18 +109,27 @@ class _ProofRow(NamedTuple):
     created_at: datetime
     version: int
     tenant_enabled: bool
+    key_set_id: str | None
     ring_version: int
     failures: str | None
     secret_id: str | None
     fingerprint: bytes | None
     expires_at: datetime | None
+    retire_after_quiet: int | None
+    quiet_from: datetime | None
+    last_used_at: datetime | None
 
     def holds(self, presented: bytes) -> bool:
         """Whether this row's secret is the presented one, whether it lives or not."""
         return self.fingerprint is not None and opaque.matches(self.fingerprint, presented)
 
+    @property
+    def ends_at(self) -> datetime | None:
+        return _end(self.expires_at, self.retire_after_quiet, self.quiet_from, self.last_used_at)
+
     def lives(self, now: datetime) -> bool:
-        return self.expires_at is None or now < self.expires_at
+        end = self.ends_at
+        return end is None or now < end
 
     def application(self) -> ApplicationInfo:
         return info_of(self[: len(ApplicationInfo._fields)])
@@ -114,6 +143,9 @@ _WITH_SECRETS = Prepared(
         ClientSecret.id,
         ClientSecret.fingerprint,
         ClientSecret.expires_at,
+        ClientSecret.retire_after_quiet,
+        ClientSecret.quiet_from,
+        ClientSecret.last_used_at,
     )
     .outerjoin(ClientSecret, ClientSecret.client_id == Application.id)
     .where(Application.id == bindparam("id")),
@@ -135,16 +167,16 @@ def authenticate(rt: Runtime, origin: Origin, client_id: str, secret: str) -> Au
         machines.check(rt, origin, name_of(client_id))
     presented = opaque.fingerprint(rt.ring.vault.derive("client secrets"), secret)
     now = rt.clock.now()
-    proven = ""
+    proven, ends_at = "", None
     for row in rows:
         if row.holds(presented) and row.lives(now):
-            proven = row.secret_id or ""
+            proven, ends_at = row.secret_id or "", row.expires_at
     if not proven or not rows[0].application().is_usable:
         detail, evidence = _flaw(rows, presented, secret, now)
         refuse(rt, origin, client_id, detail=detail, evidence=evidence, is_known=bool(rows))
     rt.ring.ensure_version(rows[0].ring_version)
     rt.usage.note(ClientSecret, proven, now, origin.address)
-    return Authenticated(rows[0].application(), proven)
+    return Authenticated(rows[0].application(), proven, ends_at)
 
 
 def _flaw(rows: Sequence[_ProofRow], presented: bytes, secret: str, now: datetime) -> tuple[str, dict[str, Any]]:
@@ -157,9 +189,10 @@ def _flaw(rows: Sequence[_ProofRow], presented: bytes, secret: str, now: datetim
         if not row.holds(presented):
             continue
         evidence: dict[str, Any] = {"seen": {"secret": row.secret_id}, "near_miss": "the secret was right"}
-        if row.expires_at is None or now < row.expires_at:
+        end = row.ends_at
+        if end is None or now < end:
             return "the application or its tenant is disabled", evidence
-        late = int((now - row.expires_at).total_seconds())
+        late = int((now - end).total_seconds())
         return "the secret has expired", evidence | {"expected": "a secret that lives", "skew_seconds": late}
     evidence = {"expected": {"secret": [row.secret_id for row in rows if row.secret_id]}}
     if not well_formed:
@@ -189,16 +222,116 @@ def refuse(
 
 
 def add_secret(
-    rt: Runtime, unit: Unit, client_id: str, *, actor: str, expires_in: int | None = None
-) -> tuple[SecretInfo, Secret]:
-    """A further live secret, at most two in all (CONFLICT); it expires after `expires_in` seconds, or never."""
+    rt: Runtime,
+    unit: Unit,
+    client_id: str,
+    *,
+    actor: str,
+    expires_in: int | None = None,
+    retire_old_after_quiet: int | None = None,
+    force: bool = False,
+) -> MadeSecret:
+    """A further live secret; it expires after `expires_in` seconds, or never.
+
+    With `retire_old_after_quiet` the one before it ends by itself once nobody has used it for so many seconds. A third live secret is
+    refused (CONFLICT), or, with `force`, takes the place of the one used longest ago, whose tokens run out by themselves.
+    """
+    living = _make_room(rt, unit, client_id, actor=actor, force=force)
+    if retire_old_after_quiet is not None:
+        for old in living:
+            old.retire_after_quiet, old.quiet_from = retire_old_after_quiet, unit.now
+    return _add(rt, unit, client_id, living, actor=actor, expires_in=expires_in)
+
+
+def rotate_secret(
+    rt: Runtime, unit: Unit, client_id: str, *, actor: str, expires_in: int, force: bool = False
+) -> MadeSecret:
+    """A new secret, while the one before it keeps working for `expires_in` seconds more. See `add_secret` for `force`."""
+    living = _make_room(rt, unit, client_id, actor=actor, force=force)
+    end = later(unit.now, expires_in)
+    for old in living:
+        old.expires_at = min(old.expires_at or end, end)
+    return _add(rt, unit, client_id, living, actor=actor, expires_in=None)
+
+
+def remove_secret(rt: Runtime, unit: Unit, client_id: str, secret_id: str, *, actor: str, force: bool = False) -> None:
+    """End a secret and every token that it earned. One that was used in the last 24 hours is refused (CONFLICT) without `force`."""
+    mine = (ClientSecret.id == secret_id, ClientSecret.client_id == client_id)
+    row = unit.execute(select(ClientSecret).where(*mine).with_for_update()).scalar_one_or_none()
+    if row is None:
+        raise Refused(NOT_FOUND, detail="no such secret of this application")
+    if not force and row.last_used_at is not None and unit.now < later(row.last_used_at, _IN_USE_SECONDS):
+        raise Refused(_in_use(row), detail="the secret is in use")
+    unit.execute(delete(ClientSecret).where(*mine))
+    audit.record(rt, unit, Action.SECRET_REVOKED, actor=actor, target=client_id, secret=secret_id)
+
+
+def secrets_of(rt: Runtime, client_id: str) -> list[SecretInfo]:
+    """The secrets of an application, oldest first, also those that have ended while something that they earned may live."""
+    with rt.database.reading() as session:
+        get_row(session, client_id)
+        rows = session.scalars(
+            select(ClientSecret).where(ClientSecret.client_id == client_id).order_by(ClientSecret.created_at)
+        ).all()
+        callers = usage.callers_of(session, [row.id for row in rows], rt.clock.now())
+        return [_secret_info(row, callers.get(row.id, ())) for row in rows]
+
+
+def retire_quiet(rt: Runtime) -> int:
+    """Write down the end of each secret that was to end once it is quiet, and is; tell of how many. A background job."""
+    waiting = select(ClientSecret).where(ClientSecret.retire_after_quiet.is_not(None))
+    retired = 0
+    with rt.unit(Origin.background()) as unit:
+        for row in unit.execute(waiting.where(_lives(unit.now))).scalars().all():
+            end = _end(row.expires_at, row.retire_after_quiet, row.quiet_from, row.last_used_at)
+            # A use that another process wrote down meanwhile keeps it alive.
+            unchanged = ClientSecret.last_used_at.is_not_distinct_from(row.last_used_at)
+            if end is None or unit.now < end:
+                continue
+            if unit.changed(update(ClientSecret).where(ClientSecret.id == row.id, unchanged).values(expires_at=end)):
+                retired += 1
+                audit.record(rt, unit, Action.SECRET_RETIRED, actor="background", target=row.client_id, secret=row.id)
+    return retired
+
+
+def purge(rt: Runtime, unit: Unit) -> int:
+    """Forget secrets that have ended, once the last token that they can have earned is dead; for the janitor."""
+    longest = max(LONGEST_TOKEN_SECONDS, rt.settings.application_token_seconds) + SKEW_SECONDS
+    gone = delete_batch(unit, ClientSecret, ClientSecret.expires_at < later(unit.now, -longest))
+    return gone + usage.purge(unit)
+
+
+def name_of(client_id: str) -> str:
+    """Under which name a machine is counted: every spelling of a client id is one machine."""
+    return canonical_id(client_id) or client_id
+
+
+def _make_room(rt: Runtime, unit: Unit, client_id: str, *, actor: str, force: bool) -> list[ClientSecret]:
+    """The live secrets of an application, oldest first, locked; one fewer than it may have. See `add_secret`."""
     get_row(unit.session, client_id, for_update=True)
-    alive = or_(ClientSecret.expires_at.is_(None), ClientSecret.expires_at > unit.now)
-    living = unit.execute(
-        select(func.count()).select_from(ClientSecret).where(ClientSecret.client_id == client_id, alive)
-    ).scalar_one()
-    if living >= MAX_LIVE_SECRETS:
-        raise Refused(CONFLICT.saying("An application has at most two live secrets; delete one first"))
+    rows = unit.execute(
+        select(ClientSecret)
+        .where(ClientSecret.client_id == client_id, _lives(unit.now))
+        .order_by(ClientSecret.created_at, ClientSecret.id)
+        .with_for_update()
+    ).scalars()
+    living = [row for row in rows if not _has_ended(row, unit.now)]
+    if len(living) < MAX_LIVE_SECRETS:
+        return living
+    if not force:
+        raise Refused(_third(living[0]), detail="two secrets live", evidence={"seen": [row.id for row in living]})
+    longest_ago = min(living, key=lambda row: (row.last_used_at is not None, row.last_used_at or row.created_at))
+    longest_ago.expires_at = unit.now
+    audit.record(
+        rt, unit, Action.SECRET_RETIRED, actor=actor, target=client_id, secret=longest_ago.id, reason="a third was made"
+    )
+    return [row for row in living if row is not longest_ago]
+
+
+def _add(
+    rt: Runtime, unit: Unit, client_id: str, living: Sequence[ClientSecret], *, actor: str, expires_in: int | None
+) -> MadeSecret:
+    unit.session.flush()
     secret = opaque.mint(Kind.CLIENT_SECRET, rt.entropy)
     row = ClientSecret(
         id=rt.entropy.bytes(6).hex(),
@@ -209,61 +342,57 @@ def add_secret(
     )
     unit.add(row)
     audit.record(rt, unit, Action.SECRET_CREATED, actor=actor, target=client_id, secret=row.id)
-    return _secret_info(row), secret
+    return MadeSecret(_secret_info(row), secret, _secret_info(living[-1]) if living else None)
 
 
-def rotate_secret(rt: Runtime, unit: Unit, client_id: str, *, actor: str, expires_in: int) -> tuple[SecretInfo, Secret]:
-    """A new secret, while the older ones keep working for `expires_in` seconds more; the oldest goes where two live already."""
-    get_row(unit.session, client_id, for_update=True)
-    alive = or_(ClientSecret.expires_at.is_(None), ClientSecret.expires_at > unit.now)
-    living = (
-        unit.execute(
-            select(ClientSecret)
-            .where(ClientSecret.client_id == client_id, alive)
-            .order_by(ClientSecret.created_at.desc())
-        )
-        .scalars()
-        .all()
+def _lives(now: datetime) -> ColumnElement[bool]:
+    return or_(ClientSecret.expires_at.is_(None), ClientSecret.expires_at > now)
+
+
+def _has_ended(row: ClientSecret, now: datetime) -> bool:
+    end = _end(row.expires_at, row.retire_after_quiet, row.quiet_from, row.last_used_at)
+    return end is not None and end <= now
+
+
+def _end(
+    expires_at: datetime | None, quiet_seconds: int | None, quiet_from: datetime | None, last_used_at: datetime | None
+) -> datetime | None:
+    """When a secret stops to prove its application, if nobody uses it before that."""
+    if quiet_seconds is None or quiet_from is None:
+        return expires_at
+    silent_since = quiet_from if last_used_at is None else max(quiet_from, last_used_at)
+    # A use that is known to some process only must not come too late.
+    quiet_end = later(silent_since, quiet_seconds + usage.NOTED_WITHIN_SECONDS)
+    return quiet_end if expires_at is None else min(expires_at, quiet_end)
+
+
+def _third(older: ClientSecret) -> Problem:
+    return CONFLICT.saying(
+        f"Two secrets live already; the older, {older.id}, {_last_use(older)}. Force ends the one used longest ago"
     )
-    for old in living[1:]:
-        remove_secret(rt, unit, client_id, old.id, actor=actor)
-    end = later(unit.now, expires_in)
-    for old in living[:1]:
-        old.expires_at = min(old.expires_at or end, end)
-    unit.session.flush()
-    return add_secret(rt, unit, client_id, actor=actor)
 
 
-def remove_secret(rt: Runtime, unit: Unit, client_id: str, secret_id: str, *, actor: str) -> None:
-    """End a secret and every token that it earned."""
-    gone = unit.changed(delete(ClientSecret).where(ClientSecret.id == secret_id, ClientSecret.client_id == client_id))
-    if not gone:
-        raise Refused(NOT_FOUND, detail="no such secret of this application")
-    audit.record(rt, unit, Action.SECRET_REVOKED, actor=actor, target=client_id, secret=secret_id)
+def _in_use(row: ClientSecret) -> Problem:
+    return CONFLICT.saying(f"The secret {row.id} {_last_use(row)}. Force ends it and all that it earned")
 
 
-def secrets_of(rt: Runtime, client_id: str) -> list[SecretInfo]:
-    """The secrets of an application, oldest first."""
-    with rt.database.reading() as session:
-        get_row(session, client_id)
-        rows = session.scalars(
-            select(ClientSecret).where(ClientSecret.client_id == client_id).order_by(ClientSecret.created_at)
-        )
-        return [_secret_info(row) for row in rows]
+def _last_use(row: ClientSecret) -> str:
+    """For the eyes of administrators: a time, and an address in its canonical form."""
+    if row.last_used_at is None:
+        return "was never used"
+    return f"was last used {row.last_used_at:%Y-%m-%dT%H:%M:%SZ} from {row.last_used_address}"
 
 
-def name_of(client_id: str) -> str:
-    """Under which name a machine is counted: every spelling of a client id is one machine."""
-    return canonical_id(client_id) or client_id
+def _secret_info(row: ClientSecret, callers: tuple[str, ...] = ()) -> SecretInfo:
+    return SecretInfo(
+        row.id,
+        row.created_at,
+        row.expires_at,
+        row.last_used_at,
+        row.last_used_address,
+        row.retire_after_quiet,
+        callers,
+    )
 
 
-def _secret_info(row: ClientSecret) -> SecretInfo:
-    return SecretInfo(row.id, row.created_at, row.expires_at, row.last_used_at, row.last_used_address)
-
-
-def purge(_rt: Runtime, unit: Unit) -> int:
-    """Delete secrets that expired more than 30 days ago; until then they tell who asks when they ended."""
-    return delete_batch(unit, ClientSecret, ClientSecret.expires_at < later(unit.now, -30 * 86_400))
-
-
-KEEPING: Final = Keeping((ClientSecret,), purge=purge)
+KEEPING: Final = Keeping((ClientSecret, CredentialCaller), purge=purge)

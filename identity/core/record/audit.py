@@ -61,6 +61,7 @@ class Action(StrEnum):
     APPLICATION_DELETED = "application.deleted"
     APPLICATION_REFUSED = "application.refused"
     SECRET_CREATED = "secret.created"
+    SECRET_RETIRED = "secret.retired"
     SECRET_REVOKED = "secret.revoked"
     TENANT_CREATED = "tenant.created"
     TENANT_CHANGED = "tenant.changed"

@@ -91,11 +91,16 @@ def _list(
 
 
 def _deed(
-    method: str, path: str, *, body: type[Schema] | None = None, answer: type[Schema] = schemas.Acknowledged
+    method: str,
+    path: str,
+    *,
+    body: type[Schema] | None = None,
+    answer: type[Schema] = schemas.Acknowledged,
+    query: tuple[str, ...] = (),
 ) -> Callable[[_Handler], _Handler]:
     """Declare a route that changes something."""
     refusals = (*_ALWAYS, NOT_FOUND, CONFLICT)
-    return admin.endpoint(method, path, body=body, answer=answer, status=202, refusals=refusals)
+    return admin.endpoint(method, path, body=body, answer=answer, query=query, status=202, refusals=refusals)
 
 
 # Users.
@@ -366,24 +371,43 @@ def delete_application(call: Call) -> Reply:
     return Reply(_ACKNOWLEDGED)
 
 
-@_deed("POST", "/admin/application/{clientId}/secret", body=schemas.SecretBody, answer=schemas.NewSecretAnswer)
+@_deed(
+    "POST",
+    "/admin/application/{clientId}/secret",
+    body=schemas.SecretBody,
+    answer=schemas.ReplacedSecretAnswer,
+    query=("force",),
+)
 def add_secret(call: Call) -> Reply:
-    """Make a second live secret, which is shown once, so that the first can be retired."""
-    made = applications.add_secret(call.rt, _by(call), call.params["clientId"], expires_in=call.body.get("expiresIn"))
-    return Reply(documents.created_secret(*made))
+    """Make a second live secret, which is shown once, so that the first can be retired.
+
+    With `retireOldAfterQuiet` the first ends by itself once nobody has used it for so many seconds. A third is refused, and the refusal
+    names the last use of the older one; `force` ends the one used longest ago.
+    """
+    made = applications.add_secret(
+        call.rt,
+        _by(call),
+        call.params["clientId"],
+        expires_in=call.body.get("expiresIn"),
+        retire_old_after_quiet=call.body.get("retireOldAfterQuiet"),
+        force=call.body.get("force", False) or _flag(call, "force"),
+    )
+    return Reply(documents.created_secret(made))
 
 
 @_list("/admin/application/{clientId}/secrets", "secrets", schemas.SecretAnswer, refusals=(NOT_FOUND,))
 def list_secrets(call: Call) -> Reply:
-    """List the secrets of an application, and when and from where each was last used."""
+    """List the secrets of an application: when and from where each was last used, and by which addresses in the last 24 hours."""
     found = secrets.secrets_of(call.rt, call.params["clientId"])
     return _page(call, "secrets", documents.secret, lambda limit, offset: (len(found), found[offset : offset + limit]))
 
 
-@_deed("DELETE", "/admin/application/{clientId}/secret/{secretID}")
+@_deed("DELETE", "/admin/application/{clientId}/secret/{secretID}", query=("force",))
 def delete_secret(call: Call) -> Reply:
-    """End a secret and every token that it earned."""
-    applications.delete_secret(call.rt, _by(call), call.params["clientId"], call.params["secretID"])
+    """End a secret and every token that it earned; one that was used in the last 24 hours only with `force=true`."""
+    applications.delete_secret(
+        call.rt, _by(call), call.params["clientId"], call.params["secretID"], force=_flag(call, "force")
+    )
     return Reply(_ACKNOWLEDGED)
 
 
@@ -544,6 +568,13 @@ def _one(call: Call, name: str) -> str | None:
     if len(values) > 1:
         raise Refused(VALIDATION.saying("A query parameter must not be sent twice"), field=name)
     return values[0] if values else None
+
+
+def _flag(call: Call, name: str) -> bool:
+    text = _one(call, name)
+    if text not in (None, "true", "false"):
+        raise Refused(VALIDATION.saying(f"{name} is true or false"), field=name)
+    return text == "true"
 
 
 def _whole(call: Call, name: str, *, default: int, most: int) -> int:
