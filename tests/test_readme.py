@@ -10,6 +10,7 @@ import subprocess
 import sys
 import types
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -67,13 +68,25 @@ def test_the_minute_works_as_written_and_its_python_verifies_the_tokens(tmp_path
         user, end = decoder.raw_decode(answered)
         machine, _ = decoder.raw_decode(answered[end:].strip())
 
-        (snippet,) = blocks("python")
+        kit, by_hand = (snippet.replace("http://127.0.0.1:8000", live.url) for snippet in blocks("python"))
         namespace: dict[str, object] = {}
-        exec(snippet.replace("http://127.0.0.1:8000", live.url), namespace)
+        exec(by_hand, namespace)
         claims_of = namespace["claims_of"]
         assert callable(claims_of)
         assert claims_of(user["data"]["accessToken"])["tenants"] == {"acme-bank": ["analyst"]}
         assert claims_of(machine["data"]["accessToken"])["scope"] == "read"
+
+        service: dict[str, Any] = {"__name__": "service"}
+        exec(kit, service)
+        headers = {"Authorization": f"Bearer {user['data']['accessToken']}", "X-Tenant-Id": "acme-bank"}
+        client = service["app"].test_client()
+        answer = client.get("/incidents", headers=headers)
+        assert answer.json == {
+            "for": claims_of(user["data"]["accessToken"])["sub"],
+            "roles": ["analyst", "users_admin"],
+        }
+        assert client.get("/incidents", headers=headers | {"X-Tenant-Id": "other"}).status_code == 403
+        service["verifier"].close()
 
 
 def test_every_page_that_it_names_exists() -> None:

@@ -30,10 +30,6 @@ def node(recipe: str, service: Live, machine: Machine, number: int = 0) -> list[
     return run(["node", "--input-type=module", "-"], block(recipe, "js", number), service, machine)
 
 
-def test_jose_verifies_a_token(service: Live, machine: Machine) -> None:
-    assert node("jose.md", service, machine) == [machine.client_id]
-
-
 def test_oauth4webapi_gets_verifies_introspects_and_revokes(service: Live, machine: Machine) -> None:
     assert node("oauth4webapi.md", service, machine) == [machine.client_id, "true", INACTIVE]
 

@@ -17,6 +17,7 @@ from identity_verifier.cached import Cached, Loaded
 from identity_verifier.clocks import Clock
 from identity_verifier.jose import (
     STATUS_LIST,
+    Key,
     KeySet,
     Unfit,
     UnknownKey,
@@ -69,6 +70,12 @@ class Sources:
                 ),
             )
 
+    def check_current(self, key: Key) -> None:
+        """Raise Unfit if a key that was found a moment ago is no longer among the keys held. Never waits."""
+        keys = self.keys.stale(up_to_seconds=STALE_KEYS_SECONDS)
+        if keys is None or key.kid not in keys.by_kid:
+            raise Unfit("its key was withdrawn")
+
     def forget_lock(self) -> None:
         """For a child process: another thread of the parent may have held it."""
         self._lock = threading.Lock()
@@ -107,7 +114,7 @@ class Sources:
             raise Unfit("another issuer")
         return status.read(claims, uri=uri, now=now)
 
-    def _list_key(self, header: str) -> Any:
+    def _list_key(self, header: str) -> Key:
         """The key of a list; looked for anew where it is unknown, since that is how a key's emergency end shows first."""
         keys = self.keys.fresh() or self.keys.stale(up_to_seconds=STALE_KEYS_SECONDS)
         if keys is not None:

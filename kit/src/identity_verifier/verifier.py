@@ -248,6 +248,8 @@ class Verifier:
                 claims = yield from self._told(token, claims, otherwise=UNAVAILABLE)
             elif named is not None and (yield from self._must_ask(claims, named)):
                 claims = yield from self._told(token, claims, otherwise=CHANGED, keep_seconds=_ANSWER_SECONDS)
+            # A list that was read on the way may have brought newer keys: an emergency shows there first.
+            self._sources.check_current(key)
             if tenant is not None and claims.get("tenants_omitted"):
                 claims = yield from self._told(token, claims, otherwise=TENANTS_UNTOLD, keep_seconds=_ANSWER_SECONDS)
         except Unfit as exc:
