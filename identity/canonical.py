@@ -1,4 +1,4 @@
-"""The one spelling of a mail address, an alias, an id, and the one reading of a JSON object.
+"""The one spelling of a mail address, an alias, an id, an origin, and the one reading of a JSON object.
 
 Whatever people type is brought to this form before it is looked up, counted, compared or stored; nothing downstream sees
 another. What has no safe form is refused: two spellings that somebody's mail server may tell apart are never merged.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+from ipaddress import IPv6Address
 from typing import Any, Final, NoReturn
 
 import idna
@@ -21,6 +22,11 @@ _LOCAL: Final = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(?:\.[A-Za-z0-9!#$%&
 _LABEL: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?", re.ASCII)
 _ALIAS: Final = re.compile(r"[a-z0-9][a-z0-9._-]{1,62}[a-z0-9]", re.ASCII)
 _UUID: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
+_ORIGIN: Final = re.compile(
+    r"(?P<scheme>[a-z][a-z0-9+.-]{0,31})://(?P<host>[a-z0-9_](?:[a-z0-9._-]{0,252})|\[[0-9a-f:.]{2,45}\])(?::(?P<port>[0-9]{1,5}))?",
+    re.ASCII | re.IGNORECASE,
+)
+_DEFAULT_PORTS: Final = {"http": 80, "https": 443, "ws": 80, "wss": 443, "ftp": 21}
 _NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9._:-]{0,62}[a-z0-9])?", re.ASCII)
 
 
@@ -82,6 +88,29 @@ def canonical_id(text: str) -> str | None:
     """A UUID in its one spelling, or None."""
     lowered = text.lower()
     return lowered if _UUID.fullmatch(lowered) else None
+
+
+def canonical_origin(text: str) -> str | None:
+    """The one spelling of `scheme://host[:port]` (RFC 6454 section 6.1), or None if it is none: lower case, without a default port."""
+    found = _ORIGIN.fullmatch(text)
+    if found is None:
+        return None
+    scheme, host, port = found["scheme"].lower(), found["host"].lower(), found["port"]
+    if host.startswith("["):
+        try:
+            host = f"[{IPv6Address(host[1:-1]).compressed}]"
+        except ValueError:
+            return None
+    if port is None or (port.isdecimal() and _DEFAULT_PORTS.get(scheme) == int(port)):
+        return f"{scheme}://{host}"
+    return f"{scheme}://{host}:{int(port)}" if int(port) <= 65_535 else None
+
+
+def canonical_audience(text: str) -> str | None:
+    """The one spelling of an audience, or None: 1 to 200 printable ASCII characters. What is an origin is spelled as one."""
+    if not 1 <= len(text) <= 200 or not text.isascii() or not text.isprintable() or " " in text:
+        return None
+    return canonical_origin(text.removesuffix("/")) or text
 
 
 def _ascii_domain(domain: str) -> str | None:

@@ -17,7 +17,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 PREFIX = "IDENTITY_"
-_ORIGIN = re.compile(r"https?://[a-z0-9.\-\[\]:]+", re.ASCII)
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://([a-z0-9_][a-z0-9._-]*|\[[0-9a-f:.]+\])(:[1-9][0-9]{0,4})?", re.ASCII)
+_DEFAULT_PORT = re.compile(r"http://.*:80|https://.*:443")
 _LIMIT = re.compile(r"[1-9][0-9]{0,8}/(second|minute|hour|day)")
 
 
@@ -199,7 +200,14 @@ class Settings:
                 "must be host:port",
             ),
         ]
-        checks += [("origins", bool(_ORIGIN.fullmatch(o)), f"{o!r} is not scheme://host[:port]") for o in self.origins]
+        checks += [
+            (
+                "origins",
+                bool(_ORIGIN.fullmatch(o)) and not _DEFAULT_PORT.fullmatch(o),
+                f"{o!r} is not scheme://host[:port] as browsers send it: lower case, no default port, no slash at the end",
+            )
+            for o in self.origins
+        ]
         checks += [("trusted_proxies", _is_network(n), f"{n!r} is not a network") for n in self.trusted_proxies]
         checks += [
             ("portal_urls", u.startswith(("https://", "http://")), f"{u!r} is not an http(s) URL")

@@ -99,6 +99,15 @@ class Names(TypeDecorator[tuple[str, ...]]):
         return tuple(value.split()) if value else ()
 
 
+class Ordered(Names):
+    """Names without spaces in the order in which they were given, stored as one line of text."""
+
+    cache_ok = True
+
+    def process_bind_param(self, value: Sequence[str] | None, dialect: Dialect) -> str | None:
+        return None if value is None else " ".join(dict.fromkeys(value))
+
+
 def holds(column: InstrumentedAttribute[tuple[str, ...]], name: str) -> ColumnElement[bool]:
     """The condition that a column of Names has exactly this one among them."""
     spaced = literal(" ", Text) + type_coerce(column, Text) + literal(" ", Text)

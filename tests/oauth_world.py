@@ -46,7 +46,7 @@ def jwks(*keys: Any) -> dict[str, Any]:
 
 
 def assertion(
-    rt: Runtime, client_id: str, *, key: Any = None, alg: str = "RS256", kid: str = "key-0", **claims: Any
+    rt: Runtime, client_id: str, *, key: Any = None, alg: str = "RS256", kid: str | None = "key-0", **claims: Any
 ) -> str:
     """A signed assertion that is good, but for what `claims` change; a claim of None is left out."""
     now = int(rt.clock.now().timestamp())
@@ -62,7 +62,7 @@ def assertion(
         {name: value for name, value in said.items() if value is not None},
         rsa_key() if key is None else key,
         alg,
-        headers={"kid": kid},
+        headers={"kid": kid} if kid is not None else None,
     )
 
 

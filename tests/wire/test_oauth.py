@@ -17,6 +17,7 @@ from identity.core.access import introspection
 from identity.core.clients import assertions, registration, secrets
 from identity.core.clients.assertions import SpentAssertion
 from identity.core.people.accounts import User
+from identity.core.record import explain
 from identity.core.tokens import sessions
 from identity.errors import CATALOGUE, UNAVAILABLE, Refused
 from identity.wire.dialects.oauth import SHAPE
@@ -172,9 +173,10 @@ def test_resource_selects_among_the_audiences_of_the_application(web: Web) -> No
     feed = an_application(web.rt, audiences=("https://a.example", "https://b.example/api"))
     assert claims_of(granted(web, feed))["aud"] == "https://a.example"
     assert claims_of(granted(web, feed, {"resource": "https://b.example/api"}))["aud"] == "https://b.example/api"
+    assert claims_of(granted(web, feed, {"resource": "HTTPS://A.example:443/"}))["aud"] == "https://a.example"
 
 
-@pytest.mark.parametrize("resource", ["https://c.example", "https://a.example/", "HTTPS://A.example", "x"])
+@pytest.mark.parametrize("resource", ["https://c.example", "https://a.example/api", "http://a.example", "x"])
 def test_a_resource_that_is_not_listed_is_invalid_target(web: Web, resource: str) -> None:
     feed = an_application(web.rt, audiences=("https://a.example",))
     refused(get_token(web, feed, {"resource": resource}), 400, "invalid_target")
@@ -432,8 +434,83 @@ def test_an_assertion_ends_within_five_minutes(web: Web, ahead: int, status: int
 
 def test_the_audience_of_an_assertion_may_be_the_issuer_or_the_token_endpoint(web: Web) -> None:
     feed, issuer = signing(web), web.rt.settings.issuer
-    for audience in (issuer, f"{issuer}/oauth/token", [issuer]):
+    for audience in (issuer, f"{issuer}/oauth/token", [issuer], [issuer, f"{issuer}/oauth/token"]):
         assert present(web, assertion(web.rt, feed.client_id, aud=audience)).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/oauth/introspect", "/oauth/revoke"])
+def test_the_audience_of_an_assertion_may_be_the_very_endpoint(web: Web, path: str) -> None:
+    feed, issuer = signing(web), web.rt.settings.issuer
+    for audience in (f"{issuer}{path}", issuer, [f"{issuer}{path}", f"{issuer}/oauth/token"]):
+        form = {"token": "x", **with_assertion(assertion(web.rt, feed.client_id, aud=audience))}
+        assert ask(web, path, form).status_code == 200
+    other = assertion(web.rt, feed.client_id, aud=f"{issuer}/oauth/introspect")
+    refused(present(web, other), 401, "invalid_client")
+
+
+def test_times_of_an_assertion_may_have_fractions(web: Web) -> None:
+    feed, now = signing(web), web.clock.now().timestamp()
+    assert (
+        present(web, assertion(web.rt, feed.client_id, iat=now - 0.5, exp=now + 59.5, nbf=now - 0.25)).status_code
+        == 200
+    )
+    refused(present(web, assertion(web.rt, feed.client_id, exp=now + 300.5)), 401, "invalid_client")
+
+
+def test_keys_without_a_kid_are_tried_by_what_they_can_do(web: Web) -> None:
+    keys = [
+        {name: value for name, value in key.items() if name != "kid"}
+        for key in jwks(rsa_key("a"), ec_key(), rsa_key("b"))["keys"]
+    ]
+    feed = an_application(web.rt, jwks={"keys": keys})
+    for key, alg in ((rsa_key("a"), "RS256"), (rsa_key("b"), "RS256"), (ec_key(), "ES256")):
+        for kid in ({"kid": None}, {"kid": "whatever"}):
+            assert present(web, assertion(web.rt, feed.client_id, key=key, alg=alg, **kid)).status_code == 200
+    refused(present(web, assertion(web.rt, feed.client_id, key=rsa_key("c"), kid=None)), 401, "invalid_client")
+
+
+def test_a_token_without_a_kid_is_tried_against_keys_with_one(web: Web) -> None:
+    feed = an_application(web.rt, jwks=jwks(rsa_key("a"), rsa_key("b")))
+    assert present(web, assertion(web.rt, feed.client_id, key=rsa_key("b"), kid=None)).status_code == 200
+    refused(present(web, assertion(web.rt, feed.client_id, key=rsa_key("b"), kid="key-0")), 401, "invalid_client")
+
+
+@pytest.mark.parametrize(
+    ("claims", "check", "name"),
+    [
+        ({"aud": "https://other.example"}, "aud must be this server, and nobody else", "aud"),
+        ({"iss": "somebody"}, "iss and sub must be the client id", "iss"),
+        ({"exp": 1}, "exp must be within the next 300 seconds", "exp"),
+        ({"exp": "soon"}, "exp, iat and nbf must be numbers", "exp"),
+        ({"iat": 2**36}, "iat or nbf lies ahead: two clocks differ", "iat"),
+        ({"jti": None}, "jti is missing or is no text", "jti"),
+    ],
+)
+def test_a_refused_assertion_is_explained(web: Web, claims: dict[str, Any], check: str, name: str) -> None:
+    feed = signing(web)
+    answer = present(web, assertion(web.rt, feed.client_id, **claims))
+    refused(answer, 401, "invalid_client")
+    assert answer.json["error_description"] == "The client assertion does not prove this client"
+    web.rt.explanations.flush(web.rt.database, web.rt.clock.now())
+    why = explain.get(web.rt, answer.headers["x-error-id"])
+    assert why.detail == f"assertion: {check}"
+    assert why.evidence["expected"]
+    assert name in why.evidence["seen"]
+
+
+@pytest.mark.parametrize("way", ["another key", "another algorithm", "an unknown client"])
+def test_an_assertion_that_nobody_made_is_explained_too(web: Web, way: str) -> None:
+    feed = signing(web)
+    text = {
+        "another key": assertion(web.rt, feed.client_id, key=rsa_key("foreign")),
+        "another algorithm": assertion(web.rt, feed.client_id, alg="RS512"),
+        "an unknown client": assertion(web.rt, "0191d1e0-7a5c-7000-8000-000000000001"),
+    }[way]
+    answer = present(web, text)
+    web.rt.explanations.flush(web.rt.database, web.rt.clock.now())
+    why = explain.get(web.rt, answer.headers["x-error-id"])
+    assert why.evidence["expected"]
+    assert why.evidence["seen"]
 
 
 @pytest.mark.parametrize(
@@ -441,7 +518,11 @@ def test_the_audience_of_an_assertion_may_be_the_issuer_or_the_token_endpoint(we
     [
         {"aud": "https://other.example"},
         {"aud": ["http://127.0.0.1:8000", "https://other.example"]},
-        {"aud": ["http://127.0.0.1:8000", "http://127.0.0.1:8000/oauth/token"]},
+        {"aud": ["http://127.0.0.1:8000", 7]},
+        {"aud": "http://127.0.0.1:8000/oauth/introspect"},
+        {"exp": True},
+        {"exp": float("inf")},
+        {"exp": 10**400},
         {"aud": []},
         {"aud": None},
         {"aud": "http://127.0.0.1:8000/"},

@@ -31,7 +31,7 @@ from identity.core.keeping import Keeping
 from identity.core.people.tenancy import Tenant
 from identity.errors import NOT_FOUND, Problem, Refused
 from identity.runtime import Runtime
-from identity.storage import Base, Instant, Names, Prepared, Unit
+from identity.storage import Base, Instant, Names, Ordered, Prepared, Unit
 
 STANDARD_APP_ID: Final = 10
 ADMIN_SCOPE: Final = "admin"
@@ -49,7 +49,7 @@ class Application(Base):
     tenant_id: Mapped[str | None] = mapped_column(ForeignKey("tenant.id", ondelete="CASCADE"))
     scopes: Mapped[tuple[str, ...]] = mapped_column(Names, default=())
     roles: Mapped[tuple[str, ...]] = mapped_column(Names, default=())
-    audiences: Mapped[tuple[str, ...]] = mapped_column(Names, default=())
+    audiences: Mapped[tuple[str, ...]] = mapped_column(Ordered, default=())
     token_seconds: Mapped[int | None] = mapped_column(BigInteger)
     jwks: Mapped[str | None] = mapped_column(Text)
     key_set_id: Mapped[str | None] = mapped_column(String(16))

@@ -16,6 +16,7 @@ from sqlalchemy import (
     select,
 )
 
+from identity.canonical import canonical_audience
 from identity.core.clients.applications import Application, ApplicationInfo
 from identity.core.clients.assertions import key_proof
 from identity.core.clients.secrets import Authenticated, ClientSecret
@@ -133,9 +134,10 @@ def audience_for_resource(rt: Runtime, app: ApplicationInfo, resource: str) -> t
     Raises Refused(TARGET_REFUSED) for another, and, where nothing is listed, for what is no absolute URI without a fragment.
     """
     allowed = app.audiences or rt.settings.origins
-    if resource not in allowed if allowed else not _RESOURCE.fullmatch(resource):
+    named = canonical_audience(resource) or resource
+    if named not in allowed if allowed else not _RESOURCE.fullmatch(named):
         raise Refused(TARGET_REFUSED, field="resource", evidence={"asked": resource[:200], "has": list(allowed)})
-    return (resource,)
+    return (named,)
 
 
 def live_state(rt: Runtime, client_id: str, token_id: str, *, issued_at: int) -> LiveApplication | None:

@@ -14,7 +14,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import IntegrityError
 
-from identity.canonical import get_names
+from identity.canonical import canonical_audience, get_names
 from identity.core.clients.applications import STANDARD_APP_ID, Application, ApplicationInfo, from_row, get_row
 from identity.core.clients.secrets import ClientSecret, MadeSecret, add_secret
 from identity.core.people import tenancy
@@ -122,11 +122,14 @@ def remove(rt: Runtime, unit: Unit, client_id: str, *, actor: str) -> None:
 
 
 def _checked_audiences(audiences: Sequence[str]) -> tuple[str, ...]:
-    if any(not 1 <= len(one) <= 200 or not one.isascii() or not one.isprintable() or " " in one for one in audiences):
+    """In the order given: the first is the default."""
+    checked = [canonical_audience(one) for one in audiences]
+    known = tuple(dict.fromkeys(one for one in checked if one is not None))
+    if None in checked:
         raise Refused(
             VALIDATION.saying("An audience has 1 to 200 printable ASCII characters without spaces"), field="audiences"
         )
-    return tuple(sorted(set(audiences)))
+    return known
 
 
 def _key_set_id(rt: Runtime) -> str:

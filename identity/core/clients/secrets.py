@@ -210,6 +210,7 @@ def refuse(
     detail: str,
     evidence: Mapping[str, Any] | None = None,
     is_known: bool = True,
+    problem: Problem = CLIENT_MISMATCH,
 ) -> NoReturn:
     """Count a failed authentication of a machine and refuse it. One that does not exist is summed up in the audit."""
     with rt.unit(origin, lasting=is_known) as unit:
@@ -218,7 +219,7 @@ def refuse(
             audit.record(rt, unit, Action.APPLICATION_REFUSED, actor=canonical_id(client_id) or "", reason=detail)
     if not is_known:
         rt.strangers.note(Action.APPLICATION_REFUSED, detail, origin.address)
-    raise Refused(CLIENT_MISMATCH, detail=detail, evidence=evidence)
+    raise Refused(problem, detail=detail, evidence=evidence)
 
 
 def add_secret(

@@ -13,15 +13,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
-from identity.canonical import canonical_id
+from identity.canonical import canonical_id, canonical_origin
 from identity.errors import FORBIDDEN, INVALID_TOKEN, TOKEN_EXPIRED, VALIDATION, Refused
 from identity.instruments.jws import TOKEN_MAX_CHARACTERS
 from identity.instruments.keyring import SKEW_SECONDS
 from identity.runtime import Runtime
 
-_ORIGIN: Final = re.compile(
-    r"https?://(?:[a-z0-9](?:[a-z0-9.-]{0,253})|\[[0-9a-f:.]{2,45}\])(?::[0-9]{1,5})?", re.ASCII | re.IGNORECASE
-)
 _LONGEST: Final = 6 * 1024
 _TOKEN_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 
@@ -81,9 +78,9 @@ def resource_of(origin: str | None, *, allowed: Sequence[str], required: bool, f
         if required:
             raise Refused(VALIDATION.saying("Missing Origin header"), field="Origin")
         return fallback
-    if not _ORIGIN.fullmatch(origin):
+    resource = canonical_origin(origin)
+    if resource is None:
         raise Refused(VALIDATION.saying("The Origin header must be scheme://host[:port]"), field="Origin")
-    resource = origin.lower()
     if allowed and resource not in allowed:
         raise Refused(FORBIDDEN.saying("Tokens are not issued for that origin"), detail="origin not allowed")
     return resource

@@ -153,7 +153,7 @@ class Nothing(Schema):
 
 
 _PARAMETERS: Final = frozenset(TokenForm().fields) | frozenset(PresentedToken().fields)
-_AUTHENTICATION: Final = (CLIENT_MISMATCH, NO_CLIENT, LOCKED_OUT)
+_AUTHENTICATION: Final = (CLIENT_MISMATCH, assertions.MISMATCH, NO_CLIENT, LOCKED_OUT)
 
 
 @oauth.endpoint(
@@ -344,7 +344,7 @@ def _by_assertion(_query_client: Any, request: _Request) -> _Client | None:
     if assertion is None or form.get("client_assertion_type") != ASSERTION_TYPE:
         return None
     issuer = call.rt.settings.issuer
-    ours = (issuer, f"{issuer}/oauth/token")
+    ours = tuple(dict.fromkeys((issuer, f"{issuer}/oauth/token", f"{issuer}{call.endpoint.path}")))
     with _counted(request, str(unverified_claims(assertion).get("sub", ""))) as count:
         return _Client(
             call,

@@ -183,6 +183,54 @@ def test_an_origin_selects_the_audience_among_its_own(web: Web) -> None:
     assert asked("not an origin") == 422
 
 
+def test_audiences_keep_the_order_in_which_they_were_given_and_the_first_is_the_default(web: Web) -> None:
+    feed = an_application(web.rt, audiences=("https://z.example",))
+    with web.rt.unit(ORIGIN) as unit:
+        registration.change(
+            web.rt, unit, feed.client_id, actor="test", audiences=("https://z.example", "https://a.example")
+        )
+    assert applications.get(web.rt, feed.client_id).audiences == ("https://z.example", "https://a.example")
+    assert claims_of(token(web, feed))["aud"] == "https://z.example"
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("https://API.example.com", "https://api.example.com"),
+        ("https://api.example.com:443", "https://api.example.com"),
+        ("http://api.example.com:80/", "http://api.example.com"),
+        ("https://api.example.com:8443/", "https://api.example.com:8443"),
+        ("https://[2001:DB8::0:1]:443", "https://[2001:db8::1]"),
+        ("Capacitor://localhost", "capacitor://localhost"),
+        ("chrome-extension://abcdef", "chrome-extension://abcdef"),
+        ("app://x", "app://x"),
+        ("https://a_b.example", "https://a_b.example"),
+        ("https://api.example.com/v1", "https://api.example.com/v1"),
+        ("urn:example:API", "urn:example:API"),
+    ],
+)
+def test_an_audience_has_one_spelling_and_an_origin_finds_it(web: Web, given: str, kept: str) -> None:
+    feed = an_application(web.rt, audiences=(given,))
+    assert applications.get(web.rt, feed.client_id).audiences == (kept,)
+    assert claims_of(token(web, feed))["aud"] == kept
+    body = {"clientId": feed.client_id, "secret": feed.secret}
+    answer = web.post("/application/token", body, headers={"Origin": given.removesuffix("/")})
+    is_origin = "/" not in kept.partition("://")[2] and "://" in kept
+    assert answer.status_code == (200 if is_origin else 422), answer.json
+    if is_origin:
+        assert claims_of(answer.json["data"]["accessToken"])["aud"] == kept
+
+
+@pytest.mark.parametrize(
+    "origin", ["null", "https://", "https://a.example/", "https://a.example:65536", "https://[::g]", "a", ""]
+)
+def test_what_is_no_origin_is_malformed(web: Web, origin: str) -> None:
+    feed = an_application(web.rt)
+    body = {"clientId": feed.client_id, "secret": feed.secret}
+    answer = web.post("/application/token", body, headers={"Origin": origin})
+    assert (answer.status_code, answer.json["field"]) == (422, "Origin")
+
+
 @pytest.mark.parametrize("how", ["disabled", "deleted", "secret removed", "revoked"])
 def test_a_token_ends_at_once_with_what_stands_behind_it(web: Web, how: str) -> None:
     # Row 51.

@@ -166,7 +166,7 @@ class TestResource:
     @pytest.mark.parametrize(
         "origin",
         [
-            "", "null", "*", "api.acme.example", "ftp://a.example", "https://", "https://a.example/", "https://a.example/path",
+            "", "null", "*", "api.acme.example", "://a.example", "https://", "https://a.example/", "https://a.example/path",
             "https://user@a.example", "https://a.example:port", "https://a.example:123456", "https://a.example https://b.example",
             "https://a.example,https://b.example", "https://ä.example", " https://a.example", "https://a.example\n", "javascript:x",
         ],
