@@ -77,35 +77,91 @@ install-dev: $(VENV)/.dev $(VENV)/.project $(VENV)/.kit
 # for every extra that a locked package names, and refuse it for want of a hash. `pip check` then shows a lock with a hole.
 LOCKED = $(PIP) install --no-deps --require-hashes
 
-# A Python is searched by running it: a name on the PATH may be a shim that leads nowhere.
+# What a Python says of itself: whether it can make an environment, its minor version, and where it really is.
+define PROBE
+import os, sys
+if not (3, 11) <= sys.version_info[:2] < (4, 0):
+    sys.exit(1)
+try:
+    import ensurepip, venv
+    able = "able"
+except ImportError:
+    able = "bare"
+print(able, "%02d" % sys.version_info[1], os.path.realpath(sys.executable))
+endef
+
+# How long a Python takes for one piece of work, in nanoseconds: the best within a quarter of a second, so that a busy machine misleads
+# little. Its build flags would not tell: an unoptimised shared build calls itself optimised, and costs every route 5 to 17 %.
+define PACE
+from time import perf_counter_ns as now
+def piece():
+    total, known = 0, {}
+    for number in range(2000):
+        known[number & 63] = str(number)
+        total += len(known[number & 63])
+    return total
+end, best = now() + 250_000_000, 1 << 60
+while now() < end:
+    begun = now()
+    piece()
+    best = min(best, now() - begun)
+print(best)
+endef
+
+# A Python is searched by running it: a name on the PATH may be a shim that leads nowhere. Versions that we tried go before newer ones;
+# among several Pythons of the version that wins, the quickest is taken. What there is, is taken: nothing is refused for being slow.
+$(VENV)/.made: export PROBE := $(value PROBE)
+$(VENV)/.made: export PACE := $(value PACE)
 $(VENV)/.made:
-	@python="$(PYTHON)"; \
-	works() { "$$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; }; \
+	@python="$(PYTHON)"; why=; \
 	if [ -n "$$python" ]; then \
-	    works "$$python" || { echo "PYTHON=$$python is not Python 3.11 or newer" >&2; exit 1; }; \
+	    found=$$("$$python" -c "$$PROBE" 2>/dev/null) || \
+	        { echo "make: PYTHON=$$python is not Python 3.11 or newer" >&2; exit 1; }; \
 	else \
-	    for each in python3.14 python3.13 python3.12 python3.11 python3 python; do \
-	        if works $$each; then python=$$each; break; fi; \
-	    done; \
+	    found=$$(IFS=:; for folder in $$PATH; do for name in python3.14 python3.13 python3.12 python3.11 python3 python; do \
+	        [ -x "$$folder/$$name" ] && [ ! -d "$$folder/$$name" ] || continue; \
+	        said=$$("$$folder/$$name" -c "$$PROBE" 2>/dev/null) && printf '%s %s\n' "$$said" "$$folder/$$name"; \
+	    done; done); \
+	    [ -n "$$found" ] || { echo "make: Python 3.11 or newer is needed and was not found" \
+	        "(Debian, Ubuntu: apt install python3 python3-venv; Fedora: dnf install python3; macOS: brew install python)." \
+	        "It may also be named: make PYTHON=/path/to/python3" >&2; exit 1; }; \
+	    usable=$$(printf '%s\n' "$$found" | grep '^able ') || usable=$$found; \
+	    tried=$$(printf '%s\n' "$$usable" | grep -E '^[a-z]+ (11|12|13|14) ') || tried=$$usable; \
+	    minor=$$(printf '%s\n' "$$tried" | cut -d ' ' -f 2 | sort -n | tail -n 1); \
+	    newest=$$(printf '%s\n' "$$tried" | grep -E "^[a-z]+ $$minor " | while read -r able minor place name; do \
+	        case " $$seen " in *" $$place "*) ;; *) seen="$$seen $$place"; echo "$$name";; esac; done); \
+	    count=$$(printf '%s\n' "$$newest" | grep -c .); \
+	    if [ "$$count" -gt 1 ]; then \
+	        python=$$(printf '%s\n' "$$newest" | while read -r name; do \
+	            pace=$$("$$name" -c "$$PACE" 2>/dev/null) && printf '%s %s\n' "$$pace" "$$name"; \
+	        done | sort -n | head -n 1 | cut -d ' ' -f 2-); \
+	        why=", the quickest of $$count"; \
+	    fi; \
+	    [ -n "$$python" ] || python=$$(printf '%s\n' "$$newest" | head -n 1); \
+	    found=$$usable; \
 	fi; \
-	[ -n "$$python" ] || { echo "Python 3.11 or newer is needed and was not found" \
-	    "(Debian, Ubuntu: python3 and python3-venv; Fedora: python3; macOS: brew install python)." \
-	    "It may also be named: make PYTHON=/path/to/python3" >&2; exit 1; }; \
-	"$$python" -c 'import ensurepip, venv' >/dev/null 2>&1 || { echo "$$python cannot make virtual environments:" \
-	    "install python3-venv (Debian, Ubuntu; for another version of Python, e.g. python3.12-venv)" >&2; exit 1; }; \
-	echo "Making $(VENV) with $$("$$python" --version) (once)" >&2; \
-	"$$python" -m venv --clear $(VENV)
+	case "$$found" in able*) ;; *) echo "make: $$python cannot make virtual environments: install its package for that" \
+	    "(Debian, Ubuntu: apt install python3-venv, or for another version of Python, e.g., python3.12-venv)" >&2; exit 1;; esac; \
+	echo "Making $(VENV) with $$("$$python" --version) ($$python$$why); this happens once" >&2; \
+	"$$python" -m venv --clear $(VENV) || { echo "make: $$python could not make $(VENV) here; see above." \
+	    "Another Python: make PYTHON=/path/to/python3" >&2; exit 1; }
 	@touch $@
+
+# What to look at when pip fails; pip itself has said why, at length, above it.
+define INSTALL_FAILED
+echo "make: installing from $(1) failed; pip says why above. Without a way to a package index: set PIP_INDEX_URL to a mirror, or" \
+    "HTTPS_PROXY. Where a hash does not match, or no file fits this machine: try another Python (make clean; make PYTHON=...)." >&2
+endef
 
 $(VENV)/.runtime: requirements.txt $(VENV)/.made
 	@echo "Installing what the service needs (once per requirements.txt)" >&2
-	@$(LOCKED) -r requirements.txt
+	@$(LOCKED) -r requirements.txt || { $(call INSTALL_FAILED,requirements.txt); exit 1; }
 	@$(PIP) check
 	@touch $@
 
 $(VENV)/.dev: requirements-dev.txt $(VENV)/.runtime
 	@echo "Installing what the tests need (once per requirements-dev.txt)" >&2
-	@$(LOCKED) -r requirements-dev.txt
+	@$(LOCKED) -r requirements-dev.txt || { $(call INSTALL_FAILED,requirements-dev.txt); exit 1; }
 	@$(PIP) check
 	@touch $@
 

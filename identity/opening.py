@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
 
-from identity import migrations
+from identity import logs, migrations
 from identity.ambient import Clock, Entropy, Mailer, Origin, SystemClock, SystemEntropy
 from identity.core.clients import applications
+from identity.files import tighten
 from identity.instruments.hashing import Passwords
 from identity.instruments.keyring import Keyring
-from identity.instruments.limits import Limiter
+from identity.instruments.limits import Limiter, embedded_folder
 from identity.instruments.refusals import Explanations
-from identity.instruments.transports import mailer_for
+from identity.instruments.transports import mail_directory, mailer_for
 from identity.instruments.usage import Usage
-from identity.instruments.vault import open_vault
+from identity.instruments.vault import has_root, key_file, open_vault
 from identity.runtime import Runtime
 from identity.settings import Settings
 from identity.storage import Database
+
+_SHOWN: Final = 20
+_log: Final = logging.getLogger("identity.files")
 
 
 def create_runtime(
@@ -27,19 +35,23 @@ def create_runtime(
     mailer: Mailer | None = None,
     migrate: bool = True,
 ) -> Runtime:
-    """Open the database (migrating it, unless told not to), the vault and the key ring.
+    """Open the database, the vault and the key ring.
 
-    On an empty database this makes the server's root secret, the first signing key and the standard application; any number of processes
-    may do so at once. Raises BadSettings when the master key does not open what is there.
+    `migrate`: bring the database up to date, and on an empty one make the master key, the server's root secret, the first signing key and
+    the standard application; any number of processes may do so at once. Without it nothing is made that is not there, and BadSettings
+    says what was wanted. Raises BadSettings, too, when the master key does not open what is there.
     """
     settings = settings or Settings.from_env()
     clock, entropy = clock or SystemClock(), entropy or SystemEntropy()
-    database = Database(settings.database_url, pool_size=settings.threads + 4)
+    database = Database(settings.database_url, pool_size=settings.threads + 4, creates=migrate)
     with contextlib.ExitStack() as on_failure:
         on_failure.callback(database.close)
         if migrate:
+            _keep_private(settings, database)
             migrations.migrate(database)
-        vault = open_vault(settings, entropy)
+        else:
+            migrations.require(database)
+        vault = open_vault(settings, entropy, makes_key=migrate and not has_root(database))
         vault.load_root(database, Origin.background(), clock.now())
         ring = Keyring(settings, clock, database, vault)
         ring.ensure_first()
@@ -58,3 +70,26 @@ def create_runtime(
         applications.ensure_standard(rt)
         on_failure.pop_all()
     return rt
+
+
+def _keep_private(settings: Settings, database: Database) -> None:
+    """Tighten what is looser than we make it, and say so: once, as it is tight from then on."""
+    done, left = tighten(_private(settings, database))
+    for name, paths in (("others could read these, now they cannot", done), ("others may read these", left)):
+        if paths:
+            logs.event(_log, logging.WARNING, name, count=len(paths), paths=paths[:_SHOWN])
+
+
+def _private(settings: Settings, database: Database) -> Iterator[Path]:
+    """The files and folders that are nobody else's to read, as far as they are there."""
+    limits = embedded_folder(settings)
+    key = key_file(settings)
+    mail = mail_directory(settings)
+    if limits.parent == Path("var").absolute():
+        yield limits.parent
+    if database.file is not None:
+        yield from (database.file.with_name(database.file.name + ending) for ending in ("", "-wal", "-shm", "-journal"))
+    yield from (limits, *limits.glob("*"))
+    yield from (key.parent, key, *key.parent.glob("*.pem"))
+    if mail is not None:
+        yield from (mail, *mail.glob("*.eml"))

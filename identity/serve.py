@@ -5,15 +5,17 @@ The `asgi` worker was chosen by measurement: see docs/decisions/0003-asgi-worker
 
 from __future__ import annotations
 
-import atexit
 import contextlib
+import errno
 import gc
+import logging
 import os
-import shutil
-import tempfile
+import resource
+import socket
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final
 
 from gunicorn.app.base import BaseApplication
@@ -25,13 +27,17 @@ from identity.core import upkeep
 from identity.errors import Refused
 from identity.opening import create_runtime
 from identity.runtime import Runtime
-from identity.settings import Settings
+from identity.settings import BadSettings, Settings
 from identity.storage import Contention
 from identity.wire import metrics
+from identity.wire.mounts.connections import die_when_told
 from identity.wire.mounts.fastlane import FastLane
 
 _ALLOCATIONS_BEFORE_COLLECTING: Final = 20_000
 _MAX_HEADER_BYTES: Final = 16_384
+_ADDRESS_PATIENCE_SECONDS: Final = 2
+_ENOUGH_DESCRIPTORS: Final = 1_048_576
+_log: Final = logging.getLogger("identity.serve")
 
 
 class Service(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
@@ -45,6 +51,8 @@ class Service(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
         settings = self._settings
         options: dict[str, Any] = {
             "bind": settings.bind,
+            # Of a unix socket, and of nothing else.
+            "umask": 0o777 & ~int(settings.socket_mode, 8),
             "workers": settings.worker_count,
             "worker_class": "identity.wire.mounts.connections.Worker",
             "worker_connections": 1000,
@@ -63,6 +71,7 @@ class Service(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
             "proc_name": "identity",
             "loglevel": settings.log_level,
             "logger_class": Log,
+            "post_fork": _await_orders,
             "post_worker_init": _start_upkeep,
             "worker_exit": _stop_upkeep,
         }
@@ -73,8 +82,17 @@ class Service(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
         """The application of one worker; called after the fork, so that no connection crosses it."""
         try:
             rt = create_runtime(self._settings, migrate=False)
-        except Refused as exc:
-            # Any other way out of here would end the master too; by this one it tries another worker, until the database is back.
+        except Exception as exc:
+            # Any other way out of here would end the master and the workers that serve; by this one it tries another worker, until the
+            # database, or the master key, is back.
+            reason = (
+                exc.detail
+                if isinstance(exc, Refused)
+                else str(exc)
+                if isinstance(exc, BadSettings)
+                else type(exc).__name__
+            )
+            logs.event(_log, logging.ERROR, "a worker cannot start", reason=reason)
             time.sleep(1)
             raise SystemExit(1) from exc
         return FastLane(rt, endpoints(), create_app(runtime=rt))
@@ -112,6 +130,10 @@ class Upkeep:
 def run(settings: Settings, *, announce: Callable[[Runtime], None]) -> None:
     """Prepare the database and the keys, announce what is ready, then serve until told to stop. Raises BadSettings."""
     logs.configure(settings)
+    _raise_descriptor_limit()
+    _check_address("IDENTITY_BIND", settings.bind)
+    if settings.metrics_bind:
+        _check_address("IDENTITY_METRICS_BIND", settings.metrics_bind)
     rt = create_runtime(settings)
     announce(rt)
     rt.database.close()
@@ -128,6 +150,11 @@ def _keep_for_good() -> None:
     gc.enable()
 
 
+def _await_orders(_arbiter: Any, _worker: Any) -> None:
+    # The master's handlers, which a fork inherits, would put the master's orders into a queue that nobody here reads.
+    die_when_told()
+
+
 def _start_upkeep(worker: Any) -> None:
     _keep_for_good()
     worker.identity_upkeep = Upkeep(worker.asgi.runtime)
@@ -141,10 +168,54 @@ def _stop_upkeep(_arbiter: Any, worker: Any) -> None:
 
 def _serve_metrics(settings: Settings) -> None:
     """Serve the metrics of all workers from the master process, where no request can reach them by the public port."""
-    folder = tempfile.mkdtemp(prefix="identity-metrics-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(metrics.make_shared_folder())
     from prometheus_client import start_http_server  # noqa: PLC0415 -- it reads the variable when imported
 
     host, _, port = settings.metrics_bind.rpartition(":")
     start_http_server(int(port), host.strip("[]"), metrics.collect_all(settings))
+
+
+def _raise_descriptor_limit() -> None:
+    """Take all the open files that we may have: every connection and every window of a rate limit needs one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _ENOUGH_DESCRIPTORS if hard == resource.RLIM_INFINITY else hard
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(ValueError, OSError):  # Some systems state a limit that they do not grant.
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def _check_address(variable: str, text: str) -> None:
+    """Raise BadSettings, in words, if nobody can listen there: before anything is made, and before gunicorn waits for it."""
+    deadline = time.monotonic() + _ADDRESS_PATIENCE_SECONDS
+    while True:
+        try:
+            _try_to_listen(text)
+        except OSError as exc:
+            if exc.errno != errno.EADDRINUSE:
+                raise BadSettings(f"{variable}: cannot listen on {text}: {exc.strerror}") from exc
+            # Whoever was stopped a moment ago may need one more.
+            if time.monotonic() > deadline:
+                raise BadSettings(
+                    f"{variable}: {text} is in use by another program: stop that one, or set another address"
+                ) from exc
+            time.sleep(0.1)
+        else:
+            return
+
+
+def _try_to_listen(text: str) -> None:
+    if text.startswith("unix:"):
+        path = Path(text.removeprefix("unix:"))
+        if not path.parent.is_dir():
+            raise FileNotFoundError(errno.ENOENT, "its folder does not exist")
+        if path.exists() and not path.is_socket():
+            raise FileExistsError(errno.EEXIST, "a file of that name is no socket")
+        # A socket that nobody listens on any more is replaced; one in use would be taken away from its owner.
+        with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(FileNotFoundError, ConnectionRefusedError):
+            probe.connect(str(path))
+            raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+        return
+    host, _, port = text.rpartition(":")
+    with socket.socket(socket.AF_INET6 if "[" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind((host.strip("[]"), int(port)))

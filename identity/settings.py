@@ -13,10 +13,11 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
+from typing import Any, Final
+from urllib.parse import SplitResult, unquote, urlsplit
 
-PREFIX = "IDENTITY_"
+from identity.environment import PREFIX, settings_in
+
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://([a-z0-9_][a-z0-9._-]*|\[[0-9a-f:.]+\])(:[1-9][0-9]{0,4})?", re.ASCII)
 _DEFAULT_PORT = re.compile(r"http://.*:80|https://.*:443")
 _LIMIT = re.compile(r"[1-9][0-9]{0,8}/(second|minute|hour|day)")
@@ -26,8 +27,20 @@ class BadSettings(ValueError):
     """The environment holds values that this service will not run with; the message lists all of them."""
 
 
-def _option(default: Any, meaning: str, *, secret: bool = False) -> Any:
-    return dataclasses.field(default=default, metadata={"meaning": meaning, "secret": secret}, repr=not secret)
+_YEAR: Final = 366 * 86_400
+_UNIX_PATH_BYTES: Final = 107
+_UNIX: Final = "unix"
+_SPELLINGS: Final = (
+    ("database_url", "postgres://", "postgresql://"),
+    ("redis_url", "valkey://", "redis://"),
+    ("redis_url", "valkeys://", "rediss://"),
+)
+
+
+def _option(default: Any, meaning: str, *, secret: bool = False, bounds: tuple[int, int] | None = None) -> Any:
+    """A setting; `bounds` are the least and the greatest value of a number."""
+    data = {"meaning": meaning, "secret": secret, "bounds": bounds or (0, _YEAR)}
+    return dataclasses.field(default=default, metadata=data, repr=not secret)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,21 +49,25 @@ class Settings:
 
     # Where it runs
     database_url: str = _option(
-        "sqlite:///var/identity.db", "SQLAlchemy URL; `sqlite:///` or `postgresql://`", secret=True
+        "sqlite:///var/identity.db", "SQLAlchemy URL; `sqlite:///PATH` or `postgresql://`", secret=True
     )
     redis_url: str = _option(
         "", "Redis protocol URL of the shared rate limits; empty: embedded, shared by one host's processes", secret=True
     )
     issuer: str = _option("http://127.0.0.1:8000", "the `iss` of every token and the base of the metadata")
     bind: str = _option("127.0.0.1:8000", "host:port, or `unix:PATH`, to listen on")
+    socket_mode: str = _option("0660", "who may connect to a `unix:` socket, in octal")
     metrics_bind: str = _option("", "host:port that serves `/metrics`; empty: nowhere")
     keys_dir: Path = _option(Path("keys"), "directory of `master.key`")
     master_keys: tuple[str, ...] = _option((), "base64 master keys, newest first; overrides `keys_dir`", secret=True)
-    trusted_proxies: tuple[str, ...] = _option((), "networks whose `X-Forwarded-For` is believed, right to left")
-    workers: int = _option(0, "server processes; 0: one for each processor")
-    threads: int = _option(8, "threads of each process for everything but the hot routes")
-    request_timeout_seconds: int = _option(15, "how long a client may take to send its request")
-    graceful_stop_seconds: int = _option(20, "how long a stopping process lets requests finish")
+    trusted_proxies: tuple[str, ...] = _option(
+        (),
+        "networks whose `X-Forwarded-For` is believed, right to left; `unix`: whoever connects to the `unix:` socket, for one hop",
+    )
+    workers: int = _option(0, "server processes; 0: one for each processor", bounds=(0, 1_024))
+    threads: int = _option(8, "threads of each process for everything but the hot routes", bounds=(1, 256))
+    request_timeout_seconds: int = _option(15, "how long a client may take to send its request", bounds=(1, 3_600))
+    graceful_stop_seconds: int = _option(20, "how long a stopping process lets requests finish", bounds=(1, 3_600))
     development: bool = _option(
         False, "permits what is unsafe in production: an http issuer elsewhere than on loopback, GraphQL introspection"
     )
@@ -68,35 +85,47 @@ class Settings:
     require_origin: bool = _option(False, "refuse a token request without an `Origin`")
     audience: str = _option("", "the `aud` where no origin and no application names one; empty: the issuer")
     user_claims: tuple[str, ...] = _option((), "personal claims added to user tokens: `email`, `name`")
-    user_token_seconds: int = _option(86_400, "life of the tokens of `/user/token` and GraphQL")
-    application_token_seconds: int = _option(86_400, "life of an application's tokens where it does not set its own")
-    access_token_seconds: int = _option(3_600, "life of the tokens of `/auth/*`, `/session/token` and `/keypair/token`")
+    user_token_seconds: int = _option(86_400, "life of the tokens of `/user/token` and GraphQL", bounds=(1, _YEAR))
+    application_token_seconds: int = _option(
+        86_400, "life of an application's tokens where it does not set its own", bounds=(1, _YEAR)
+    )
+    access_token_seconds: int = _option(
+        3_600, "life of the tokens of `/auth/*`, `/session/token` and `/keypair/token`", bounds=(1, _YEAR)
+    )
     rsa_bits: int = _option(2_048, "size of new signing keys: 2048, 3072 or 4096")
-    key_rotation_days: int = _option(90, "how long a signing key signs; 0: rotate by hand only")
-    jwks_max_age_seconds: int = _option(300, "how long verifiers may cache the public keys")
+    key_rotation_days: int = _option(90, "how long a signing key signs; 0: rotate by hand only", bounds=(0, 3_660))
+    jwks_max_age_seconds: int = _option(300, "how long verifiers may cache the public keys", bounds=(0, 86_400))
 
     # Sessions and second factors
-    session_idle_seconds: int = _option(86_400, "an emailed-code session ends after this long without `extend`")
-    session_absolute_seconds: int = _option(2_592_000, "no session outlives this")
-    refresh_idle_seconds: int = _option(604_800, "a refresh token dies after this long without use")
-    refresh_grace_seconds: int = _option(
-        10, "how long the previous refresh token still answers with the same successor"
+    session_idle_seconds: int = _option(
+        86_400, "an emailed-code session ends after this long without `extend`", bounds=(1, 10 * _YEAR)
     )
-    challenge_seconds: int = _option(300, "how long a login waits for its second step")
-    recent_login_seconds: int = _option(900, "how young a login must be to change factors and passwords")
+    session_absolute_seconds: int = _option(2_592_000, "no session outlives this", bounds=(1, 10 * _YEAR))
+    refresh_idle_seconds: int = _option(
+        604_800, "a refresh token dies after this long without use", bounds=(1, 10 * _YEAR)
+    )
+    refresh_grace_seconds: int = _option(
+        10, "how long the previous refresh token still answers with the same successor", bounds=(0, 3_600)
+    )
+    challenge_seconds: int = _option(300, "how long a login waits for its second step", bounds=(1, 86_400))
+    recent_login_seconds: int = _option(
+        900, "how young a login must be to change factors and passwords", bounds=(1, _YEAR)
+    )
     second_factor: str = _option(
         "always", "`always`: users without TOTP get an emailed code; `enrolled`: they sign in at once"
     )
-    totp_drift_steps: int = _option(0, "how many 30 s steps a TOTP code may be off, 0 or 1")
+    totp_drift_steps: int = _option(0, "how many 30 s steps a TOTP code may be off, 0 or 1", bounds=(0, 1))
     fixed_otp: bool = _option(False, "permits one-time codes that an administrator fixes for a user")
     registration: bool = _option(True, "permits self-registration by `POST /user`")
 
     # Passwords
-    argon2_time_cost: int = _option(2, "Argon2id passes")
-    argon2_memory_kib: int = _option(19_456, "Argon2id memory")
-    hash_concurrency: int = _option(0, "password hashes at once in a process; 0: one for each processor")
-    hash_wait_seconds: int = _option(5, "how long a login waits for its turn to hash before 503")
-    password_min_length: int = _option(8, "shortest password, in characters")
+    argon2_time_cost: int = _option(2, "Argon2id passes", bounds=(1, 100))
+    argon2_memory_kib: int = _option(19_456, "Argon2id memory", bounds=(8, 4_194_304))
+    hash_concurrency: int = _option(
+        0, "password hashes at once in a process; 0: one for each processor", bounds=(0, 1_024)
+    )
+    hash_wait_seconds: int = _option(5, "how long a login waits for its turn to hash before 503", bounds=(1, 300))
+    password_min_length: int = _option(8, "shortest password, in characters", bounds=(8, 64))
 
     # Limits
     limit_auth: str = _option("10/minute", "logins, per client address; `off` for none")
@@ -106,26 +135,24 @@ class Settings:
     limit_bulk_upload: str = _option("5/minute", "`/verify?tier=bulk-upload`, per tenant")
 
     # Keeping
-    audit_days: int = _option(400, "how long audit events are kept")
-    explain_days: int = _option(30, "how long a refusal can be explained by its `x-error-id`")
+    audit_days: int = _option(400, "how long audit events are kept", bounds=(1, 36_600))
+    explain_days: int = _option(30, "how long a refusal can be explained by its `x-error-id`", bounds=(1, 3_660))
     explain_per_minute: int = _option(
-        300, "refusals of one client address that are kept for that; of a process, four times as many"
+        300,
+        "refusals of one client address that are kept for that; of a process, four times as many",
+        bounds=(0, 1_000_000),
     )
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] = os.environ) -> Settings:
         """Read `IDENTITY_*`. All faults are gathered into one BadSettings; an unknown name is a fault."""
-        faults: list[str] = []
-        values: dict[str, Any] = {}
         fields = {PREFIX + field.name.upper(): field for field in dataclasses.fields(cls)}
-        for name, text in environ.items():
-            if not name.startswith(PREFIX) or name.startswith(PREFIX + "TEST_"):
-                continue
-            if name not in fields:
-                faults.append(f"{name}: no such setting")
-                continue
+        secret = [name for name, field in fields.items() if field.metadata["secret"]]
+        texts, faults = settings_in(environ, known=fields, secret=secret)
+        values: dict[str, Any] = {}
+        for name, text in texts.items():
             try:
-                values[fields[name].name] = _parse(fields[name].default, text.strip())
+                values[fields[name].name] = _parse(fields[name].default, text)
             except ValueError as exc:
                 faults.append(f"{name}: {exc}")
         settings = cls(**values)
@@ -133,6 +160,13 @@ class Settings:
         if faults:
             raise BadSettings("; ".join(faults))
         return settings
+
+    def __post_init__(self) -> None:
+        # Two spellings of one scheme, as hosting companies write them.
+        for name, theirs, ours in _SPELLINGS:
+            value: str = getattr(self, name)
+            if value.startswith(theirs):
+                object.__setattr__(self, name, ours + value.removeprefix(theirs))
 
     @property
     def default_audience(self) -> str:
@@ -157,23 +191,13 @@ class Settings:
             ("issuer", _is_issuer(self.issuer), "must be an http(s) URL without query, fragment or trailing slash"),
             (
                 "issuer",
+                not _is_issuer(self.issuer) or not urlsplit(self.issuer).path,
+                "must have no path: the service answers at the root of its host only, so give it a host name of its own",
+            ),
+            (
+                "issuer",
                 self.development or _is_safe(self.issuer),
                 "must be https, or loopback, or set IDENTITY_DEVELOPMENT=1",
-            ),
-            (
-                "database_url",
-                self.database_url.startswith(("sqlite://", "postgresql://", "postgresql+psycopg://")),
-                "must be a sqlite or postgresql URL",
-            ),
-            (
-                "redis_url",
-                not self.redis_url or self.redis_url.startswith(("redis://", "rediss://", "unix://")),
-                "must be a redis, rediss or unix URL",
-            ),
-            (
-                "mail_url",
-                self.mail_url.startswith(("smtp://", "smtps://", "file:")),
-                "must be an smtp, smtps or file URL",
             ),
             (
                 "mail_from",
@@ -182,22 +206,22 @@ class Settings:
             ),
             ("rsa_bits", self.rsa_bits in (2048, 3072, 4096), "must be 2048, 3072 or 4096"),
             ("second_factor", self.second_factor in ("always", "enrolled"), "must be `always` or `enrolled`"),
-            ("totp_drift_steps", self.totp_drift_steps in (0, 1), "must be 0 or 1"),
             (
                 "log_level",
                 self.log_level in ("debug", "info", "warning", "error"),
                 "must be debug, info, warning or error",
             ),
-            ("argon2_memory_kib", self.argon2_memory_kib >= 8, "must be at least 8"),
-            ("argon2_time_cost", self.argon2_time_cost >= 1, "must be at least 1"),
-            ("password_min_length", 8 <= self.password_min_length <= 64, "must be from 8 to 64"),
             ("user_claims", set(self.user_claims) <= {"email", "name"}, "knows `email` and `name` only"),
-            ("jwks_max_age_seconds", 0 <= self.jwks_max_age_seconds <= 86_400, "must be from 0 to 86400"),
-            ("bind", bool(re.fullmatch(r"(unix:.+|.+:[0-9]{1,5})", self.bind)), "must be host:port or unix:PATH"),
             (
-                "metrics_bind",
-                self.metrics_bind == "" or bool(re.fullmatch(r".+:[0-9]{1,5}", self.metrics_bind)),
-                "must be host:port",
+                "socket_mode",
+                bool(re.fullmatch(r"0?[0-7]{3}", self.socket_mode)),
+                "must be three octal digits, like 0660",
+            ),
+            ("metrics_bind", self.metrics_bind != self.bind, "must be another address than IDENTITY_BIND"),
+            (
+                "bind",
+                not self.bind.startswith("unix:") or _UNIX in self.trusted_proxies,
+                "a unix socket needs the word `unix` in IDENTITY_TRUSTED_PROXIES, or all clients share one address",
             ),
         ]
         checks += [
@@ -208,7 +232,6 @@ class Settings:
             )
             for o in self.origins
         ]
-        checks += [("trusted_proxies", _is_network(n), f"{n!r} is not a network") for n in self.trusted_proxies]
         checks += [
             ("portal_urls", u.startswith(("https://", "http://")), f"{u!r} is not an http(s) URL")
             for u in self.portal_urls
@@ -219,11 +242,19 @@ class Settings:
                 checks.append(
                     (field.name, value == "off" or bool(_LIMIT.fullmatch(value)), "must be like `10/minute`, or `off`")
                 )
-            elif isinstance(value, int):
-                checks.append((field.name, 0 <= value < 10**10, "must not be negative"))
-            if field.name.endswith("_seconds") and field.name not in ("jwks_max_age_seconds", "refresh_grace_seconds"):
-                checks.append((field.name, value > 0, "must be positive"))
-        return [(name, reason) for name, holds, reason in checks if not holds]
+            elif isinstance(value, int) and not isinstance(value, bool):
+                least, most = field.metadata["bounds"]
+                checks.append((field.name, least <= value <= most, f"must be from {least} to {most}"))
+        faults = [(name, reason) for name, holds, reason in checks if not holds]
+        reasons = [
+            ("database_url", _fault_of_database_url(self.database_url)),
+            ("redis_url", _fault_of_redis_url(self.redis_url)),
+            ("mail_url", _fault_of_mail_url(self.mail_url)),
+            ("bind", _fault_of_bind(self.bind, or_unix=True)),
+            ("metrics_bind", _fault_of_bind(self.metrics_bind, or_unix=False) if self.metrics_bind else ""),
+            *(("trusted_proxies", _fault_of_proxy(text)) for text in self.trusted_proxies),
+        ]
+        return faults + [(name, reason) for name, reason in reasons if reason]
 
 
 def describe() -> list[tuple[str, str, str, str]]:
@@ -258,19 +289,98 @@ def _processors() -> int:
 
 
 def _is_issuer(url: str) -> bool:
-    parts = urlsplit(url)
-    plain = not (parts.query or parts.fragment or parts.username) and not url.endswith("/")
-    return parts.scheme in ("http", "https") and bool(parts.hostname) and plain
+    parts = _split(url)
+    if parts is None or parts.scheme not in ("http", "https") or not parts.hostname:
+        return False
+    return not (parts.query or parts.fragment or parts.username) and not url.endswith(("/", "?", "#"))
 
 
 def _is_safe(url: str) -> bool:
-    parts = urlsplit(url)
-    return parts.scheme == "https" or parts.hostname in ("127.0.0.1", "localhost", "::1")
+    parts = _split(url)
+    return parts is None or parts.scheme == "https" or parts.hostname in ("127.0.0.1", "localhost", "::1")
 
 
-def _is_network(text: str) -> bool:
+def _split(url: str) -> SplitResult | None:
+    """The parts of a URL, or None for what is none; asking for its port is safe then."""
     try:
-        ipaddress.ip_network(text, strict=False)
+        parts = urlsplit(url)
+        _ = parts.port
     except ValueError:
-        return False
-    return True
+        return None
+    return parts
+
+
+# Each returns what is wrong, "" for nothing, a URL may hold a password, and is never part of it.
+
+
+def _fault_of_database_url(url: str) -> str:
+    if url.startswith(("sqlite:", "sqlite+pysqlite:")):
+        path = re.split(r"[?#]", url.partition(":///")[2])[0]
+        if not path or ":memory:" in url or "mode=memory" in url:
+            return "names no file, and a database in memory is another one for each process: sqlite:///var/identity.db"
+        return ""
+    if not url.startswith(("postgresql://", "postgresql+psycopg://")):
+        return "must be a sqlite:/// or postgresql:// URL"
+    return (
+        ""
+        if _split(url)
+        else "is no URL that can be read: percent-encode what is special in its password, as @ : / ? # [ ]"
+    )
+
+
+def _fault_of_redis_url(url: str) -> str:
+    if not url:
+        return ""
+    if "sentinel" in url.partition("://")[0]:
+        return "sentinels cannot be asked, so name what leads to the primary: redis://host:port"
+    if not url.startswith(("redis://", "rediss://", "unix://")):
+        return "must be a redis, rediss, valkey, valkeys or unix URL"
+    parts = _split(url)
+    if parts is None:
+        return "is no URL that can be read: percent-encode what is special in its password, as @ : / ? # [ ]"
+    if not url.startswith("unix://") and not re.fullmatch(r"/?[0-9]{0,4}", parts.path):
+        return "ends with the number of a database, or with nothing: redis://host:port/0"
+    return ""
+
+
+def _fault_of_mail_url(url: str) -> str:
+    if url.startswith("file:"):
+        return "" if url.removeprefix("file:").removeprefix("//") else "names no directory: file:var/mail"
+    parts = _split(url)
+    usual = "must be smtp://[user:password@]host[:port] or file:DIR, percent-encode what is special in the password"
+    if parts is None or parts.scheme not in ("smtp", "smtps") or parts.path not in ("", "/"):
+        return usual
+    # A `/`, `?` or `#` in a password ends the host early; the password must not be shown to say so.
+    if parts.query or parts.fragment or not re.fullmatch(r"[a-zA-Z0-9._:-]+", parts.hostname or "") or parts.port == 0:
+        return usual
+    if bool(parts.username) != bool(parts.password):
+        return "has a user without a password, or a password without a user"
+    if not unquote(f"{parts.username or ''}{parts.password or ''}").isprintable():
+        return "has a user or a password with characters that cannot be sent"
+    return ""
+
+
+def _fault_of_bind(text: str, *, or_unix: bool) -> str:
+    if or_unix and text.startswith("unix:"):
+        path = text.removeprefix("unix:")
+        if not path or len(str(Path(path).absolute()).encode()) > _UNIX_PATH_BYTES:
+            return f"names no socket, or one whose path is longer than {_UNIX_PATH_BYTES} bytes: unix:PATH"
+        return ""
+    found = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})", text, re.ASCII)
+    if found is None:
+        if text.count(":") > 1 and "[" not in text:
+            return "an IPv6 address stands in brackets: [::1]:8000"
+        return "must be host:port" + (" or unix:PATH" if or_unix else "")
+    return "" if 1 <= int(found[2]) <= 65_535 else "has a port that is not from 1 to 65535"
+
+
+def _fault_of_proxy(text: str) -> str:
+    if text == _UNIX:
+        return ""
+    try:
+        network = ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        return f"{text!r} is not a network"
+    if network.prefixlen == 0:
+        return f"{text!r} is everybody, so that every client could choose its own address: name the networks of your proxies"
+    return ""

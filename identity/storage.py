@@ -27,12 +27,9 @@ from sqlalchemy import (
     Text,
     TextClause,
     TextualSelect,
-    create_engine,
-    event,
     literal,
     type_coerce,
 )
-from sqlalchemy.engine import URL, Engine, make_url
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.compiler import compiles
@@ -43,14 +40,23 @@ from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from identity.ambient import Origin
+from identity.engines import (
+    LASTING,
+    SQLITE_OPTIONS,
+    driver_url,
+    postgresql_engine,
+    postgresql_options,
+    prepare_file,
+    prepare_sqlite,
+    shown,
+    sqlite_engine,
+)
 from identity.errors import UNAVAILABLE, Refused
 
 T = TypeVar("T")
 R = TypeVar("R", bound=tuple[Any, ...])
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
-BUSY_SECONDS = 5
-STATEMENT_SECONDS = 10
 
 
 def to_micros(moment: datetime) -> int:
@@ -205,7 +211,7 @@ class Unit:
         execute = pooled.driver_connection.execute  # type: ignore[union-attr]  # just taken from the pool
         if self._database.is_sqlite:
             # It holds for the connection, and whoever had that last may have wanted the other.
-            self._call(execute, _LASTING if self._lasting else "PRAGMA synchronous=NORMAL")
+            self._call(execute, LASTING if self._lasting else "PRAGMA synchronous=NORMAL")
             # The write lock at once: a read that becomes a write could only fail when it meets another.
             self._call(execute, "BEGIN IMMEDIATE")
         elif not self._lasting:
@@ -366,12 +372,21 @@ class WithoutWrites:
 class Database:
     """One opened database."""
 
-    def __init__(self, url: str, *, pool_size: int = 10) -> None:
-        self.url = _driver_url(url)
+    def __init__(self, url: str, *, pool_size: int = 10, creates: bool = True) -> None:
+        """`creates`: an SQLite file that is missing is made (an empty one, 0600). Raises BadSettings, OSError."""
+        self.url = driver_url(url)
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
-        self.engine = _sqlite_engine(self.url) if self.is_sqlite else _postgresql_engine(self.url, pool_size)
+        self.file = Path(self.url.database or "").absolute() if self.is_sqlite else None
+        if self.file is not None:
+            prepare_file(self.file, creates=creates)
+        self.engine = sqlite_engine(self.url) if self.is_sqlite else postgresql_engine(self.url, pool_size)
         self._kept = threading.local()
         self._opened: set[Any] = set()
+
+    @property
+    def shown(self) -> str:
+        """Which database this is, for people: never its password."""
+        return shown(self.url)
 
     def unit(self, now: datetime, origin: Origin, *, lasting: bool = True) -> Unit:
         """One write transaction as of `now`; a crash of the host or the database server may undo one that is not `lasting`."""
@@ -436,10 +451,10 @@ class Database:
         driver: Any = self.engine.dialect.loaded_dbapi
         arguments, options = self.engine.dialect.create_connect_args(self.url)
         if self.is_sqlite:
-            connection = driver.connect(*arguments, **{**options, **_SQLITE_OPTIONS})
-            _prepare_sqlite(connection, None)
+            connection = driver.connect(*arguments, **{**options, **SQLITE_OPTIONS})
+            prepare_sqlite(connection, None)
         else:
-            extra = {"autocommit": True, "prepare_threshold": 1, **_POSTGRESQL_OPTIONS}
+            extra = {"autocommit": True, "prepare_threshold": 1, **postgresql_options(self.url)}
             connection = driver.connect(*arguments, **{**options, **extra})
         self._opened.add(connection)
         return connection
@@ -492,55 +507,3 @@ def _reason(exc: BaseException) -> str:
     """The driver's error class and code, never its text: that may quote parameters."""
     origin = getattr(exc, "orig", None) or exc
     return f"{type(origin).__name__} {getattr(origin, 'sqlstate', None) or getattr(origin, 'sqlite_errorname', '')}".strip()
-
-
-# FULL, not NORMAL: an acknowledged write must survive a power cut, and NORMAL may roll the last ones back.
-_LASTING = "PRAGMA synchronous=FULL"
-_SQLITE_OPTIONS: dict[str, Any] = {"timeout": BUSY_SECONDS, "isolation_level": None, "check_same_thread": False}
-_POSTGRESQL_OPTIONS: dict[str, Any] = {
-    "connect_timeout": 3,
-    "keepalives_idle": 5,
-    "keepalives_interval": 2,
-    "keepalives_count": 3,
-    "tcp_user_timeout": 10_000,
-    "options": f"-c statement_timeout={STATEMENT_SECONDS}s -c lock_timeout={BUSY_SECONDS}s "
-    "-c idle_in_transaction_session_timeout=30s -c timezone=UTC",
-}
-
-
-def _driver_url(url: str) -> URL:
-    parsed = make_url(url)
-    return parsed.set(drivername="postgresql+psycopg") if parsed.drivername == "postgresql" else parsed
-
-
-def _sqlite_engine(url: URL) -> Engine:
-    if url.database and url.database != ":memory:":
-        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
-    engine = create_engine(url, connect_args=_SQLITE_OPTIONS, pool_size=20, max_overflow=0, pool_timeout=BUSY_SECONDS)
-    event.listen(engine, "connect", _prepare_sqlite)
-
-    @event.listens_for(engine, "begin")
-    def _begin(connection: Any) -> None:
-        options = connection.get_execution_options()
-        if not options.get("identity_begun", False):  # a unit's ORM joins what the unit began
-            connection.exec_driver_sql("BEGIN" if options.get("identity_reading", False) else "BEGIN IMMEDIATE")
-
-    return engine
-
-
-def _prepare_sqlite(connection: Any, _record: Any) -> None:
-    for pragma in ("journal_mode=WAL", "foreign_keys=ON", f"busy_timeout={BUSY_SECONDS * 1000}"):
-        connection.execute(f"PRAGMA {pragma}").close()
-    connection.execute(_LASTING).close()
-
-
-def _postgresql_engine(url: URL, pool_size: int) -> Engine:
-    return create_engine(
-        url,
-        pool_size=pool_size,
-        max_overflow=0,
-        pool_timeout=BUSY_SECONDS,
-        pool_pre_ping=True,
-        pool_recycle=1800,
-        connect_args=_POSTGRESQL_OPTIONS,
-    )

@@ -465,6 +465,9 @@ def test_a_database_that_is_down_is_one_line(run: Run, monkeypatch: pytest.Monke
     assert ran.status == 1
     assert re.fullmatch(r"identity: [^\n]+\n", ran.err)
     assert "hunter2" not in ran.err
+    assert "127.0.0.1" in ran.err
+    assert "refused" in ran.err
+    assert "IDENTITY_DATABASE_URL" in ran.err
 
 
 @pytest.mark.parametrize(
@@ -558,6 +561,7 @@ def test_the_worker_delivers_mail_and_stops_when_told(tmp_path: Path) -> None:
         environment_of({"mail_url": f"file:{tmp_path}/mail", "portal_urls": ("https://x.example",)})
     )
     identity = [sys.executable, "-m", "identity"]
+    subprocess.run([*identity, "migrate"], check=True, cwd=tmp_path, env=environment, capture_output=True)
     invite = ["user", "create", *ADA, "--notify"]
     subprocess.run([*identity, *invite], check=True, cwd=tmp_path, env=environment, capture_output=True)
     worker = subprocess.Popen([*identity, "worker"], cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)

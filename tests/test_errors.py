@@ -29,6 +29,7 @@ from identity.errors import CATALOGUE, RATE_LIMITED, UNAVAILABLE, Problem, Refus
 from identity.runtime import Runtime
 from identity.wire.endpoint import Request, Shape
 from identity.wire.exchange import refuse_outside
+from identity.wire.head import Networks
 from tests.builders import a_token, a_user, an_application
 from tests.world import ORIGIN, Live, Web
 
@@ -53,7 +54,7 @@ def test_every_problem_renders_in_every_shape(problem: Problem, shape: Shape, pl
     refused = Refused(
         problem, field="email", detail="hidden detail", evidence={"seen": "hidden evidence"}, retry_after_seconds=7
     )
-    answer = refuse_outside(plain_rt, PLAIN, refused, shape, ())
+    answer = refuse_outside(plain_rt, PLAIN, refused, shape, Networks())
     headers = dict(answer.headers)
     assert answer.status == shape.status(refused)
     assert headers["x-error"] == problem.message[:200]
@@ -73,7 +74,7 @@ def test_the_envelope_says_what_the_contract_says(problem: Problem, plain_rt: Ru
     for envelope in (shape for shape in SHAPES if shape.name.startswith("envelope")):
         status = 400 if problem.code == "VALIDATION_ERROR" and envelope.validation_status == 400 else problem.status
         for field in (None, "email"):
-            answer = refuse_outside(plain_rt, PLAIN, Refused(problem, field=field), envelope, ())
+            answer = refuse_outside(plain_rt, PLAIN, Refused(problem, field=field), envelope, Networks())
             expected = {"error": problem.code, "message": problem.message, "field": field, "status": status}
             assert json.loads(answer.body) == {name: value for name, value in expected.items() if value is not None}
 

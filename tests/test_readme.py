@@ -62,9 +62,9 @@ def test_the_minute_works_as_written_and_its_python_verifies_the_tokens(tmp_path
             assert done.returncode == 0, done.stderr
             return done.stdout
 
-        typed(provisioning)
         decoder = json.JSONDecoder()
-        answered = typed(tokens)
+        # One terminal, as the page says; what comes after the line is the second block's.
+        answered = typed(f"{provisioning}\necho ---\n{tokens}").rpartition("---\n")[2]
         user, end = decoder.raw_decode(answered)
         machine, _ = decoder.raw_decode(answered[end:].strip())
 
@@ -87,6 +87,11 @@ def test_the_minute_works_as_written_and_its_python_verifies_the_tokens(tmp_path
         }
         assert client.get("/incidents", headers=headers | {"X-Tenant-Id": "other"}).status_code == 403
         service["verifier"].close()
+
+        # It leaves no file behind beside those that only their owner may read.
+        readable = [path for path in tmp_path.rglob("*") if path.is_file() and path.stat().st_mode & 0o077]
+        assert {path.relative_to(tmp_path).as_posix() for path in readable} <= {".venv/bin/identity", "log"}
+        assert not re.search(r"(?<![<\d])>(?!&)", provisioning + tokens), "no redirection into a file"
 
 
 def test_every_page_that_it_names_exists() -> None:

@@ -79,17 +79,51 @@ def test_an_unknown_name_is_a_fault_because_it_is_a_typing_error() -> None:
         ("issuer", "https://auth.example#x"),
         ("issuer", "https://user@auth.example"),
         ("issuer", ""),
+        ("issuer", "https://auth.example/id"),
+        ("issuer", "https://auth.example:port"),
+        ("issuer", "https://auth.example?"),
         ("database_url", "mysql://db/identity"),
         ("database_url", "identity.db"),
+        ("database_url", "sqlite://"),
+        ("database_url", "sqlite:///"),
+        ("database_url", "sqlite:///:memory:"),
+        ("database_url", "sqlite:///file:x?mode=memory&uri=true"),
+        ("database_url", "sqlite+aiosqlite:///x.db"),
+        ("database_url", "postgresql+asyncpg://db/identity"),
+        ("database_url", "postgresql://ada:p@ss[word@db/identity"),
+        ("database_url", "postgresql://db:port/identity"),
         ("redis_url", "http://cache"),
+        ("redis_url", "redis+sentinel://a:26379,b:26379/primary"),
+        ("redis_url", "redis://cache/first"),
+        ("redis_url", "redis://cache:x"),
         ("mail_url", "imap://mail"),
+        ("mail_url", "file:"),
+        ("mail_url", "smtp://"),
+        ("mail_url", "smtp://mail:0"),
+        ("mail_url", "smtp://mail:99999"),
+        ("mail_url", "smtp://ada@mail"),
+        ("mail_url", "smtp://:secret@mail"),
+        ("mail_url", "smtp://ada:p/w@mail"),
+        ("mail_url", "smtp://ada:p%0Aw@mail"),
+        ("mail_url", "smtp://ma%20il"),
         ("mail_from", "nobody"),
         ("mail_from", "identity@b\u00fccher.example"),
         ("bind", "8000"),
         ("bind", "unix:"),
+        ("bind", "unix:/run/identity.sock"),
+        ("bind", "unix:" + "x" * 108),
+        ("bind", "::1:8000"),
+        ("bind", "127.0.0.1:0"),
+        ("bind", "127.0.0.1:65536"),
+        ("bind", "a b:8000"),
+        ("socket_mode", "rw"),
+        ("socket_mode", "0980"),
+        ("socket_mode", "10660"),
         ("metrics_bind", "9000"),
         ("trusted_proxies", "10.0.0.0/33"),
         ("trusted_proxies", "proxy.example"),
+        ("trusted_proxies", "0.0.0.0/0"),
+        ("trusted_proxies", "10.0.0.0/8,::/0"),
         ("origins", "https://a.example/"),
         ("origins", "a.example"),
         ("origins", "*"),
@@ -106,6 +140,11 @@ def test_an_unknown_name_is_a_fault_because_it_is_a_typing_error() -> None:
         ("password_min_length", "65"),
         ("jwks_max_age_seconds", "86401"),
         ("user_token_seconds", "0"),
+        ("audit_days", "0"),
+        ("audit_days", "9999999999"),
+        ("threads", "0"),
+        ("threads", "257"),
+        ("hash_wait_seconds", "301"),
         ("challenge_seconds", "0"),
         ("workers", "-1"),
         ("workers", "1.5"),
@@ -124,6 +163,111 @@ def test_a_value_that_makes_no_sense_is_named(name: str, value: str) -> None:
     faults = faults_of(**{name: value})
     assert {fault.partition(":")[0] for fault in faults} == {PREFIX + name.upper()}
     assert all(fault.partition(": ")[2] for fault in faults)
+
+
+def test_every_number_has_bounds_and_its_default_is_within_them() -> None:
+    for field in dataclasses.fields(Settings):
+        if isinstance(field.default, int) and not isinstance(field.default, bool):
+            least, most = field.metadata["bounds"]
+            assert 0 <= least <= field.default <= most < 10**9, field.name
+            for value, holds in ((least - 1, False), (least, True), (most, True), (most + 1, False)):
+                found = [name for name, _ in Settings(**{field.name: value})._faults()]
+                assert (field.name not in found) is holds or field.name == "rsa_bits", (field.name, value)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "read"),
+    [
+        ("database_url", "postgres://db/identity", "postgresql://db/identity"),
+        ("redis_url", "valkey://cache:6379/1", "redis://cache:6379/1"),
+        ("redis_url", "valkeys://cache", "rediss://cache"),
+        ("redis_url", "unix:///run/redis.sock?db=1", "unix:///run/redis.sock?db=1"),
+        ("bind", "[::1]:8000", "[::1]:8000"),
+        ("bind", "localhost:8000", "localhost:8000"),
+        ("socket_mode", "0600", "0600"),
+        ("socket_mode", "666", "666"),
+        ("mail_url", "smtp://ada:p%C3%A4ss%2F@mail.example:587", "smtp://ada:p%C3%A4ss%2F@mail.example:587"),
+        ("mail_url", "smtps://[2001:db8::1]", "smtps://[2001:db8::1]"),
+    ],
+)
+def test_other_spellings_of_the_same_are_understood(name: str, given: str, read: str) -> None:
+    assert getattr(Settings.from_env({PREFIX + name.upper(): given}), name) == read
+
+
+def test_a_unix_bind_goes_with_the_word_for_it() -> None:
+    chosen = Settings.from_env({"IDENTITY_BIND": "unix:/run/i.sock", "IDENTITY_TRUSTED_PROXIES": "unix,10.0.0.0/8"})
+    assert chosen.trusted_proxies == ("unix", "10.0.0.0/8")
+
+
+# Secrets in files, and a file of settings.
+
+SECRET_NAMES = ("DATABASE_URL", "REDIS_URL", "MASTER_KEYS", "MAIL_URL")
+
+
+def test_every_secret_setting_can_stand_in_a_file(tmp_path: Path) -> None:
+    values = {name.upper(): value for name, value in SECRETS.items()} | {"MASTER_KEYS": f"{MASTER_KEY}\n{MASTER_KEY}"}
+    assert set(values) == set(SECRET_NAMES)
+    assert {one.name.upper() for one in dataclasses.fields(Settings) if one.metadata["secret"]} == set(SECRET_NAMES)
+    environ = {}
+    for name, value in values.items():
+        (tmp_path / name).write_text(f"\ufeff{value}\n")
+        environ[f"{PREFIX}{name}_FILE"] = str(tmp_path / name)
+    settings = Settings.from_env(environ)
+    assert settings.master_keys == (MASTER_KEY, MASTER_KEY)
+    assert {name: getattr(settings, name) for name in SECRETS} == SECRETS
+
+
+@pytest.mark.parametrize("name", SECRET_NAMES)
+def test_a_secret_that_is_given_both_ways_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "secret").write_text("hunter2")
+    faults = faults_of(**{name: "hunter2", f"{name}_file": str(tmp_path / "secret")})
+    assert f"IDENTITY_{name}: is given twice, IDENTITY_{name}_FILE too: keep one of them" in faults
+    assert "hunter2" not in "".join(faults)
+
+
+@pytest.mark.parametrize("content", [None, b"", b" \n", b"\xff\xfe", b"a\0b", b"x" * 70_000])
+def test_a_file_that_holds_no_secret_is_named(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "secret"
+    if content is not None:
+        path.write_bytes(content)
+    assert any(
+        fault.startswith(f"IDENTITY_MASTER_KEYS_FILE: {path}") for fault in faults_of(master_keys_file=str(path))
+    )
+
+
+def test_only_secrets_have_files() -> None:
+    assert faults_of(issuer_file="/x") == ["IDENTITY_ISSUER_FILE: no such setting"]
+
+
+def test_the_environment_wins_over_the_file_of_settings(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text(MASTER_KEY)
+    path = tmp_path / "env"
+    path.write_text(
+        "# settings\n\nIDENTITY_WORKERS=3\nexport IDENTITY_THREADS = '5'\nIDENTITY_MAIL_FROM=\"a@b.example\"\nPATH=/bin\n"
+        "IDENTITY_MASTER_KEYS=from-the-file\nIDENTITY_TEST_X=1\nIDENTITY_PORT=tcp://10.0.0.1:1\n"
+    )
+    settings = Settings.from_env(
+        {"IDENTITY_ENV_FILE": str(path), "IDENTITY_WORKERS": "2", "IDENTITY_MASTER_KEYS_FILE": str(tmp_path / "key")}
+    )
+    assert (settings.workers, settings.threads, settings.mail_from) == (2, 5, "a@b.example")
+    assert settings.master_keys == (MASTER_KEY,), "by whichever of its two names the environment says it"
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("IDENTITY_WORKERS 3\n", "line 1 is not NAME=value"),
+        ("\nIDENTITY_ENV_FILE=/x\n", "line 2 names another such file"),
+        ("IDENTITY_WORKRES=3\n", "IDENTITY_WORKRES: no such setting"),
+        (None, "No such file"),
+    ],
+)
+def test_a_file_of_settings_is_as_strict_as_the_environment(tmp_path: Path, content: str | None, says: str) -> None:
+    path = tmp_path / "env"
+    if content is not None:
+        path.write_text(content)
+    (fault,) = faults_of(env_file=str(path))
+    assert says in fault
 
 
 @pytest.mark.parametrize(

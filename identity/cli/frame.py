@@ -42,7 +42,8 @@ class Opened:
         if self._runtime is None:
             from identity.opening import create_runtime
 
-            self._runtime = create_runtime(self.settings)
+            # Only `serve` and `migrate` make a database or a key: here either would be a mistyped address.
+            self._runtime = create_runtime(self.settings, migrate=False)
         return self._runtime
 
     @property
@@ -188,13 +189,24 @@ def _explained(exc: Exception) -> tuple[str, int]:
         case Refused(problem=problem, detail=detail) if problem.code == NOT_FOUND.code and detail:
             # Whoever has the command line has the database: "nothing that this caller may know of" would only puzzle.
             text = detail
+        case _ if (failure := _of_the_database(exc)) is not None:
+            from identity import engines
+
+            text = engines.explained(engines.driver_url(Settings.from_env().database_url), failure)
         case Refused(problem=problem, detail=detail):
             text = problem.message + (f" ({detail})" if detail else "")
         case OSError():
             text = f"{exc.filename}: {exc.strerror}" if exc.filename else str(exc)
-        case _ if type(exc).__module__.startswith("sqlalchemy."):
-            text = f"the database did not do that ({type(exc).__name__}): see IDENTITY_DATABASE_URL"
         case _:
             # The class only: the text of a database's error may quote what was to be stored.
             text = f"that did not work: {type(exc).__name__}"
     return text, status
+
+
+def _of_the_database(exc: BaseException) -> BaseException | None:
+    """The driver's error behind a failure, if it is one of the database."""
+    if isinstance(exc, Refused):
+        return _of_the_database(exc.__cause__) if exc.__cause__ is not None else None
+    if type(exc).__module__.startswith("sqlalchemy."):
+        return getattr(exc, "orig", None) or exc
+    return exc if type(exc).__module__.partition(".")[0] in ("sqlite3", "psycopg") else None

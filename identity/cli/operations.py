@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from identity.cli.frame import Opened, cli, command
+from identity.environment import is_setting
 
 if TYPE_CHECKING:
     from identity.runtime import Runtime
@@ -53,7 +54,7 @@ def _announce(opened: Opened, rt: Runtime) -> None:
         f"  curl -H 'api-key: ...' -H 'api-secret: ...' {settings.issuer}/admin/users",
         f"  {_ourselves()} application create --name my-service --scope read",
     ]
-    set_here = sorted(name for name in os.environ if name.startswith("IDENTITY_"))
+    set_here = sorted(name for name, text in os.environ.items() if is_setting(name, text))
     if set_here:
         lines += ["", f"Set there what is set here: {', '.join(set_here)}"]
     if settings.mail_url.startswith("file:"):
@@ -77,13 +78,21 @@ def _from_here(path: Path) -> str:
 
 @command(cli, "migrate")
 def migrate(opened: Opened) -> Any:
-    """Bring the database to the current schema."""
-    from identity import migrations
+    """Bring the database to the current schema; on an empty one make the master key and the first signing key, as `serve` does."""
+    from identity import logs, migrations
+    from identity.instruments.vault import has_root
+    from identity.opening import create_runtime
     from identity.storage import Database
 
+    logs.configure(opened.settings)
     database = Database(opened.settings.database_url)
-    worked = migrations.migrate(database)
-    database.close()
+    try:
+        worked = migrations.migrate(database)
+        is_new = not has_root(database)
+    finally:
+        database.close()
+    if is_new:
+        create_runtime(opened.settings).close()
     return {"migrated": worked, "revision": migrations.HEAD}
 
 

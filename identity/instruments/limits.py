@@ -136,10 +136,11 @@ def _storage_uri(settings: Settings) -> str:
     """Where hits are counted, as the `limits` library spells it."""
     if settings.redis_url:
         return settings.redis_url.replace("unix://", "redis+unix://", 1)
-    return f"{EmbeddedStorage.STORAGE_SCHEME[0]}://{_embedded_folder(settings)}"
+    return f"{EmbeddedStorage.STORAGE_SCHEME[0]}://{embedded_folder(settings)}"
 
 
-def _embedded_folder(settings: Settings) -> Path:
+def embedded_folder(settings: Settings) -> Path:
+    """Where windows are kept that no Redis keeps: beside the SQLite database, else in `var/`."""
     database = settings.database_url.partition(":///")[2]
     home = (
         Path(database).absolute().parent

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote, urlsplit
 
 from identity.ambient import Mailer
+from identity.files import make_folder, open_new
 from identity.settings import BadSettings, Settings
 
 if TYPE_CHECKING:
@@ -123,11 +124,12 @@ class FileMailer:
 
     def send(self, message: EmailMessage) -> None:
         """Write the mail and make it durable. Raises OSError."""
-        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(self._directory)
         path = self._directory / _file_name(message)
         draft = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+        draft.unlink(missing_ok=True)  # left by a process that died with these numbers
         try:
-            with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:  # noqa: PTH123 -- for the mode
+            with open(open_new(draft), "wb") as file:  # noqa: PTH123 -- for the mode
                 file.write(message.as_bytes(policy=message.policy.clone(linesep="\n")))
                 file.flush()
                 os.fsync(file.fileno())

@@ -24,6 +24,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from identity.ambient import Entropy, Origin
+from identity.files import make_folder, open_new
 from identity.settings import BadSettings, Settings
 from identity.storage import Base, Database
 
@@ -92,7 +93,10 @@ class Vault:
         try:
             self._root = self.open(row.sealed, context=_ROOT)
         except Unsealable as exc:
-            raise BadSettings("the master key does not open this database: restore the right one") from exc
+            raise BadSettings(
+                f"the master key does not open this database ({database.shown}): restore the right one, "
+                "in IDENTITY_MASTER_KEYS or in the file master.key of IDENTITY_KEYS_DIR"
+            ) from exc
 
     def derive(self, purpose: str) -> bytes:
         """The 32-byte secret of the service for one purpose; the same in every process, for ever."""
@@ -111,24 +115,45 @@ class Vault:
         return True
 
 
-def open_vault(settings: Settings, entropy: Entropy) -> Vault:
-    """The vault under the configured master keys, or under `keys/master.key`, which is made when missing."""
+def open_vault(settings: Settings, entropy: Entropy, *, makes_key: bool = True) -> Vault:
+    """The vault under the configured master keys, or under `keys/master.key`; `makes_key`: which is made when missing.
+
+    A key may be made only for a database that has no root yet: beside one that has, it could open nothing. Raises BadSettings, OSError.
+    """
     if settings.master_keys:
         return Vault(tuple(_parse(text, "IDENTITY_MASTER_KEYS") for text in settings.master_keys), entropy)
-    path = settings.keys_dir / "master.key"
+    path = key_file(settings)
     if not path.exists():
+        if not makes_key:
+            raise BadSettings(
+                f"{path} is missing, and this database is sealed under it: restore it, or set IDENTITY_KEYS_DIR or IDENTITY_MASTER_KEYS"
+            )
         _create(path, entropy)
-    lines = [line for line in path.read_text("ascii").split() if line]
+    try:
+        lines = [line for line in path.read_text("ascii").split() if line]
+    except UnicodeDecodeError as exc:
+        raise BadSettings(f"{path} is not text: it holds the base64 of {_KEY_BYTES} bytes, one key a line") from exc
     if not lines:
         raise BadSettings(f"{path} is empty")
     return Vault(tuple(_parse(line, str(path)) for line in lines), entropy)
 
 
+def key_file(settings: Settings) -> Path:
+    """Where the master key is, if it is in no setting."""
+    return (settings.keys_dir / "master.key").absolute()
+
+
+def has_root(database: Database) -> bool:
+    """Whether this database was ever served: then its root is sealed under a master key that must be found, not made."""
+    with database.reading() as session:
+        return session.get(ServerSecret, _ROOT) is not None
+
+
 def _create(path: Path, entropy: Entropy) -> None:
     """Write a new master key, whole or not at all; of many processes that try at once, one wins and all use its key."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     draft = path.with_name(f".{path.name}.{os.getpid()}.{entropy.bytes(4).hex()}")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    descriptor = open_new(draft)
     try:
         os.write(descriptor, base64.b64encode(entropy.bytes(_KEY_BYTES)) + b"\n")
         os.fsync(descriptor)

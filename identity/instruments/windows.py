@@ -19,6 +19,8 @@ from typing import Any, Final
 
 from limits.storage import MovingWindowSupport, RedisStorage, Storage
 
+from identity.files import FILE_MODE, make_folder
+
 Taken = tuple[bool, float, int, float]
 """Whether the hit was accepted, the oldest hit in the window, how many there are, and the time now (Unix seconds)."""
 
@@ -46,7 +48,6 @@ class EmbeddedStorage(Storage, MovingWindowSupport):
     def __init__(self, uri: str, wrap_exceptions: bool = False, **options: Any) -> None:
         super().__init__(uri, wrap_exceptions=wrap_exceptions, **options)
         self._folder = Path(uri.partition("://")[2])
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._rings: OrderedDict[str, _Ring] = OrderedDict()
         # The lock of a file is its descriptor's, which threads share: among threads, this one counts.
         self._turn = threading.Lock()
@@ -71,6 +72,8 @@ class EmbeddedStorage(Storage, MovingWindowSupport):
 
     def sweep(self) -> int:
         """Remove the windows that are over; tell how many."""
+        if not self._folder.is_dir():
+            return 0
         return sum(_remove_if_over(Path(entry.path)) for entry in os.scandir(self._folder))
 
     def close(self) -> None:
@@ -95,6 +98,8 @@ class EmbeddedStorage(Storage, MovingWindowSupport):
         return ring
 
     def _open(self, path: Path) -> _Ring:
+        # Made here and not at the start: a command that counts nothing leaves no folder behind.
+        make_folder(self._folder)
         try:
             return _Ring(path)
         except OSError as exc:
@@ -133,7 +138,7 @@ class EmbeddedStorage(Storage, MovingWindowSupport):
 
     def reset(self) -> int:
         self.close()
-        paths = list(self._folder.iterdir())
+        paths = list(self._folder.iterdir()) if self._folder.is_dir() else []
         for path in paths:
             path.unlink(missing_ok=True)
         return len(paths)
@@ -206,7 +211,7 @@ class _Ring:
 
     def __init__(self, path: Path) -> None:
         # Read and written by calls, not mapped: a mapping holds a second descriptor, and ends the process when a disk is full.
-        self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
 
     def take(self, limit: int, seconds: int) -> Taken:
         """Try to add a hit; the caller holds the file's lock."""

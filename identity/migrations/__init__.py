@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import Connection, MetaData, text
 from sqlalchemy.exc import DBAPIError
 
+from identity.settings import BadSettings
 from identity.storage import Base, Database
 
 if TYPE_CHECKING:
@@ -35,9 +36,9 @@ def schema() -> MetaData:
 
 
 def current(database: Database) -> str | None:
-    """The revision that the database is at, or None for an empty one."""
+    """The revision that the database is at, or None for an empty one. Asks without a write lock."""
     try:
-        with database.engine.connect() as connection:
+        with database.engine.execution_options(identity_reading=True).connect() as connection:
             return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
     except DBAPIError:
         return None
@@ -56,6 +57,23 @@ def migrate(database: Database) -> bool:
                 connection.execute(text(f"SELECT pg_advisory_xact_lock({_LOCK})"))
             command.upgrade(_config(connection), "head")
     return True
+
+
+def require(database: Database) -> None:
+    """Raise BadSettings unless this database can be worked with as it is, and Refused(UNAVAILABLE) if it cannot be asked.
+
+    A newer schema is fine: steps are safe for the version before them.
+    """
+    database.ping()
+    revision = current(database)
+    if revision is None:
+        raise BadSettings(
+            f"IDENTITY_DATABASE_URL: the database {database.shown} is empty; `identity serve` or `identity migrate` prepares it"
+        )
+    if revision < HEAD:
+        raise BadSettings(
+            f"IDENTITY_DATABASE_URL: the database {database.shown} is at {revision} and not at {HEAD}; run `identity migrate`"
+        )
 
 
 def _wait_for_others(connection: Connection, database: Database) -> None:

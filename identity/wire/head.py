@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
-from typing import Final
+from typing import Final, NamedTuple
 
 from identity.core.access.callers import Presented
 from identity.errors import (
@@ -34,21 +34,28 @@ _VISIBLE: Final = re.compile(r"[\x20-\x7e]*", re.ASCII)
 _OTHER_SCHEMES: Final = frozenset({"basic", "digest", "token", "apikey", "negotiate", "dpop", "bearer:"})
 
 
-Networks = tuple[IPv4Network | IPv6Network, ...]
+class Networks(NamedTuple):
+    """Whose word about a client's address is believed."""
+
+    ranges: tuple[IPv4Network | IPv6Network, ...] = ()
+    #: Whoever connects to our unix socket: such a peer has no address of its own.
+    unix: bool = False
 
 
 def networks_of(texts: Iterable[str]) -> Networks:
-    """The parsed networks of the trusted proxies."""
-    return tuple(ip_network(text, strict=False) for text in texts)
+    """The trusted proxies of the settings."""
+    chosen = set(texts)
+    return Networks(tuple(ip_network(text, strict=False) for text in sorted(chosen - {"unix"})), "unix" in chosen)
 
 
 def client_address(request: Request, trusted: Networks) -> str:
     """Whose request it is: the peer, or the right-most hop that no trusted proxy is, when the peer is a trusted proxy.
 
-    What stands left of that hop was written by the client and means nothing. A hop that is no address ends the walk at the proxy.
+    What stands left of that hop was written by the client and means nothing. A hop that is no address ends the walk at the proxy. A peer
+    without an address came by the unix socket: trusting that is trusting one hop, and the next must be in a network of its own right.
     """
     address = request.peer
-    if not trusted or not _is_within(address, trusted):
+    if not (trusted.unix if address == "" else trusted.ranges and _is_within(address, trusted)):
         return address
     for hop in reversed(request.headers.get("x-forwarded-for", "").split(",")):
         candidate = hop.strip().strip("[]")
@@ -104,10 +111,10 @@ def _is_within(address: str, networks: Networks) -> bool:
     try:
         parsed = ip_address(address)
     except ValueError:
-        return address == "" and any(network.prefixlen == 0 for network in networks)
+        return False
     # A socket that serves both families shows IPv4 peers as `::ffff:192.0.2.1`.
     mapped = parsed.ipv4_mapped if isinstance(parsed, IPv6Address) else None
-    return any((mapped or parsed) in network for network in networks)
+    return any((mapped or parsed) in network for network in networks.ranges)
 
 
 def fresh_id(rt: Runtime) -> str:

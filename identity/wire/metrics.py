@@ -6,11 +6,20 @@ module: whether its values are shared between processes it decides once, when it
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import fcntl
+import logging
+import os
+import shutil
+import tempfile
 import threading
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from identity import logs
 from identity.ambient import SystemClock
 from identity.core.clients import expiry
 from identity.settings import Settings
@@ -20,12 +29,27 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry, Counter, Histogram
 
 _BUCKETS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+_FOLDER_PREFIX: Final = "identity-metrics-"
+_log: Final = logging.getLogger("identity.metrics")
 _making: Final = threading.Lock()
 _by_route: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
 
 
 def observe(route: str, status: int, seconds: float) -> None:
-    """Count one answered request."""
+    """Count one answered request; a count that cannot be kept is lost, and fails nobody's request."""
+    try:
+        _observe(route, status, seconds)
+    except Exception as exc:  # noqa: BLE001 -- see above; what fails is a file of another library
+        _log_loss(type(exc).__name__)
+
+
+@cache
+def _log_loss(reason: str) -> None:
+    """Once for each reason, and not for each request."""
+    logs.event(_log, logging.ERROR, "metrics cannot be written", reason=reason)
+
+
+def _observe(route: str, status: int, seconds: float) -> None:
     known = _by_route.get((route, status))
     if known is None:
         # The registry refuses an instrument that is made twice, and the first requests come in parallel.
@@ -34,6 +58,43 @@ def observe(route: str, status: int, seconds: float) -> None:
         known = _by_route[route, status] = (requests.labels(route, str(status)), times.labels(route))
     known[0].inc()
     known[1].observe(seconds)
+
+
+def make_shared_folder() -> Path:
+    """The folder in which the processes that are forked from this one count together; it goes when this process ends.
+
+    It is locked for as long as any of them lives, so that those whose processes were all killed can be told from the others: they are
+    removed here.
+    """
+    for left in Path(tempfile.gettempdir()).glob(f"{_FOLDER_PREFIX}*"):
+        _sweep(left)
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=_FOLDER_PREFIX))
+        # Held open, and so locked, until this process and all its children are gone; closed by nobody.
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if folder.exists():
+            break
+        os.close(descriptor)  # Another start took it for a leftover, between the two lines.
+    atexit.register(_remove, folder, os.getpid())
+    return folder
+
+
+def _remove(folder: Path, owner: int) -> None:
+    # What is registered is inherited by every worker, whose end is not the end of the folder.
+    if os.getpid() == owner:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sweep(folder: Path) -> None:
+    with contextlib.suppress(OSError):  # Somebody else's, in use, or swept by another at this moment.
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            if os.fstat(descriptor).st_uid == os.geteuid():
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+        finally:
+            os.close(descriptor)
 
 
 def collect_all(settings: Settings) -> CollectorRegistry:
@@ -63,7 +124,7 @@ class _Expiry:
             "identity_credential_expiry_seconds", "Seconds until the next one stops working", labels=["kind"]
         )
         # Opened for this scrape only: a connection that is kept here would be inherited by workers that are forked later.
-        database = Database(self._settings.database_url, pool_size=1)
+        database = Database(self._settings.database_url, pool_size=1, creates=False)
         try:
             for kind, seconds in expiry.soonest(database, SystemClock().now()).items():
                 gauge.add_metric([kind], seconds)

@@ -260,6 +260,7 @@ def test_a_process_without_a_free_descriptor_gives_up_kept_windows_first(embedde
 
 
 def test_a_file_of_an_earlier_version_goes_when_it_is_old(embedded: Limiter, tmp_path: Path) -> None:
+    (tmp_path / "limits").mkdir()
     for name, age in (("0" * 32, 90_000), ("1" * 32, 60)):
         path = tmp_path / "limits" / name
         path.write_bytes(bytes(48))

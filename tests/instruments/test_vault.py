@@ -138,7 +138,13 @@ def test_a_key_file_may_hold_the_retired_keys_too(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "says"),
-    [("", "is empty"), ("\n", "is empty"), ("not base64!", "not base64"), ("c2hvcnQ=", "not 32 bytes")],
+    [
+        ("", "is empty"),
+        ("\n", "is empty"),
+        ("not base64!", "not base64"),
+        ("c2hvcnQ=", "not 32 bytes"),
+        ("k\u00e9y", "not text"),
+    ],
 )
 def test_a_broken_key_file_is_named_and_never_replaced(tmp_path: Path, content: str, says: str) -> None:
     path = tmp_path / "master.key"

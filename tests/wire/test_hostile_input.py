@@ -566,6 +566,28 @@ def test_a_proxy_is_known_in_either_spelling_of_its_address(peer: str, address: 
     assert client_address(request, networks_of(["10.0.0.0/8"])) == address
 
 
+@pytest.mark.parametrize(
+    ("trusted", "hops", "address"),
+    [
+        (["unix"], "203.0.113.9", "203.0.113.9"),
+        (["unix"], "1.1.1.1, 10.0.0.7", "10.0.0.7"),
+        (["unix", "10.0.0.0/8"], "1.1.1.1, 203.0.113.9, 10.0.0.7", "203.0.113.9"),
+        (["unix"], "", ""),
+        (["unix"], "203.0.113.9, x", ""),
+        (["10.0.0.0/8"], "203.0.113.9", ""),
+        ([], "203.0.113.9", ""),
+    ],
+)
+def test_the_unix_socket_is_trusted_by_its_word_for_one_hop(trusted: list[str], hops: str, address: str) -> None:
+    request = Request("GET", "/", "/", "", {"x-forwarded-for": hops}, b"", "")
+    assert client_address(request, networks_of(trusted)) == address
+
+
+def test_the_word_for_the_unix_socket_trusts_no_peer_that_has_an_address() -> None:
+    request = Request("GET", "/", "/", "", {"x-forwarded-for": "203.0.113.9"}, b"", "192.0.2.1")
+    assert client_address(request, networks_of(["unix"])) == "192.0.2.1"
+
+
 def test_two_forwarded_headers_are_one_list(proxied: Live) -> None:
     assert logged_address(proxied, "X-Forwarded-For: 1.1.1.1", "X-Forwarded-For: 203.0.113.9") == "203.0.113.9"
 

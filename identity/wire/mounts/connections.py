@@ -8,6 +8,7 @@ a future or a message. See docs/decisions/0003-asgi-worker.md.
 from __future__ import annotations
 
 import re
+import signal
 from typing import Any, Final
 
 from gunicorn.asgi import protocol
@@ -25,6 +26,13 @@ _LENGTH: Final = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,15})[ \t]*(?=\r
 _VISIBLE: Final = re.compile(rb"[\x21-\x7e]*")
 
 
+def die_when_told() -> None:
+    """Let the signals that end a worker end this process, whatever handlers it has inherited."""
+    for number in (signal.SIGTERM, signal.SIGQUIT, signal.SIGINT, signal.SIGABRT):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+
+
 class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
     """gunicorn's asgi worker, speaking `Connection`."""
 
@@ -35,6 +43,15 @@ class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
         ASGIProtocol._check_h1c_protocol_available()  # noqa: SLF001 -- it has no public way
         gasgi.ASGIProtocol = Connection  # The worker offers no other way to name its protocol.
         super().init_process()
+
+    def init_signals(self) -> None:
+        """A worker that is told to go before it serves goes at once; one that serves, by gunicorn's handlers.
+
+        gunicorn installs them on a loop that does not run yet, where a signal is forgotten: the master would wait for such a worker
+        until its patience ends.
+        """
+        die_when_told()
+        self.loop.call_soon(super().init_signals)
 
     async def _shutdown(self) -> None:
         # Set by a signal, but not when the master has died: its orphans would go on promising keep-alive.

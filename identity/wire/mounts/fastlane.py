@@ -27,7 +27,7 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 T = TypeVar("T")
 _WAITING_FOR_EACH_THREAD: Final = 32
-_LONGEST_SECONDS: Final = 12  # Longer than a statement may take (`storage.STATEMENT_SECONDS`).
+_LONGEST_SECONDS: Final = 12  # Longer than a statement may take (`engines.STATEMENT_SECONDS`).
 
 
 class FastLane:

@@ -1,0 +1,128 @@
+"""Opening a connection to either database: which options, on which file, at which address."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+from sqlalchemy import create_engine, event
+from sqlalchemy.engine import URL, Engine, make_url
+from sqlalchemy.exc import ArgumentError
+
+from identity.files import make_file, make_folder
+from identity.settings import BadSettings
+
+BUSY_SECONDS: Final = 5
+STATEMENT_SECONDS: Final = 10
+
+_SQLITE_REASONS: Final = {
+    "SQLITE_FULL": "the disk is full",
+    "SQLITE_CANTOPEN": "it cannot be opened; its folder must be there, and ours to write",
+    "SQLITE_READONLY": "this user may not write it, or its folder",
+    "SQLITE_PERM": "this user may not use it",
+    "SQLITE_IOERR": "the disk failed to read or write",
+    "SQLITE_NOTADB": "it is a file, but no SQLite database",
+    "SQLITE_CORRUPT": "it is damaged; restore a backup",
+    "SQLITE_BUSY": f"another program has held it for {BUSY_SECONDS} seconds",
+}
+
+# FULL, not NORMAL: an acknowledged write must survive a power cut, and NORMAL may roll the last ones back.
+LASTING: Final = "PRAGMA synchronous=FULL"
+SQLITE_OPTIONS: Final[dict[str, Any]] = {"timeout": BUSY_SECONDS, "isolation_level": None, "check_same_thread": False}
+_POSTGRESQL_OPTIONS: Final[dict[str, Any]] = {
+    "connect_timeout": 3,
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 10_000,
+    "options": f"-c statement_timeout={STATEMENT_SECONDS}s -c lock_timeout={BUSY_SECONDS}s "
+    "-c idle_in_transaction_session_timeout=30s -c timezone=UTC",
+}
+
+
+def driver_url(url: str) -> URL:
+    """A database URL of the settings as SQLAlchemy's, with the driver that we use. Raises BadSettings."""
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError) as exc:
+        raise BadSettings("IDENTITY_DATABASE_URL: is no URL that can be read") from exc
+    # `postgres` is how hosting companies spell it.
+    return parsed.set(drivername="postgresql+psycopg") if parsed.drivername in ("postgresql", "postgres") else parsed
+
+
+def shown(url: URL) -> str:
+    """Which database this is, for people: never its password."""
+    if url.get_backend_name() == "sqlite":
+        return str(Path(url.database or "").absolute())
+    return url.set(drivername="postgresql").render_as_string(hide_password=True)
+
+
+def explained(url: URL, failure: BaseException) -> str:
+    """Why the database did not serve, in words for an operator, from a driver's error; never a value that was to be stored."""
+    name, state = getattr(failure, "sqlite_errorname", None), getattr(failure, "sqlstate", None)
+    if name is not None:
+        # SQLITE_IOERR_WRITE is a kind of SQLITE_IOERR.
+        reason = _SQLITE_REASONS.get("_".join(name.split("_")[:2]), name)
+    elif state is None:
+        # No session yet, so nothing of ours is in the text: the address, the user and what the server said to them.
+        reason = next(iter(str(failure).strip().splitlines()), type(failure).__name__)
+    else:
+        reason = f"{type(failure).__name__} (SQLSTATE {state})"
+    return f"the database {shown(url)} did not do that: {reason}; see IDENTITY_DATABASE_URL"
+
+
+def postgresql_options(url: URL) -> dict[str, Any]:
+    """Our options for a connection; what the URL says of the same is kept, and wins."""
+    ours = {name: value for name, value in _POSTGRESQL_OPTIONS.items() if name not in url.query}
+    theirs = url.query.get("options", ())
+    spelled = (theirs,) if isinstance(theirs, str) else theirs
+    return ours | {"options": " ".join((_POSTGRESQL_OPTIONS["options"], *spelled))}
+
+
+def prepare_file(path: Path, *, creates: bool) -> None:
+    """See that there is an SQLite file, or make an empty one that only its owner may read. Raises BadSettings."""
+    if creates:
+        try:
+            make_folder(path.parent)
+            # SQLite gives -wal and -shm the mode of the database itself.
+            make_file(path)
+        except OSError as exc:
+            raise BadSettings(f"IDENTITY_DATABASE_URL: {path} cannot be made: {exc.strerror}") from exc
+    elif not path.exists():
+        raise BadSettings(
+            f"IDENTITY_DATABASE_URL: there is no database {path}; `identity serve` or `identity migrate` makes one, or name another"
+        )
+
+
+def sqlite_engine(url: URL) -> Engine:
+    """Connections that take the write lock when a transaction begins, unless it says that it reads."""
+    engine = create_engine(url, connect_args=SQLITE_OPTIONS, pool_size=20, max_overflow=0, pool_timeout=BUSY_SECONDS)
+    event.listen(engine, "connect", prepare_sqlite)
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Any) -> None:
+        options = connection.get_execution_options()
+        if not options.get("identity_begun", False):  # a unit's ORM joins what the unit began
+            connection.exec_driver_sql("BEGIN" if options.get("identity_reading", False) else "BEGIN IMMEDIATE")
+
+    return engine
+
+
+def prepare_sqlite(connection: Any, _record: Any) -> None:
+    """What each new connection to SQLite is told."""
+    for pragma in ("journal_mode=WAL", "foreign_keys=ON", f"busy_timeout={BUSY_SECONDS * 1000}"):
+        connection.execute(f"PRAGMA {pragma}").close()
+    connection.execute(LASTING).close()
+
+
+def postgresql_engine(url: URL, pool_size: int) -> Engine:
+    """Connections that are tried before they are used, and not kept for ever."""
+    return create_engine(
+        url,
+        pool_size=pool_size,
+        max_overflow=0,
+        pool_timeout=BUSY_SECONDS,
+        pool_pre_ping=True,
+        pool_recycle=1800,
+        connect_args=postgresql_options(url),
+    )
