@@ -16,11 +16,12 @@ from identity.wire.dialects.public import public
 from identity.wire.dialects.risksage import risksage
 from identity.wire.dialects.s7risk import s7risk
 from identity.wire.dialects.signalx import signalx
+from identity.wire.dialects.status import status
 from identity.wire.dialects.threatwinds import threatwinds
 from identity.wire.endpoint import Endpoint
 from identity.wire.mounts import flask_mount
 
-DIALECTS = (s7risk, signalx, risksage, threatwinds, oauth, gate, admin, public, inbox)
+DIALECTS = (s7risk, signalx, risksage, threatwinds, oauth, gate, admin, public, status, inbox)
 
 
 def endpoints() -> list[Endpoint]:

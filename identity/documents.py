@@ -20,7 +20,7 @@ from identity.core.people.tenancy import TenantInfo
 from identity.core.record.audit import Event
 from identity.core.record.explain import Explanation
 from identity.core.signin.by_code import Waiting
-from identity.core.tokens.sessions import SessionInfo
+from identity.core.tokens.session_rows import SessionInfo
 from identity.errors import VALIDATION, Refused
 from identity.instruments.keyring import KeyInfo
 

@@ -16,6 +16,7 @@ from identity.instruments.hashing import Passwords
 from identity.instruments.keyring import Keyring
 from identity.instruments.limits import Limiter, embedded_folder
 from identity.instruments.refusals import Explanations
+from identity.instruments.statuslists import StatusLists
 from identity.instruments.transports import mail_directory, mailer_for
 from identity.instruments.usage import Usage
 from identity.instruments.vault import has_root, key_file, open_vault
@@ -66,6 +67,7 @@ def create_runtime(
             limiter=Limiter(settings),
             usage=Usage(),
             explanations=Explanations(),
+            status_lists=StatusLists(settings, clock, database, ring),
         )
         applications.ensure_standard(rt)
         on_failure.pop_all()

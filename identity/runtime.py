@@ -15,6 +15,7 @@ from identity.instruments.hashing import Passwords
 from identity.instruments.keyring import Keyring
 from identity.instruments.limits import Limiter
 from identity.instruments.refusals import Explanations
+from identity.instruments.statuslists import StatusLists
 from identity.instruments.strangers import Strangers
 from identity.instruments.usage import Usage
 from identity.settings import Settings
@@ -35,6 +36,7 @@ class Runtime:
     limiter: Limiter
     usage: Usage
     explanations: Explanations
+    status_lists: StatusLists
     strangers: Strangers = field(default_factory=Strangers)
 
     def unit(self, origin: Origin, *, lasting: bool = True) -> Unit:

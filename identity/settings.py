@@ -92,6 +92,7 @@ class Settings:
     access_token_seconds: int = _option(
         3_600, "life of the tokens of `/auth/*`, `/session/token` and `/keypair/token`", bounds=(1, _YEAR)
     )
+    status_ttl_seconds: int = _option(30, "how long verifiers may cache a status list", bounds=(1, 1_800))
     rsa_bits: int = _option(2_048, "size of new signing keys: 2048, 3072 or 4096")
     key_rotation_days: int = _option(90, "how long a signing key signs; 0: rotate by hand only", bounds=(0, 3_660))
     jwks_max_age_seconds: int = _option(300, "how long verifiers may cache the public keys", bounds=(0, 86_400))
@@ -171,6 +172,11 @@ class Settings:
     @property
     def default_audience(self) -> str:
         return self.audience or self.issuer
+
+    @property
+    def longest_token_seconds(self) -> int:
+        """No access token lives longer; an application may choose its own life up to a day."""
+        return max(self.user_token_seconds, self.application_token_seconds, self.access_token_seconds, 86_400)
 
     @property
     def worker_count(self) -> int:

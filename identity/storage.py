@@ -30,6 +30,7 @@ from sqlalchemy import (
     literal,
     type_coerce,
 )
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.compiler import compiles
@@ -271,6 +272,11 @@ class Unit:
         """Run a conditional update or delete and tell how many rows it took: how races are decided."""
         count: int = self.execute(statement).rowcount
         return count
+
+    def insert_missing(self, row: type[Base], columns: Sequence[str], source: Select[*tuple[Any, ...]]) -> None:
+        """Insert what a select gives; a row that is there already stays as it is."""
+        make = sqlite.insert if self._database.is_sqlite else postgresql.insert
+        self.execute(make(row).from_select(columns, source).on_conflict_do_nothing())
 
     def add(self, row: Base) -> None:
         """Insert `row` now, so that a broken constraint shows here and not at commit."""

@@ -30,6 +30,8 @@ PUBLIC = {
     "GET /.well-known/jwks.json",
     "GET /.well-known/oauth-authorization-server",
     "GET /.well-known/openid-configuration",
+    "GET /.well-known/status-lists",
+    "GET /.well-known/status-lists/{id}",
     "GET /health/live",
     "GET /health/ready",
     "GET /openapi.json",

@@ -156,6 +156,7 @@ def with_an_expired_token(live: Live) -> Answer:
         live.rt,
         client_id=app.id,
         secret_id=feed.secret_id,
+        place=None,
         roles=(),
         tenant=None,
         scope=(),

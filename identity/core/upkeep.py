@@ -20,11 +20,12 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from identity import logs
 from identity.ambient import Origin, later
-from identity.core.clients import expiry, secrets
+from identity.core.clients import expiry, registration, secrets
 from identity.core.keeping import Keeping, keepings
 from identity.core.mail import outbox
 from identity.core.record import audit, explain
 from identity.core.record.audit import Action
+from identity.core.tokens import status
 from identity.runtime import Runtime
 from identity.storage import Base, Instant, Unit
 
@@ -52,11 +53,12 @@ class Job:
 
 
 def start(rt: Runtime, stop: threading.Event) -> list[threading.Thread]:
-    """Start the loop as a daemon thread and, beside it, what must not wait for a slow job: the delivery of mail, and the refusals."""
+    """Start the loop as a daemon thread and, beside it, what must not wait for a slow job: mail, refusals and status lists."""
     threads = [
         threading.Thread(target=run, args=(rt, stop), name="upkeep", daemon=True),
         threading.Thread(target=outbox.deliver_until, args=(rt, stop), name="mail", daemon=True),
         threading.Thread(target=explain.write_until, args=(rt, stop), name="refusals", daemon=True),
+        threading.Thread(target=status.keep_current, args=(rt, stop), name="status", daemon=True),
     ]
     for thread in threads:
         thread.start()
@@ -135,6 +137,7 @@ JOBS: Final = (
     Job("windows", 60.0, lambda rt: rt.limiter.sweep(), shared=False),
     Job("keys", 10.0, tend_keys, shared=True),
     Job("retire", 10.0, secrets.retire_quiet, shared=True),
+    Job("places", 300.0, registration.place_all, shared=True),
     Job("sweep", 300.0, sweep, shared=True),
     Job("expiry", 3600.0, expiry.warn, shared=True),
 )

@@ -34,6 +34,7 @@ from identity.settings import BadSettings, Settings
 from identity.storage import Base, Database, Instant, Prepared, Unit
 
 SKEW_SECONDS: Final = 60
+ACCESS_TOKEN: Final = "at+jwt"
 _RELOAD_SECONDS: Final = 5
 _encode: Final = json.JSONEncoder(separators=(",", ":")).encode
 _PADDING: Final = PKCS1v15()
@@ -125,11 +126,19 @@ class Keyring:
 
     # Signing and checking our own tokens.
 
-    def sign(self, claims: Mapping[str, Any], *, now: datetime) -> str:
-        """A compact JWS over `claims`, with header `{"alg":"RS256","typ":"at+jwt","kid":...}` (RFC 9068 section 2.1)."""
+    def sign(self, claims: Mapping[str, Any], *, now: datetime, typ: str = ACCESS_TOKEN) -> str:
+        """A compact JWS over `claims`, with header `{"alg":"RS256","typ":"at+jwt","kid":...}` (RFC 9068 section 2.1), or another `typ`.
+
+        `verify` takes access tokens only: nothing else that we sign passes for one.
+        """
         key = self._active(now)
-        signed = f"{key.header}.{encode_base64url(_encode(claims).encode())}"
+        header = key.header if typ is ACCESS_TOKEN else _header(typ, key.kid)
+        signed = f"{header}.{encode_base64url(_encode(claims).encode())}"
         return f"{signed}.{encode_base64url(key.private.sign(signed.encode(), _PADDING, _SHA256))}"
+
+    def active_kid(self, now: datetime) -> str:
+        """The key that signs now. Raises Refused(UNAVAILABLE) where none does."""
+        return self._active(now).kid
 
     def verify(self, token: str) -> Mapping[str, Any]:
         """The claims of a token that this ring signed; times and meaning are still the caller's to check.
@@ -376,13 +385,8 @@ class Keyring:
         successors = [
             k.signs_from for k in self._keys if k.signs_from is not None and key.signs_from < k.signs_from <= now
         ]
-        longest = max(
-            self._settings.user_token_seconds,
-            self._settings.application_token_seconds,
-            self._settings.access_token_seconds,
-            86_400,
-        )
         # Another process may sign with this key until it has seen the rotation.
+        longest = self._settings.longest_token_seconds
         return bool(successors) and later(min(successors), longest + SKEW_SECONDS + _RELOAD_SECONDS) <= now
 
     def _row(self, private: RSAPrivateKey, now: datetime, **state: Any) -> SigningKey:
@@ -426,11 +430,13 @@ def _count_up(unit: Unit) -> None:
 
 def _loaded(row: SigningKey, private: RSAPrivateKey) -> LoadedKey:
     public = private.public_key()
-    header = encode_base64url(
-        json.dumps({"alg": "RS256", "typ": "at+jwt", "kid": row.kid}, separators=(",", ":")).encode()
-    )
+    header = _header(ACCESS_TOKEN, row.kid)
     jwk = {"kty": "RSA", "use": "sig", "alg": "RS256", "kid": row.kid, **_rsa_members(public)}
     return LoadedKey(row.kid, private, public, row.published_at, row.signs_from, header, jwk)
+
+
+def _header(typ: str, kid: str) -> str:
+    return encode_base64url(_encode({"alg": "RS256", "typ": typ, "kid": kid}).encode())
 
 
 def _rsa_members(public: RSAPublicKey) -> dict[str, str]:

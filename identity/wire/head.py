@@ -126,3 +126,19 @@ def fresh_id(rt: Runtime) -> str:
 def printable(text: str) -> str:
     """The first 400 characters, with a question mark for each that is no printable ASCII."""
     return text[:400] if _VISIBLE.fullmatch(text) else "".join(c if " " <= c <= "~" else "?" for c in text[:400])
+
+
+def is_known(if_none_match: str | None, etag: str) -> bool:
+    """Whether a client has what carries this tag (RFC 9110 section 13.1.2: the comparison is weak)."""
+    asked = if_none_match or ""
+    bare = etag.removeprefix("W/")
+    return asked == "*" or bare in [one.strip().removeprefix("W/") for one in asked.split(",")]
+
+
+def accepts_gzip(accept_encoding: str | None) -> bool:
+    """Whether a client takes gzip (RFC 9110 section 12.5.3)."""
+    weights = {}
+    for one in (accept_encoding or "").lower().split(","):
+        coding, _, weight = one.partition(";")
+        weights[coding.strip()] = weight.replace(" ", "") not in ("q=0", "q=0.0", "q=0.00", "q=0.000")
+    return weights.get("gzip", weights.get("*", False))

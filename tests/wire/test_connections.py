@@ -62,6 +62,8 @@ def the_requests(live: Live) -> Iterator[tuple[int, bytes, bytes]]:
     yield both(200, "/health/live")
     yield both(200, "/.well-known/jwks.json")
     yield both(304, "/.well-known/jwks.json", "If-None-Match: *")
+    yield both(200, "/.well-known/status-lists/0")
+    yield both(404, "/.well-known/status-lists/x")
     yield both(422, "/health/live?unknown=1")
     yield both(200, "/verify?role=analyst", f"Authorization: Bearer {token}", "X-Tenant-Id: acme-bank")
     yield both(403, "/verify?role=other", f"Authorization: Bearer {token}", "X-Tenant-Id: acme-bank")

@@ -781,7 +781,8 @@ def test_the_metadata_tells_the_truth(web: Web, document: str) -> None:
     routes = {(endpoint.method, prefix + endpoint.path) for endpoint in endpoints() for prefix in endpoint.mounts}
     for name, url in data.items():
         if name.endswith("_endpoint"):
-            assert ("POST", url.removeprefix(issuer)) in routes
+            method = "GET" if name == "status_list_aggregation_endpoint" else "POST"
+            assert (method, url.removeprefix(issuer)) in routes
     assert ("GET", data["jwks_uri"].removeprefix(issuer)) in routes
     assert data["grant_types_supported"] == ["client_credentials"]
     assert data["token_endpoint_auth_methods_supported"] == [

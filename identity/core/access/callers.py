@@ -6,6 +6,7 @@ token says about rights is not believed: roles and memberships are those of now.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from enum import StrEnum
 from typing import Final, NamedTuple
@@ -154,10 +155,11 @@ def _read(rt: Runtime, token: str) -> Claims:
     try:
         return claims.read(rt, token)
     except Refused as refused:
-        issuer = dict(refused.evidence.get("seen") or {}).get("iss")
+        seen = refused.evidence.get("seen")
+        issuer = seen.get("iss") if isinstance(seen, Mapping) else None
         if issuer is None or issuer == rt.settings.issuer:
             raise
-        evidence = {"expected": {"iss": rt.settings.issuer}, "seen": refused.evidence["seen"]}
+        evidence = {"expected": {"iss": rt.settings.issuer}, "seen": seen}
         raise Refused(
             refused.problem, detail="a token of another issuer", evidence=evidence, cause=refused
         ) from refused

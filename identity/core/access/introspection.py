@@ -9,18 +9,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from identity.ambient import Origin, later
+from identity.ambient import Origin
 from identity.core.access import callers
 from identity.core.access.callers import Caller, Presented
+from identity.core.clients import machine_tokens
 from identity.core.clients.applications import INTROSPECT_SCOPE, ApplicationInfo
-from identity.core.tokens import claims, revoked, sessions
+from identity.core.tokens import claims, sessions
 from identity.core.tokens.claims import Claims
-from identity.core.tokens.sessions import SessionInfo
+from identity.core.tokens.session_rows import SessionInfo
 from identity.errors import INVALID_TOKEN, TOKEN_EXPIRED, Refused
-from identity.instruments.keyring import SKEW_SECONDS
 from identity.instruments.opaque import Kind
 from identity.runtime import Runtime
-from identity.storage import from_micros
 
 
 def find(rt: Runtime, origin: Origin, asking: ApplicationInfo, token: str) -> dict[str, Any] | None:
@@ -49,10 +48,8 @@ def revoke(rt: Runtime, origin: Origin, asking: ApplicationInfo, token: str) -> 
         with rt.unit(origin) as unit:
             sessions.revoke(rt, unit, session.id, actor=asking.id, reason="revoked by its application")
     elif session is None and claims is not None and claims.client_id == asking.id:
-        # Remembered a little beyond its end: a janitor on a host with a fast clock must not revive it.
-        end = later(from_micros(claims.expires_at * 1_000_000), SKEW_SECONDS)
         with rt.unit(origin) as unit:
-            revoked.revoke_token(rt, unit, claims.token_id, end, actor=asking.id)
+            machine_tokens.revoke(rt, unit, claims, actor=asking.id)
 
 
 def _facts(rt: Runtime, caller: Caller) -> dict[str, Any]:

@@ -12,6 +12,8 @@ from identity.core.people import accounts
 from identity.core.people.accounts import ADMIN_ROLE, Email
 from identity.core.record import audit
 from identity.core.record.audit import Action
+from identity.core.tokens import status
+from identity.core.tokens.session_rows import UserSession
 from identity.runtime import Runtime
 from identity.storage import Unit
 
@@ -31,6 +33,7 @@ def erase(rt: Runtime, unit: Unit, user_id: str, *, actor: str) -> None:
     was_admin = row.enabled and ADMIN_ROLE in row.roles
     for address in _only_theirs(unit, user_id):
         outbox.forget(unit, address)
+    status.end_sessions(rt, unit, UserSession.user_id == user_id)
     for keeping in keepings().values():
         if keeping.forget is not None:
             keeping.forget(unit, user_id)

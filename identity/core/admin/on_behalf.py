@@ -20,7 +20,7 @@ from identity.core.proofs.codes import Purpose
 from identity.core.signin import by_code, factors, new_password
 from identity.core.signin.by_code import Waiting
 from identity.core.tokens import sessions
-from identity.core.tokens.sessions import SessionInfo
+from identity.core.tokens.session_rows import SessionInfo
 from identity.errors import CONFLICT, NOT_FOUND, Refused
 from identity.runtime import Runtime
 from identity.storage import Unit

@@ -11,11 +11,13 @@ from sqlalchemy import func, select
 from identity.canonical import canonical_id
 from identity.core.admin import roles as named
 from identity.core.admin.by import By
+from identity.core.clients import registration
 from identity.core.mail import outbox
 from identity.core.mail.letters import Template
 from identity.core.people import accounts, addresses, tenancy
 from identity.core.people.accounts import ADMIN_ROLE, User, clean_name
 from identity.core.people.tenancy import Membership, TenantInfo
+from identity.core.tokens import status
 from identity.errors import NOT_FOUND, VALIDATION, Refused
 from identity.runtime import Runtime
 from identity.storage import Unit
@@ -48,6 +50,8 @@ def set_tenant_enabled(rt: Runtime, by: By, tenant_id: str, *, enabled: bool) ->
     """Stop a tenant at once, or let it go on, and tell its owners by mail; doing it twice is the same. See `tenancy.set_enabled`."""
     with by.unit(rt) as unit:
         if tenancy.set_enabled(rt, unit, tenant_id, enabled=enabled, actor=by.actor):
+            if not enabled:
+                registration.stop_tenant(rt, unit, tenant_id)
             _tell_owners(rt, unit, tenant_id, Template.TENANT_ENABLED if enabled else Template.TENANT_DISABLED)
         return tenancy.info_of(tenancy.get(unit.session, tenant_id))
 
@@ -55,6 +59,7 @@ def set_tenant_enabled(rt: Runtime, by: By, tenant_id: str, *, enabled: bool) ->
 def delete_tenant(rt: Runtime, by: By, tenant_id: str) -> None:
     """Delete a tenant with its memberships and its applications."""
     with by.unit(rt) as unit:
+        registration.stop_tenant(rt, unit, tenant_id)
         tenancy.remove(rt, unit, tenant_id, actor=by.actor)
 
 
@@ -74,6 +79,7 @@ def remove_member(rt: Runtime, by: By, tenant_id: str, user_id: str) -> None:
         if not canonical_id(user_id):
             raise Refused(NOT_FOUND, detail="no such membership")
         tenancy.remove_member(rt, unit, tenant_id, user_id, actor=by.actor)
+        status.change_subjects(rt, unit, User.id == user_id)
 
 
 def list_members(rt: Runtime, tenant_id: str, *, limit: int, offset: int) -> tuple[int, list[Member]]:
@@ -101,4 +107,9 @@ def put_member(
         raise Refused(
             VALIDATION.saying("A membership cannot hold the role users_admin, which is global"), field="roles"
         )
-    return tenancy.set_member(rt, unit, tenant_id, user_id, roles=roles, actor=actor)
+    held = unit.session.get(Membership, (user_id, tenant_id))
+    before = held and held.roles
+    after = tenancy.set_member(rt, unit, tenant_id, user_id, roles=roles, actor=actor)
+    if after != before:
+        status.change_subjects(rt, unit, User.id == user_id)
+    return after

@@ -31,7 +31,7 @@ from identity.core.people.tenancy import Membership
 from identity.core.record import audit
 from identity.core.record.audit import Action
 from identity.core.signin import factors
-from identity.core.tokens import sessions
+from identity.core.tokens import sessions, status
 from identity.errors import CONFLICT, NOT_FOUND, VALIDATION, Refused
 from identity.instruments.hashing import is_password_hash
 from identity.instruments.opaque import Secret
@@ -210,6 +210,8 @@ def change_user(
             raise Refused(CONFLICT.saying("That alias is in use"), field="alias", cause=exc) from exc
         if ADMIN_ROLE in before.get("roles", ()) and ADMIN_ROLE not in after["roles"]:
             accounts.guard_last_admin(unit, user_id)
+        if before != after:
+            status.change_subjects(rt, unit, User.id == user_id)
         audit.record(
             rt,
             unit,
@@ -292,6 +294,9 @@ def set_access_window(rt: Runtime, by: By, user_id: str, **bounds: datetime | No
             if was_admin and not _is_inside(after, unit.now):
                 accounts.guard_last_admin(unit, user_id)
             sessions.revoke_all(rt, unit, user_id, actor=by.actor, reason="access window")
+        elif _is_earlier(after["ends_at"], before["ends_at"]):
+            # Good until then; but tokens that live on after it are out, and only those who ask would know.
+            status.change_subjects(rt, unit, User.id == user_id)
         audit.record(rt, unit, Action.USER_CHANGED, actor=by.actor, target=user_id, before=before, after=after)
     return describe_user(rt, user_id)
 
@@ -312,6 +317,10 @@ def _update_user(unit: Unit, row: User, version: int | None, **values: Any) -> N
 
 def _is_inside(window: Mapping[str, datetime | None], now: datetime) -> bool:
     return AccessWindow(window["starts_at"], window["ends_at"]).is_open(now)
+
+
+def _is_earlier(end: datetime | None, than: datetime | None) -> bool:
+    return end is not None and (than is None or end < than)
 
 
 def _details(rt: Runtime, users: Sequence[UserInfo]) -> list[UserDetail]:

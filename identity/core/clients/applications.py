@@ -52,7 +52,9 @@ class Application(Base):
     audiences: Mapped[tuple[str, ...]] = mapped_column(Ordered, default=())
     token_seconds: Mapped[int | None] = mapped_column(BigInteger)
     jwks: Mapped[str | None] = mapped_column(Text)
+    # Which set of keys this is, and its place in the status lists: another set is another grant.
     key_set_id: Mapped[str | None] = mapped_column(String(16))
+    key_place: Mapped[int | None] = mapped_column(BigInteger)
     enabled: Mapped[bool] = mapped_column(Boolean, default=True)
     disabled_at: Mapped[datetime | None] = mapped_column(Instant)
     created_at: Mapped[datetime] = mapped_column(Instant)
@@ -82,6 +84,7 @@ class ApplicationInfo(NamedTuple):
     version: int
     tenant_enabled: bool
     key_set_id: str | None
+    key_place: int | None
 
     @property
     def is_usable(self) -> bool:
@@ -104,6 +107,7 @@ COLUMNS = (
     Application.version,
     Application.tenant_enabled,
     Application.key_set_id,
+    Application.key_place,
 )
 WIDTH: Final = len(COLUMNS)
 _BY_ID = Prepared(select(*COLUMNS).where(Application.id == bindparam("id")))

@@ -88,7 +88,7 @@ def authenticate_assertion(
     except IntegrityError:
         evidence = {"expected": "a jti of its own for each assertion", "seen": {"jti": claims["jti"][:64]}}
         refuse(rt, origin, client_id, detail="assertion: this jti has been used", evidence=evidence, problem=MISMATCH)
-    return Authenticated(app, key_proof(app.key_set_id))
+    return Authenticated(app, key_proof(app.key_set_id), place=app.key_place)
 
 
 def _assertion_fault(

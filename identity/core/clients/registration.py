@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import (
+    ColumnElement,
     delete,
     func,
     select,
@@ -14,14 +15,20 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import IntegrityError
 
+from identity.ambient import Origin
 from identity.canonical import canonical_audience, get_names
 from identity.core.clients.applications import STANDARD_APP_ID, Application, ApplicationInfo, from_row, get_row
 from identity.core.clients.secrets import ClientSecret, MadeSecret, add_secret
+from identity.core.keeping import Keeping
 from identity.core.people import tenancy
+from identity.core.people.accounts import User
+from identity.core.people.tenancy import Membership
 from identity.core.record import audit
 from identity.core.record.audit import Action
+from identity.core.tokens import status
 from identity.errors import CONFLICT, VALIDATION, Refused
 from identity.instruments.jws import load_jwks
+from identity.instruments.statuslists import StatusList
 from identity.runtime import Runtime
 from identity.storage import Contention, Unit
 
@@ -57,6 +64,7 @@ def register(
         token_seconds=_checked_seconds(token_seconds),
         jwks=_checked_jwks(jwks),
         key_set_id=_key_set_id(rt) if jwks else None,
+        key_place=status.take(rt, unit) if jwks else None,
         enabled=True,
         created_at=unit.now,
         version=1,
@@ -98,7 +106,9 @@ def change(
     ended: dict[str, Any] = {"disabled_at": unit.now} if values.get("enabled") is False else {}
     if "jwks" in values and values["jwks"] != row.jwks:
         # Another key set is another credential: what the one before it earned has ended.
+        status.end_grants(rt, unit, select(Application.key_place).where(Application.id == client_id))
         ended["key_set_id"] = _key_set_id(rt) if values["jwks"] else None
+        ended["key_place"] = status.take(rt, unit) if values["jwks"] else None
     expected = row.version if version is None else version
     if not unit.changed(
         update(Application)
@@ -107,6 +117,10 @@ def change(
     ):
         raise Refused(CONFLICT.saying("It has changed in between; read it again"), detail="stale version")
     unit.session.refresh(row)
+    if before.get("enabled") and not row.enabled:
+        end_earned(rt, unit, Application.id == client_id)
+    elif any(before[name] != values[name] for name in ("roles", "scopes") if name in values):
+        end_earned(rt, unit, Application.id == client_id, for_good=False)
     audit.record(rt, unit, Action.APPLICATION_CHANGED, actor=actor, target=client_id, before=before, after=values)
     return from_row(row)
 
@@ -116,9 +130,63 @@ def remove(rt: Runtime, unit: Unit, client_id: str, *, actor: str) -> None:
     row = get_row(unit.session, client_id)
     if row.app_id == STANDARD_APP_ID:
         raise Refused(CONFLICT.saying("The standard application always exists"))
+    end_earned(rt, unit, Application.id == client_id)
     unit.execute(delete(ClientSecret).where(ClientSecret.client_id == client_id))
     unit.execute(delete(Application).where(Application.id == client_id))
     audit.record(rt, unit, Action.APPLICATION_DELETED, actor=actor, target=client_id)
+
+
+def end_earned(rt: Runtime, unit: Unit, *which: ColumnElement[bool], for_good: bool = True) -> None:
+    """Tell offline verifiers that what the applications that fit have earned has ended, or, not `for_good`, that its rights have changed.
+
+    What they earn from now on has fresh places, so that an application which is enabled again, or goes on with other scopes, earns
+    tokens that are good.
+    """
+    tell = status.end_grants if for_good else status.change_grants
+    apps = select(Application.id).where(*which)
+    # Locked first: a secret that is being made meanwhile is either seen here, or made after this.
+    keyed = unit.execute(select(Application).where(*which).order_by(Application.id).with_for_update()).scalars().all()
+    secrets = unit.execute(select(ClientSecret).where(ClientSecret.client_id.in_(apps))).scalars().all()
+    tell(rt, unit, select(ClientSecret.place).where(ClientSecret.client_id.in_(apps)))
+    tell(rt, unit, select(Application.key_place).where(*which, Application.jwks.is_not(None)))
+    _place(rt, unit, [*((one, "key_place") for one in keyed if one.jwks), *((one, "place") for one in secrets)])
+
+
+def stop_tenant(rt: Runtime, unit: Unit, tenant_id: str) -> None:
+    """Tell offline verifiers that a tenant is disabled, or goes; call it in the unit that does it, before rows of the tenant are deleted.
+
+    The tokens of its members say too much and those of its applications have ended. Everything asked of us reads the rows, and needs no
+    word of this.
+    """
+    members = select(Membership.user_id).where(Membership.tenant_id == tenant_id)
+    status.change_subjects(rt, unit, User.id.in_(members))
+    end_earned(rt, unit, Application.tenant_id == tenant_id)
+
+
+def place_all(rt: Runtime) -> None:
+    """Give a place to secrets and key sets from before there were status lists. A background job."""
+    secrets = select(ClientSecret).where(ClientSecret.place.is_(None))
+    keyed = select(Application).where(Application.jwks.is_not(None), Application.key_place.is_(None))
+    with rt.database.reading() as session:
+        if not any(session.execute(query.limit(1)).first() for query in (secrets, keyed)):
+            return
+    with rt.unit(Origin.background()) as unit:
+        found = [(one, "key_place") for one in unit.execute(keyed.with_for_update()).scalars()]
+        _place(rt, unit, [*found, *((one, "place") for one in unit.execute(secrets.with_for_update()).scalars())])
+
+
+def purge_lists(_rt: Runtime, unit: Unit) -> int:
+    """Forget status lists that nothing can name any more."""
+    return status.purge_lists(unit, ClientSecret.place, Application.key_place)
+
+
+def _place(rt: Runtime, unit: Unit, holders: Sequence[tuple[Application | ClientSecret, str]]) -> None:
+    """Give fresh places to grants, each named by its row and column."""
+    if not holders:
+        return
+    for (one, name), place in zip(holders, status.take_several(rt, unit, len(holders)), strict=True):
+        setattr(one, name, place)
+    unit.session.flush()
 
 
 def _checked_audiences(audiences: Sequence[str]) -> tuple[str, ...]:
@@ -148,3 +216,6 @@ def _checked_jwks(jwks: Mapping[str, Any] | None) -> str | None:
         return None
     load_jwks(jwks)
     return json.dumps(jwks, sort_keys=True)
+
+
+KEEPING: Final = Keeping((StatusList,), purge=purge_lists)

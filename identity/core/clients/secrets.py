@@ -32,6 +32,7 @@ from identity.core.keeping import Keeping, delete_batch
 from identity.core.proofs import attempts, machines
 from identity.core.record import audit
 from identity.core.record.audit import Action
+from identity.core.tokens import status
 from identity.errors import CLIENT_MISMATCH, CONFLICT, NOT_FOUND, Problem, Refused
 from identity.instruments import opaque, usage
 from identity.instruments.keyring import CURRENT_VERSION, SKEW_SECONDS
@@ -60,6 +61,7 @@ class ClientSecret(Base):
     warned_days: Mapped[int | None] = mapped_column(BigInteger)
     retire_after_quiet: Mapped[int | None] = mapped_column(BigInteger)
     quiet_from: Mapped[datetime | None] = mapped_column(Instant)
+    place: Mapped[int | None] = mapped_column(BigInteger)
 
     tells_callers: ClassVar[bool] = True
 
@@ -86,11 +88,15 @@ class MadeSecret(NamedTuple):
 
 
 class Authenticated(NamedTuple):
-    """An application that has proven itself, by which credential (its id travels in the `jti`), and when that ends, if it is known."""
+    """An application that has proven itself, by which credential (its id travels in the `jti`), and when that ends, if it is known.
+
+    `place`: that credential's, in the status lists.
+    """
 
     application: ApplicationInfo
     secret_id: str
     ends_at: datetime | None = None
+    place: int | None = None
 
 
 class _ProofRow(NamedTuple):
@@ -110,6 +116,7 @@ class _ProofRow(NamedTuple):
     version: int
     tenant_enabled: bool
     key_set_id: str | None
+    key_place: int | None
     ring_version: int
     failures: str | None
     secret_id: str | None
@@ -118,6 +125,7 @@ class _ProofRow(NamedTuple):
     retire_after_quiet: int | None
     quiet_from: datetime | None
     last_used_at: datetime | None
+    place: int | None
 
     def holds(self, presented: bytes) -> bool:
         """Whether this row's secret is the presented one, whether it lives or not."""
@@ -146,6 +154,7 @@ _WITH_SECRETS = Prepared(
         ClientSecret.retire_after_quiet,
         ClientSecret.quiet_from,
         ClientSecret.last_used_at,
+        ClientSecret.place,
     )
     .outerjoin(ClientSecret, ClientSecret.client_id == Application.id)
     .where(Application.id == bindparam("id")),
@@ -167,16 +176,16 @@ def authenticate(rt: Runtime, origin: Origin, client_id: str, secret: str) -> Au
         machines.check(rt, origin, name_of(client_id))
     presented = opaque.fingerprint(rt.ring.vault.derive("client secrets"), secret)
     now = rt.clock.now()
-    proven, ends_at = "", None
+    proven, ends_at, place = "", None, None
     for row in rows:
         if row.holds(presented) and row.lives(now):
-            proven, ends_at = row.secret_id or "", row.expires_at
+            proven, ends_at, place = row.secret_id or "", row.expires_at, row.place
     if not proven or not rows[0].application().is_usable:
         detail, evidence = _flaw(rows, presented, secret, now)
         refuse(rt, origin, client_id, detail=detail, evidence=evidence, is_known=bool(rows))
     rt.ring.ensure_version(rows[0].ring_version)
     rt.usage.note(ClientSecret, proven, now, origin.address)
-    return Authenticated(rows[0].application(), proven, ends_at)
+    return Authenticated(rows[0].application(), proven, ends_at, place)
 
 
 def _flaw(rows: Sequence[_ProofRow], presented: bytes, secret: str, now: datetime) -> tuple[str, dict[str, Any]]:
@@ -263,6 +272,7 @@ def remove_secret(rt: Runtime, unit: Unit, client_id: str, secret_id: str, *, ac
         raise Refused(NOT_FOUND, detail="no such secret of this application")
     if not force and row.last_used_at is not None and unit.now < later(row.last_used_at, _IN_USE_SECONDS):
         raise Refused(_in_use(row), detail="the secret is in use")
+    status.end_grants(rt, unit, select(ClientSecret.place).where(*mine))
     unit.execute(delete(ClientSecret).where(*mine))
     audit.record(rt, unit, Action.SECRET_REVOKED, actor=actor, target=client_id, secret=secret_id)
 
@@ -340,6 +350,7 @@ def _add(
         fingerprint=opaque.fingerprint(rt.ring.vault.derive("client secrets"), secret.reveal()),
         created_at=unit.now,
         expires_at=None if expires_in is None else later(unit.now, expires_in),
+        place=status.take(rt, unit),
     )
     unit.add(row)
     audit.record(rt, unit, Action.SECRET_CREATED, actor=actor, target=client_id, secret=row.id)

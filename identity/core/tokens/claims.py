@@ -14,6 +14,7 @@ from datetime import datetime
 from typing import Any, Final, NamedTuple
 
 from identity.canonical import canonical_id, canonical_origin
+from identity.core.tokens import status
 from identity.errors import FORBIDDEN, INVALID_TOKEN, TOKEN_EXPIRED, VALIDATION, Refused
 from identity.instruments.jws import TOKEN_MAX_CHARACTERS
 from identity.instruments.keyring import SKEW_SECONDS
@@ -44,6 +45,7 @@ class Subject:
     roles: tuple[str, ...]
     groups: tuple[str, ...]
     tenants: Mapping[str, tuple[str, ...]]
+    place: int | None = None
     email: str = ""
     full_name: str = ""
 
@@ -104,6 +106,7 @@ def issue_user_token(
         "aud": audience_claim(resource, issuer),
         **_times(now, seconds, ends),
         "jti": _token_id(rt),
+        **status.claim(rt, subject.place),
         "auth_time": int(subject.auth_time.timestamp()),
         "amr": list(subject.amr),
         "sid": subject.session_id,
@@ -123,6 +126,7 @@ def issue_application_token(
     *,
     client_id: str,
     secret_id: str,
+    place: int | None,
     roles: Sequence[str],
     tenant: str | None,
     scope: Sequence[str],
@@ -133,7 +137,7 @@ def issue_application_token(
 ) -> AccessToken:
     """A token for a machine, of exactly `seconds`; never beyond one of `ends`, as far as they are known.
 
-    Its `jti` ends in the id of the secret that earned it, so that ending the secret ends it.
+    Its `jti` ends in the id of what earned it, and `place` is that one's: ending it ends the token.
     """
     claims: dict[str, Any] = {
         "iss": rt.settings.issuer,
@@ -142,6 +146,7 @@ def issue_application_token(
         "aud": audience_claim(*audience),
         **_times(now, seconds, ends),
         "jti": f"{_token_id(rt)}.{secret_id}",
+        **status.claim(rt, place),
         **_unless_empty(
             roles=sorted(roles),
             tenants={tenant: sorted(roles)} if tenant else {},
@@ -267,6 +272,11 @@ def _is_table(value: Any) -> bool:
     return isinstance(value, dict) and all(_are_texts(one) for one in value.values())
 
 
+def _is_status(value: Any) -> bool:
+    named = value.get("status_list") if isinstance(value, dict) else None
+    return isinstance(named, dict) and type(named.get("idx")) is int and isinstance(named.get("uri"), str)
+
+
 # Later moments are beyond what dates and databases can hold.
 _LAST_MOMENT: Final = 2**37
 _REQUIRED: Final = ("iss", "sub", "client_id", "aud", "iat", "nbf", "exp", "jti")
@@ -287,6 +297,7 @@ _FORMS: Final[Mapping[str, Callable[[Any], bool]]] = {
     "groups": _are_texts,
     "tenants": _is_table,
     "scope": _is_text,
+    "status": _is_status,
     "email": _is_text,
     "name": _is_text,
 }

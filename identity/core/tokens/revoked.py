@@ -27,15 +27,17 @@ class RevokedToken(Base):
     expires_at: Mapped[datetime] = mapped_column(Instant, index=True)
 
 
-def revoke_token(rt: Runtime, unit: Unit, token_id: str, expires_at: datetime, *, actor: str) -> None:
-    """End one application token; doing it twice is the same."""
-    if unit.session.get(RevokedToken, token_id) is None:
-        try:
-            with unit.session.begin_nested():
-                unit.session.add(RevokedToken(jti=token_id, expires_at=expires_at))
-        except IntegrityError:
-            return  # Revoked by another request at this moment.
-        audit.record(rt, unit, Action.TOKEN_REVOKED, actor=actor, jti=token_id)
+def revoke_token(rt: Runtime, unit: Unit, token_id: str, expires_at: datetime, *, actor: str) -> bool:
+    """End one application token; doing it twice is the same. Tells whether this call ended it."""
+    if unit.session.get(RevokedToken, token_id) is not None:
+        return False
+    try:
+        with unit.session.begin_nested():
+            unit.session.add(RevokedToken(jti=token_id, expires_at=expires_at))
+    except IntegrityError:
+        return False  # Revoked by another request at this moment.
+    audit.record(rt, unit, Action.TOKEN_REVOKED, actor=actor, jti=token_id)
+    return True
 
 
 def purge(_rt: Runtime, unit: Unit) -> int:

@@ -15,13 +15,7 @@ from datetime import datetime
 from typing import Any, Final, NamedTuple, NoReturn
 
 from sqlalchemy import (
-    BigInteger,
-    Boolean,
-    ForeignKey,
-    Index,
-    LargeBinary,
     Select,
-    String,
     bindparam,
     case,
     delete,
@@ -29,12 +23,10 @@ from sqlalchemy import (
     literal,
     or_,
     select,
-    text,
     update,
 )
-from sqlalchemy.orm import Mapped, mapped_column
 
-from identity.ambient import later
+from identity.ambient import Origin, later
 from identity.canonical import canonical_id
 from identity.core.keeping import Keeping, delete_batch
 from identity.core.mail import outbox
@@ -44,81 +36,18 @@ from identity.core.people.accounts import AccessWindow, Email, User, UserInfo, r
 from identity.core.people.tenancy import Memberships
 from identity.core.record import audit
 from identity.core.record.audit import Action
-from identity.core.tokens import claims
+from identity.core.tokens import claims, status
 from identity.core.tokens.claims import AccessToken, Subject
+from identity.core.tokens.session_rows import INFO, SessionInfo, UserSession, from_row
 from identity.errors import INVALID_TOKEN, NOT_FOUND, TOKEN_EXPIRED, Refused
 from identity.instruments import opaque
 from identity.instruments.keyring import CURRENT_VERSION
 from identity.instruments.opaque import Kind, Secret
 from identity.runtime import Runtime
-from identity.storage import Base, Instant, Names, Prepared, Unit
+from identity.storage import Instant, Prepared, Unit
 
 _REFRESH_BYTES: Final = 40
 _MAC_BYTES: Final = 20
-
-
-class UserSession(Base):
-    """A login of a user; or of nobody, where an unknown address asked for one: such a row can never be used."""
-
-    __tablename__ = "user_session"
-    __table_args__ = (
-        Index("ix_user_session_user_id_expires_at", "user_id", "expires_at"),
-        Index("ix_user_session_keypair_id", "keypair_id"),
-        Index(
-            "ix_user_session_waiting",
-            "created_at",
-            sqlite_where=text("verified = 0"),
-            postgresql_where=text("NOT verified"),
-        ),
-    )
-
-    id: Mapped[str] = mapped_column(String(36), primary_key=True)
-    user_id: Mapped[str | None] = mapped_column(ForeignKey("user_account.id", ondelete="CASCADE"))
-    keypair_id: Mapped[str | None] = mapped_column(String(36))
-    client_id: Mapped[str] = mapped_column(String(36))
-    kind: Mapped[str] = mapped_column(String(64))
-    amr: Mapped[tuple[str, ...]] = mapped_column(Names)
-    verified: Mapped[bool] = mapped_column(Boolean)
-    bearer: Mapped[bytes | None] = mapped_column(LargeBinary(32), unique=True)
-    seed: Mapped[bytes | None] = mapped_column(LargeBinary(16))
-    generation: Mapped[int] = mapped_column(BigInteger, default=0)
-    turned_at: Mapped[datetime | None] = mapped_column(Instant)
-    resource: Mapped[str] = mapped_column(String(300))
-    created_at: Mapped[datetime] = mapped_column(Instant)
-    auth_time: Mapped[datetime] = mapped_column(Instant)
-    idle_expires_at: Mapped[datetime] = mapped_column(Instant)
-    expires_at: Mapped[datetime] = mapped_column(Instant, index=True)
-    revoked_at: Mapped[datetime | None] = mapped_column(Instant)
-    ip: Mapped[str] = mapped_column(String(64))
-    user_agent: Mapped[str] = mapped_column(String(400))
-
-
-class SessionInfo(NamedTuple):
-    """A session as its owner and administrators see it."""
-
-    id: str
-    user_id: str
-    client_id: str
-    kind: str
-    amr: tuple[str, ...]
-    verified: bool
-    resource: str
-    created_at: datetime
-    auth_time: datetime
-    idle_expires_at: datetime
-    absolute_expires_at: datetime
-    revoked_at: datetime | None
-    ip: str
-    user_agent: str
-
-    @property
-    def expires_at(self) -> datetime:
-        """When it ends if it is not used."""
-        return min(self.idle_expires_at, self.absolute_expires_at)
-
-    def is_over(self, now: datetime) -> bool:
-        """Whether it was revoked or has expired."""
-        return self.revoked_at is not None or self.expires_at <= now
 
 
 class Live(NamedTuple):
@@ -143,24 +72,6 @@ class Opened:
     refresh: Secret | None
 
 
-_INFO = (
-    UserSession.id,
-    UserSession.user_id,
-    UserSession.client_id,
-    UserSession.kind,
-    UserSession.amr,
-    UserSession.verified,
-    UserSession.resource,
-    UserSession.created_at,
-    UserSession.auth_time,
-    UserSession.idle_expires_at,
-    UserSession.expires_at,
-    UserSession.revoked_at,
-    UserSession.ip,
-    UserSession.user_agent,
-)
-
-
 class _LiveRow(NamedTuple):
     """A session and its user, as one read has both."""
 
@@ -178,6 +89,7 @@ class _LiveRow(NamedTuple):
     revoked_at: datetime | None
     ip: str
     user_agent: str
+    place: int | None
     alias: str
     full_name: str
     roles: tuple[str, ...]
@@ -191,7 +103,7 @@ class _LiveRow(NamedTuple):
 
 def _live_select() -> Select[*tuple[Any, ...]]:
     person = (User.alias, User.full_name, User.roles, User.groups, User.enabled, User.starts_at, User.ends_at)
-    return select(*_INFO, *person, tenancy.memberships(User.id), CURRENT_VERSION).join(
+    return select(*INFO, *person, tenancy.memberships(User.id), CURRENT_VERSION).join(
         User, User.id == UserSession.user_id
     )
 
@@ -247,6 +159,8 @@ def open_session(
         "revoked_at": None,
         "ip": unit.origin.address[:64],
         "user_agent": unit.origin.user_agent[:400],
+        # Anybody can have waiting sessions made: those get a place when they are good for something.
+        "place": status.take(rt, unit) if user and verified else None,
     }
     unit.insert(UserSession, **values)
     actor = user.id if user else ""
@@ -257,19 +171,19 @@ def open_session(
     if user is not None and verified and keypair_id is None:
         audit.record(rt, unit, Action.LOGIN_SUCCEEDED, actor=user.id, target=values["id"], kind=kind, amr=list(amr))
     refresh = _refresh_token(rt, values["id"], values["seed"], 0) if with_refresh else None
-    return Opened(SessionInfo(*(values[column.key] for column in _INFO)), bearer, refresh)
+    return Opened(SessionInfo(*(values[column.key] for column in INFO)), bearer, refresh)
 
 
 def mark_proven(rt: Runtime, unit: Unit, session_id: str, *, amr: Sequence[str], actor: str = "") -> None:
     """Make a waiting session usable: its code was right. The user is checked again. Raises Refused(INVALID_TOKEN) for one that is over."""
     row = unit.session.get(UserSession, session_id)
-    if row is None or row.user_id is None or _from_row(row).is_over(unit.now):
+    if row is None or row.user_id is None or from_row(row).is_over(unit.now):
         raise Refused(INVALID_TOKEN, detail="the session is over")
     recheck(unit, row.user_id)
     unit.execute(
         update(UserSession)
         .where(UserSession.id == session_id)
-        .values(verified=True, auth_time=unit.now, amr=tuple(amr))
+        .values(verified=True, auth_time=unit.now, amr=tuple(amr), place=status.take(rt, unit))
     )
     audit.record(rt, unit, Action.SESSION_VERIFIED, actor=actor or row.user_id, target=session_id)
     # Without a method nobody has proven anything: an administrator vouched.
@@ -302,6 +216,8 @@ def token_for(
     `at`: the moment of issue, where that is the moment at which the session was opened; both then have the same life, to the second.
     """
     rt.ring.reload_if_changed()  # A key that was withdrawn a moment ago must not sign.
+    if live.session.place is None:
+        live = _placed(rt, live)
     email = ""
     if "email" in rt.settings.user_claims:
         found = rt.database.row(_EMAIL, user_id=live.user_id)
@@ -310,6 +226,7 @@ def token_for(
         user_id=live.user_id,
         client_id=live.session.client_id,
         session_id=live.session.id,
+        place=live.session.place,
         auth_time=live.session.auth_time,
         amr=live.session.amr,
         roles=live.roles,
@@ -368,7 +285,7 @@ def refresh(rt: Runtime, unit: Unit, token: str) -> tuple[UserInfo, SessionInfo,
     # 2. Is the session good? What is over stays over, whichever generation asks.
     if row.revoked_at is not None or not row.verified:
         raise Refused(INVALID_TOKEN, detail="the session was ended, or waits for its code")
-    if _from_row(row).is_over(unit.now):
+    if from_row(row).is_over(unit.now):
         raise Refused(TOKEN_EXPIRED, detail="the refresh token was not used in time")
     user = recheck(unit, row.user_id, instead=INVALID_TOKEN)
     # 3. The present generation turns; the one before it has the grace; any other is a copy.
@@ -376,10 +293,12 @@ def refresh(rt: Runtime, unit: Unit, token: str) -> tuple[UserInfo, SessionInfo,
         row.generation = generation + 1
         row.turned_at = unit.now
         row.idle_expires_at = min(later(unit.now, rt.settings.refresh_idle_seconds), row.expires_at)
+        if row.place is None:
+            row.place = status.take(rt, unit)
         unit.session.flush()
     elif generation != row.generation - 1 or not _is_recent(row.turned_at, unit.now, rt.settings.refresh_grace_seconds):
         _end_reused(rt, unit, row, user, seen=generation)
-    return user, _from_row(row), _refresh_token(rt, row.id, row.seed, row.generation)
+    return user, from_row(row), _refresh_token(rt, row.id, row.seed, row.generation)
 
 
 def find_by_refresh(rt: Runtime, token: str) -> SessionInfo | None:
@@ -390,7 +309,7 @@ def find_by_refresh(rt: Runtime, token: str) -> SessionInfo | None:
     with rt.database.reading() as session:
         row = session.get(UserSession, parsed[0])
     genuine = row is not None and row.seed is not None and _refresh_token(rt, row.id, row.seed, parsed[1]).reveal()
-    return _from_row(row) if row is not None and genuine and hmac.compare_digest(genuine, token) else None
+    return from_row(row) if row is not None and genuine and hmac.compare_digest(genuine, token) else None
 
 
 # Ending.
@@ -398,8 +317,7 @@ def find_by_refresh(rt: Runtime, token: str) -> SessionInfo | None:
 
 def revoke(rt: Runtime, unit: Unit, session_id: str, *, actor: str, reason: str) -> bool:
     """End a session; doing it twice is the same. Tells whether this call ended it."""
-    living = (UserSession.id == session_id, UserSession.revoked_at.is_(None))
-    if not unit.changed(update(UserSession).where(*living).values(revoked_at=unit.now)):
+    if not status.end_sessions(rt, unit, UserSession.id == session_id):
         return False
     audit.record(rt, unit, Action.SESSION_REVOKED, actor=actor, target=session_id, reason=reason)
     return True
@@ -414,17 +332,21 @@ def revoke_own(rt: Runtime, unit: Unit, user_id: str, session_id: str) -> None:
 
 
 def revoke_all(rt: Runtime, unit: Unit, user_id: str, *, actor: str, reason: str, keep: str = "") -> int:
-    """End every session of a user but `keep`; tell how many."""
-    living = (UserSession.user_id == user_id, UserSession.revoked_at.is_(None), UserSession.expires_at > unit.now)
-    ids = unit.execute(select(UserSession.id).where(*living)).scalars().all()
-    return sum(revoke(rt, unit, one, actor=actor, reason=reason) for one in ids if one != keep)
+    """End every session of a user but `keep`; tell how many. One event says so, however many there were."""
+    theirs = (UserSession.user_id == user_id, UserSession.id != keep, UserSession.expires_at > unit.now)
+    ended = status.end_sessions(rt, unit, *theirs)
+    if ended:
+        audit.record(rt, unit, Action.SESSION_REVOKED, actor=actor, target=user_id, reason=reason, count=ended)
+    return ended
 
 
 def revoke_of_keypair(rt: Runtime, unit: Unit, keypair_id: str, *, actor: str) -> None:
     """End what a key pair has opened: it is gone itself."""
-    living = (UserSession.keypair_id == keypair_id, UserSession.revoked_at.is_(None), UserSession.expires_at > unit.now)
-    for session_id in unit.execute(select(UserSession.id).where(*living)).scalars().all():
-        revoke(rt, unit, session_id, actor=actor, reason="key pair revoked")
+    its = (UserSession.keypair_id == keypair_id, UserSession.expires_at > unit.now)
+    ended = status.end_sessions(rt, unit, *its)
+    if ended:
+        reason = "key pair revoked"
+        audit.record(rt, unit, Action.SESSION_REVOKED, actor=actor, target=keypair_id, reason=reason, count=ended)
 
 
 def forget(unit: Unit, user_id: str) -> None:
@@ -452,7 +374,7 @@ def listing_of(rt: Runtime, user_id: str) -> list[SessionInfo]:
         UserSession.expires_at > now,
     )
     with rt.database.reading() as session:
-        rows = session.execute(select(*_INFO).where(*living).order_by(UserSession.created_at.desc()).limit(500))
+        rows = session.execute(select(*INFO).where(*living).order_by(UserSession.created_at.desc()).limit(500))
         return [info for info in (SessionInfo(*tuple(row)) for row in rows) if not info.is_over(now)]
 
 
@@ -467,7 +389,7 @@ def listing(rt: Runtime, *, limit: int, offset: int) -> tuple[int, list[SessionI
     )
     with rt.database.reading() as session:
         total = session.scalar(select(func.count()).select_from(UserSession).where(*living)) or 0
-        ordered = select(*_INFO).where(*living).order_by(UserSession.created_at.desc(), UserSession.id.desc())
+        ordered = select(*INFO).where(*living).order_by(UserSession.created_at.desc(), UserSession.id.desc())
         return total, [SessionInfo(*tuple(row)) for row in session.execute(ordered.limit(limit).offset(offset))]
 
 
@@ -477,7 +399,7 @@ def find(rt: Runtime, session_id: str) -> SessionInfo | None:
         row = session.get(UserSession, session_id) if canonical_id(session_id) else None
         if row is not None and row.user_id is None:
             return None
-        return _from_row(row) if row else None
+        return from_row(row) if row else None
 
 
 def _live(rt: Runtime, row: _LiveRow | None) -> Live:
@@ -497,6 +419,15 @@ def _live(rt: Runtime, row: _LiveRow | None) -> Live:
         raise Refused(TOKEN_EXPIRED, detail="session expired", evidence=evidence | {"skew_seconds": late})
     memberships = Memberships(row.memberships or "")
     return Live(info, info.user_id, row.alias, row.full_name, row.roles, row.groups, memberships, row.ends_at)
+
+
+def _placed(rt: Runtime, live: Live) -> Live:
+    """A live session, given a place in the status lists and then read again: no change of its user's rights in between is missed."""
+    with rt.unit(Origin.background()) as unit:
+        recheck(unit, live.user_id, instead=INVALID_TOKEN)
+        waiting = (UserSession.id == live.session.id, UserSession.place.is_(None))
+        unit.execute(update(UserSession).where(*waiting).values(place=status.take(rt, unit)))
+    return find_live(rt, live.session.id)
 
 
 def _end_reused(rt: Runtime, unit: Unit, row: UserSession, user: UserInfo, *, seen: int) -> NoReturn:
@@ -526,10 +457,6 @@ def _is_recent(turned_at: datetime | None, now: datetime, grace_seconds: int) ->
 
 def _fingerprint(rt: Runtime, bearer: str) -> bytes:
     return opaque.fingerprint(rt.ring.vault.derive("session bearers"), bearer)
-
-
-def _from_row(row: UserSession) -> SessionInfo:
-    return SessionInfo(*(getattr(row, column.key) for column in _INFO))
 
 
 KEEPING: Final = Keeping((UserSession,), purge=purge, forget=forget)

@@ -6,6 +6,7 @@ threatwinds  C: sessions by emailed code, addresses, key pairs, users
 signalx      D: GraphQL login
 oauth        E: OAuth 2.0
 public       F and I: keys, metadata, health
+status       J: the status lists
 gate         G: may this request pass
 admin        H: administration
 documentation, inbox   what is known of all of them; the mails of development

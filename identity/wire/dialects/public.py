@@ -8,8 +8,10 @@ from marshmallow import Schema, fields
 
 from identity import migrations
 from identity.errors import UNAVAILABLE, Refused
+from identity.instruments.statuslists import PATH as STATUS_LISTS
 from identity.runtime import Runtime
 from identity.wire.endpoint import Call, Dialect, Reply
+from identity.wire.head import is_known
 
 public = Dialect("F and I: keys, metadata, health")
 
@@ -45,8 +47,7 @@ def jwks(call: Call) -> Reply:
     """The public signing keys, for verifiers; cache them for as long as `Cache-Control` says."""
     body, etag = call.rt.ring.jwks()
     headers = (("Cache-Control", f"public, max-age={call.rt.settings.jwks_max_age_seconds}"), ("ETag", etag))
-    asked = call.header("if-none-match") or ""
-    if asked == "*" or etag in (candidate.strip().removeprefix("W/") for candidate in asked.split(",")):
+    if is_known(call.header("if-none-match"), etag):
         return Reply(raw=b"", status=304, headers=headers)
     return Reply(raw=body, headers=headers)
 
@@ -73,6 +74,7 @@ def authorization_server(call: Call) -> Reply:
             **methods,
             **algorithms,
             "service_documentation": f"{issuer}/docs",
+            **_status_lists(issuer),
         },
     )
 
@@ -94,6 +96,7 @@ def openid_configuration(call: Call) -> Reply:
             "subject_types_supported": ["public"],
             "id_token_signing_alg_values_supported": ["RS256"],
             "token_endpoint_auth_methods_supported": CLIENT_METHODS,
+            **_status_lists(issuer),
         },
     )
 
@@ -134,6 +137,10 @@ def _check_migrations(rt: Runtime) -> None:
 def _check_keys(rt: Runtime) -> None:
     if not rt.ring.is_ready():
         raise Refused(UNAVAILABLE, detail="no signing key")
+
+
+def _status_lists(issuer: str) -> dict[str, object]:
+    return {"status_list_aggregation_endpoint": f"{issuer}{STATUS_LISTS}"}
 
 
 def _metadata(rt: Runtime, document: dict[str, object]) -> Reply:

@@ -132,7 +132,7 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # see above
     def _answer_at_once(self, data: bytes) -> bool:
         """Answer a whole plain request if it is for a hot endpoint that need not wait; tell whether that was done."""
         line = data[: data.find(b" ", data.find(b" ") + 1)].partition(b"?")[0]
-        endpoint = self.app.immediate.get(line)
+        endpoint = self.app.find_immediate(line)
         request = self._plain_request(data, endpoint) if endpoint is not None else None
         if endpoint is None or request is None:
             return False

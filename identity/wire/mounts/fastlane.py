@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import re
 import sys
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +27,9 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 T = TypeVar("T")
+_PARAMETER: Final = re.compile(r"(?<=/)\{(\w+)\}$", re.ASCII)
+# What is spelled in one way only. Flask's routing decides over everything else.
+_PLAIN: Final = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
 _WAITING_FOR_EACH_THREAD: Final = 32
 _LONGEST_SECONDS: Final = 12  # Longer than a statement may take (`engines.STATEMENT_SECONDS`).
 
@@ -41,14 +45,17 @@ class FastLane:
         for endpoint in endpoints:
             methods = ("GET", "POST", "PUT", "PATCH", "DELETE") if endpoint.any_method else (endpoint.method,)
             if endpoint.hot:
+                # A path may end in one parameter, which stands here as `{}`.
                 self._hot |= {
-                    (method, prefix + endpoint.path): endpoint for prefix in endpoint.mounts for method in methods
+                    (method, prefix + _PARAMETER.sub("{}", endpoint.path)): endpoint
+                    for prefix in endpoint.mounts
+                    for method in methods
                 }
         self._pool = ThreadPoolExecutor(rt.settings.threads, "identity")
         self._capacity = rt.settings.threads * _WAITING_FOR_EACH_THREAD
         self._under_way = 0
-        #: The hot endpoints that need wait neither for another host nor for a lock, by method and path as a request line spells them.
-        self.immediate: dict[bytes, Endpoint] = {
+        # Those that need wait neither for another host nor for a lock, by method and path as a request line spells them.
+        self._immediate: dict[bytes, Endpoint] = {
             f"{method} {path}".encode(): endpoint
             for (method, path), endpoint in self._hot.items()
             if self._is_immediate(endpoint)
@@ -57,7 +64,7 @@ class FastLane:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             raise NotImplementedError(f"no {scope['type']} here")  # What the ASGI specification asks for.
-        endpoint = self._hot.get((scope["method"], scope["path"]))
+        endpoint = self._find(scope["method"], scope["path"])
         try:
             body = await self._read(scope, receive, MAX_BODY if endpoint is None or not endpoint.ignores_body else 0)
         except ConnectionResetError:
@@ -83,17 +90,34 @@ class FastLane:
             self._rt, nothing, Refused(problem, detail="not an HTTP request"), ENVELOPE, self._networks
         )
 
+    def find_immediate(self, line: bytes) -> Endpoint | None:
+        """The hot endpoint of this method and path that need wait neither for another host nor for a lock, or None."""
+        found = self._immediate.get(line)
+        if found is not None:
+            return found
+        parent, _, last = line.rpartition(b"/")
+        return self._immediate.get(parent + b"/{}") if _PLAIN.fullmatch(last.decode("latin-1")) else None
+
     def begin(self, endpoint: Endpoint, request: Request) -> Exchange:
-        """The exchange of a request with one of `immediate`."""
-        return Exchange(self._rt, endpoint, request, {}, self._networks)
+        """The exchange of a request with a hot endpoint."""
+        parameter = _PARAMETER.search(endpoint.path)
+        params = {parameter[1]: request.path.rpartition("/")[2]} if parameter else {}
+        return Exchange(self._rt, endpoint, request, params, self._networks)
 
     def answer_at_once(self, exchange: Exchange) -> Answer | None:
-        """The answer of an endpoint of `immediate`, or None where it has to wait after all, because it must write."""
+        """The answer of an immediate endpoint, or None where it has to wait after all, because it must write."""
         try:
             with self._rt.database.without_writes(WritesElsewhere):
                 return exchange.run()
         except WritesElsewhere:
             return None
+
+    def _find(self, method: str, path: str) -> Endpoint | None:
+        found = self._hot.get((method, path))
+        if found is not None:
+            return found
+        parent, _, last = path.rpartition("/")
+        return self._hot.get((method, parent + "/{}")) if _PLAIN.fullmatch(last) else None
 
     def _is_immediate(self, endpoint: Endpoint) -> bool:
         return (self._rt.settings.is_embedded and not endpoint.writes) or _is_answered_from_memory(endpoint)

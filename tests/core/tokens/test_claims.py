@@ -23,10 +23,10 @@ from tests.forgeries import forgeries
 from tests.world import ORIGIN, FakeClock, Web
 
 USER_CLAIMS = {
-    "iss", "sub", "client_id", "aud", "iat", "nbf", "exp", "jti", "auth_time", "amr", "sid", "roles", "groups", "tenants",
+    "iss", "sub", "client_id", "aud", "iat", "nbf", "exp", "jti", "auth_time", "amr", "sid", "roles", "groups", "tenants", "status",
 }  # fmt: skip
 MACHINE_CLAIMS = {
-    "iss", "sub", "client_id", "aud", "iat", "nbf", "exp", "jti", "roles", "scope",
+    "iss", "sub", "client_id", "aud", "iat", "nbf", "exp", "jti", "roles", "scope", "status",
 }  # fmt: skip
 
 
