@@ -9,7 +9,8 @@ from __future__ import annotations
 import base64
 import json
 import re
-from ipaddress import IPv6Address
+from functools import lru_cache
+from ipaddress import IPv6Address, ip_address
 from typing import Any, Final, NoReturn
 
 import idna
@@ -27,6 +28,7 @@ _ORIGIN: Final = re.compile(
     re.ASCII | re.IGNORECASE,
 )
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443, "ws": 80, "wss": 443, "ftp": 21}
+_WITH_PORT: Final = re.compile(r"([0-9.]+):[0-9]{1,5}|\[([^\]]+)\](?::[0-9]{1,5})?", re.ASCII)
 _NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9._:-]{0,62}[a-z0-9])?", re.ASCII)
 
 
@@ -121,6 +123,21 @@ def _ascii_domain(domain: str) -> str | None:
     labels = encoded.split(".")
     fit = len(labels) >= 2 or encoded == "localhost"
     return encoded if fit and len(encoded) <= 253 and all(_LABEL.fullmatch(label) for label in labels) else None
+
+
+@lru_cache(maxsize=4096)
+def canonical_client(text: str) -> str | None:
+    """The one spelling of a client's IP address, or None for what is none: limits, lockouts, `cidrs`, sessions, audit and logs see it.
+
+    IPv4-mapped IPv6 is IPv4; a zone says nothing to anybody but that host; a port is dropped where it cannot be taken for the address.
+    """
+    found = _WITH_PORT.fullmatch(text.strip())
+    try:
+        parsed = ip_address((found[1] or found[2] if found else text.strip()).partition("%")[0])
+    except ValueError:
+        return None
+    mapped = parsed.ipv4_mapped if isinstance(parsed, IPv6Address) else None
+    return str(mapped or parsed)
 
 
 def encode_base64url(raw: bytes) -> str:

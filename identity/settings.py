@@ -55,6 +55,9 @@ class Settings:
         "", "Redis protocol URL of the shared rate limits; empty: embedded, shared by one host's processes", secret=True
     )
     issuer: str = _option("http://127.0.0.1:8000", "the `iss` of every token and the base of the metadata")
+    name: str = _option(
+        "", "what people read as the name of this service, in authenticator apps and mails; empty: the issuer's host"
+    )
     bind: str = _option("127.0.0.1:8000", "host:port, or `unix:PATH`, to listen on")
     socket_mode: str = _option("0660", "who may connect to a `unix:` socket, in octal")
     metrics_bind: str = _option("", "host:port that serves `/metrics`; empty: nowhere")
@@ -67,6 +70,9 @@ class Settings:
     workers: int = _option(0, "server processes; 0: one for each processor", bounds=(0, 1_024))
     threads: int = _option(8, "threads of each process for everything but the hot routes", bounds=(1, 256))
     request_timeout_seconds: int = _option(15, "how long a client may take to send its request", bounds=(1, 3_600))
+    keepalive_seconds: int = _option(
+        75, "how long a connection is kept open for the next request; proxies in front keep it shorter", bounds=(1, 3_600)
+    )
     graceful_stop_seconds: int = _option(20, "how long a stopping process lets requests finish", bounds=(1, 3_600))
     development: bool = _option(
         False, "permits what is unsafe in production: an http issuer elsewhere than on loopback, GraphQL introspection"
@@ -115,7 +121,7 @@ class Settings:
     second_factor: str = _option(
         "always", "`always`: users without TOTP get an emailed code; `enrolled`: they sign in at once"
     )
-    totp_drift_steps: int = _option(0, "how many 30 s steps a TOTP code may be off, 0 or 1", bounds=(0, 1))
+    totp_drift_steps: int = _option(1, "how many 30 s steps a TOTP code may be off, 0 or 1", bounds=(0, 1))
     fixed_otp: bool = _option(False, "permits one-time codes that an administrator fixes for a user")
     registration: bool = _option(True, "permits self-registration by `POST /user`")
 
@@ -179,6 +185,11 @@ class Settings:
         return max(self.user_token_seconds, self.application_token_seconds, self.access_token_seconds, 86_400)
 
     @property
+    def service_name(self) -> str:
+        """What people read: never with a colon, which authenticator apps take for the end of the issuer."""
+        return self.name or urlsplit(self.issuer).hostname or "identity"
+
+    @property
     def worker_count(self) -> int:
         return self.workers or _processors()
 
@@ -209,6 +220,11 @@ class Settings:
                 "mail_from",
                 "@" in self.mail_from and self.mail_from.isascii() and self.mail_from.isprintable(),
                 "must be an address",
+            ),
+            (
+                "name",
+                len(self.name) <= 64 and ":" not in self.name and (self.name == "" or self.name.isprintable()),
+                "must be at most 64 printable characters without a colon",
             ),
             ("rsa_bits", self.rsa_bits in (2048, 3072, 4096), "must be 2048, 3072 or 4096"),
             ("second_factor", self.second_factor in ("always", "enrolled"), "must be `always` or `enrolled`"),

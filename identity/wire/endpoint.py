@@ -46,6 +46,7 @@ class Request(NamedTuple):
     headers: Mapping[str, str]
     body: bytes | None
     peer: str
+    version: str = "1.1"
 
 
 class Reply(NamedTuple):
@@ -181,6 +182,7 @@ class Endpoint:
     admin: bool = False
     any_method: bool = False
     ignores_body: bool = False
+    ignores_query: bool = False
     max_body: int = MAX_BODY
     cacheable: bool = False
     is_page: bool = False

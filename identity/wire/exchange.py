@@ -126,7 +126,7 @@ class Exchange:
                 if endpoint.limit is not None:
                     passage.count_request(call.caller, call.header("x-tenant-id") or "", endpoint.limit, call.limit)
         # 4. What they ask.
-        call.query = read_query(request.query)
+        call.query = {} if endpoint.ignores_query else read_query(request.query)
         unknown = next((name for name in call.query if name not in endpoint.query), None)
         if unknown is not None and not endpoint.form:
             raise Refused(VALIDATION.saying("The query has a parameter that this route does not know"))

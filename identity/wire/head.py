@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Final, NamedTuple
 
+from identity.canonical import canonical_client
 from identity.core.access.callers import Presented
 from identity.errors import (
     MALFORMED_REQUEST_HEAD,
     TWO_CREDENTIALS,
     UNAUTHENTICATED,
+    UNREADABLE,
     Refused,
 )
 from identity.runtime import Runtime
@@ -20,6 +22,7 @@ from identity.wire.endpoint import (
     Request,
 )
 
+MAX_HEAD: Final = 16 * 1024
 REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}", re.ASCII)
 
 
@@ -43,9 +46,15 @@ class Networks(NamedTuple):
 
 
 def networks_of(texts: Iterable[str]) -> Networks:
-    """The trusted proxies of the settings."""
+    """The trusted proxies of the settings; IPv4-mapped networks as IPv4, like the addresses that are looked for in them."""
     chosen = set(texts)
-    return Networks(tuple(ip_network(text, strict=False) for text in sorted(chosen - {"unix"})), "unix" in chosen)
+    ranges = tuple(_as_ipv4(ip_network(text, strict=False)) for text in sorted(chosen - {"unix"}))
+    return Networks(ranges, "unix" in chosen)
+
+
+def _as_ipv4(network: IPv4Network | IPv6Network) -> IPv4Network | IPv6Network:
+    mapped = network.network_address.ipv4_mapped if isinstance(network, IPv6Network) else None
+    return IPv4Network((mapped, network.prefixlen - 96)) if mapped and network.prefixlen >= 96 else network
 
 
 def client_address(request: Request, trusted: Networks) -> str:
@@ -53,15 +62,14 @@ def client_address(request: Request, trusted: Networks) -> str:
 
     What stands left of that hop was written by the client and means nothing. A hop that is no address ends the walk at the proxy. A peer
     without an address came by the unix socket: trusting that is trusting one hop, and the next must be in a network of its own right.
+    The answer is in the one spelling of `canonical_client`; whatever asks for an address gets it from here.
     """
-    address = request.peer
+    address = canonical_client(request.peer) or request.peer
     if not (trusted.unix if address == "" else trusted.ranges and _is_within(address, trusted)):
         return address
     for hop in reversed(request.headers.get("x-forwarded-for", "").split(",")):
-        candidate = hop.strip().strip("[]")
-        try:
-            ip_address(candidate)
-        except ValueError:
+        candidate = canonical_client(hop)
+        if candidate is None:
             return address
         address = candidate
         if not _is_within(address, trusted):
@@ -100,11 +108,15 @@ def has_credential(headers: Mapping[str, str]) -> bool:
 
 def check_head(request: Request) -> None:
     """Raise Refused (MALFORMED_REQUEST) for a head that two programs could read in two ways."""
-    host = request.headers.get("host", "")
+    host = request.headers.get("host")
+    # RFC 9112 section 3.2: HTTP/1.0 knows no Host; health checks speak it.
+    named = request.version == "1.0" if host is None else bool(_HOST.fullmatch(host))
     # `//path` would be routed as `/path`, behind the back of a proxy that judges by paths.
     in_form = request.target.startswith("/") and not request.target.startswith("//")
-    if not _HOST.fullmatch(host) or not in_form or "\0" in request.path:
+    if not named or not in_form or "\0" in request.path:
         raise Refused(MALFORMED_REQUEST_HEAD, detail="Host or request target")
+    if sum(map(len, request.headers.values())) > MAX_HEAD:
+        raise Refused(UNREADABLE.saying(UNREADABLE.message, status=431), detail=f"header fields over {MAX_HEAD} bytes")
 
 
 def _is_within(address: str, networks: Networks) -> bool:
@@ -112,9 +124,7 @@ def _is_within(address: str, networks: Networks) -> bool:
         parsed = ip_address(address)
     except ValueError:
         return False
-    # A socket that serves both families shows IPv4 peers as `::ffff:192.0.2.1`.
-    mapped = parsed.ipv4_mapped if isinstance(parsed, IPv6Address) else None
-    return any((mapped or parsed) in network for network in networks.ranges)
+    return any(parsed in network for network in networks.ranges)
 
 
 def fresh_id(rt: Runtime) -> str:

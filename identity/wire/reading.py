@@ -13,7 +13,10 @@ from urllib.parse import parse_qsl
 from identity.canonical import decode_object
 from identity.errors import MALFORMED, UNSUPPORTED_FORM, UNSUPPORTED_MEDIA, Refused
 
-_MEDIA: Final = re.compile(r'\s*([!#-\'*+.^_`|~\w/-]+)\s*((?:;\s*[\w-]+\s*=\s*("[^"\\]*"|[^\s;"]*)\s*)*)', re.ASCII)
+_MEDIA: Final = re.compile(
+    r'\s*([!#-\'*+.^_`|~\w/-]+)\s*((?:;\s*(?:[\w-]+\s*=\s*("[^"\\]*"|[^\s;"]*)\s*)?)*)', re.ASCII
+)
+_UTF8: Final = ("utf-8", "utf8")
 _CHARSET: Final = re.compile(r';\s*charset\s*=\s*"?([^\s;"]*)"?', re.ASCII | re.IGNORECASE)
 
 
@@ -29,7 +32,10 @@ def read_json(raw: bytes, content_type: str) -> dict[str, Any]:
 
 def read_form(raw: bytes, content_type: str) -> dict[str, str]:
     """The parameters of a form, none of them twice (RFC 6749 section 3.2). Raises Refused."""
-    if not _is_media(content_type, "application/x-www-form-urlencoded"):
+    # Whatever charset it claims of these, ASCII is read alike in it, and the body is nothing else.
+    if not _is_media(
+        content_type, "application/x-www-form-urlencoded", charsets=(*_UTF8, "us-ascii", "iso-8859-1", "latin1")
+    ):
         raise Refused(UNSUPPORTED_FORM, detail="content type")
     try:
         text = raw.decode("ascii")
@@ -50,6 +56,8 @@ def read_query(text: str) -> dict[str, list[str]]:
 
 
 def _pairs(text: str) -> list[tuple[str, str]]:
+    # An empty part, as in `a=1&&b=2&`, is nothing.
+    text = "&".join(part for part in text.split("&") if part)
     try:
         pairs = parse_qsl(text, keep_blank_values=True, strict_parsing=bool(text), errors="strict", max_num_fields=100)
     except ValueError as exc:
@@ -59,9 +67,9 @@ def _pairs(text: str) -> list[tuple[str, str]]:
     return pairs
 
 
-def _is_media(content_type: str, expected: str) -> bool:
+def _is_media(content_type: str, expected: str, *, charsets: tuple[str, ...] = _UTF8) -> bool:
     media = _MEDIA.fullmatch(content_type)
     if media is None or media[1].lower() != expected:
         return False
     charset = _CHARSET.search(media[2])
-    return charset is None or charset[1].lower() in ("utf-8", "utf8")
+    return charset is None or charset[1].lower() in charsets

@@ -30,6 +30,7 @@ LIVE_ENVIRONMENT = {
     "limit_standard": "100000/minute",
     "limit_application": "100000/minute",
     "request_timeout_seconds": str(PATIENCE_SECONDS),
+    "keepalive_seconds": str(PATIENCE_SECONDS),
 }
 # gunicorn alone judges header names with an underscore; it drops them, so this changes the way of a request and nothing else.
 THE_LONG_WAY = "X_Long: way"
@@ -64,7 +65,7 @@ def the_requests(live: Live) -> Iterator[tuple[int, bytes, bytes]]:
     yield both(304, "/.well-known/jwks.json", "If-None-Match: *")
     yield both(200, "/.well-known/status-lists/0")
     yield both(404, "/.well-known/status-lists/x")
-    yield both(422, "/health/live?unknown=1")
+    yield both(200, "/health/live?unknown=1")
     yield both(200, "/verify?role=analyst", f"Authorization: Bearer {token}", "X-Tenant-Id: acme-bank")
     yield both(403, "/verify?role=other", f"Authorization: Bearer {token}", "X-Tenant-Id: acme-bank")
     yield both(401, "/verify", "Authorization: Bearer x")
@@ -140,7 +141,7 @@ def test_requests_in_pieces_and_in_one_piece_are_answered_in_order(live: Live) -
 
 @pytest.mark.parametrize("path", ["/health/live", "/nowhere"], ids=["the short way", "the long one"])
 def test_both_ways_bound_a_head_alike(live: Live, path: str) -> None:
-    host_and = [f"X-{number}: 1" for number in range(63)]
+    host_and = [f"X-{number}: 1" for number in range(99)]
     assert heard(live, get(path, *host_and)).status in (200, 404)
     assert heard(live, get(path, *host_and, "X-More: 1")).status == 431
     assert heard(live, get(path, f"X-Long: {'x' * 16_000}")).status in (200, 404)

@@ -34,6 +34,8 @@ def test_the_document_holds_every_route_that_flask_serves_and_no_other(web: Web,
     anything = {prefix + one.path for one in endpoints() if one.any_method for prefix in one.mounts}
     served = set()
     for rule in web.app.url_map.iter_rules():
+        if rule.endpoint.startswith("no "):
+            continue  # Answers 405: a fixed path is no id.
         path = re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule)
         served |= {("GET" if path in anything else method, path) for method in rule.methods - {"HEAD"}}
     assert {(method, path) for method, path, _ in operations(document)} == served

@@ -238,11 +238,12 @@ def test_a_disabled_user_is_refused_by_every_credential_at_once(web: Web) -> Non
 
 def test_the_end_of_the_access_window_ends_every_credential(web: Web) -> None:
     ada = a_user(web.rt, tenants={"acme-bank": ()}, ends_at=web.clock.now() + timedelta(seconds=60))
+    # A token's times are whole seconds: it ends with the last whole one of the window.
     token, pair = a_token(web.rt, ada), a_key_pair(web.rt, ada)
     web.clock.tick(59)
     assert web.get("/verify", bearer=token, headers=ACME).status_code == 200
     web.clock.tick(1)
-    assert refusal(web.get("/verify", bearer=token, headers=ACME)) == (401, "INVALID_TOKEN")
+    assert refusal(web.get("/verify", bearer=token, headers=ACME)) == (401, "TOKEN_EXPIRED")
     assert refusal(web.get("/verify", headers=ACME | pair)) == (401, "INVALID_CREDENTIALS")
 
 

@@ -205,8 +205,9 @@ def render(
     asked_at: datetime,
     asked_from: str = "",
     user_agent: str = "",
+    service: str = "",
 ) -> Rendered:
-    """Write the letter.
+    """Write the letter. `service`: what people call us, where that is not the issuer's host.
 
     `values` beyond the template's own: `account` (whose), `by` (who asked, instead of the template's guess), `until` (a time),
     `url` (an absolute http or https URL that the caller has checked), `verification_id`, and `code` for letters that carry one.
@@ -218,7 +219,9 @@ def render(
         raise ValueError(
             f"{template}: unknown values {sorted(unknown)}, or a code where none belongs, or none where one does"
         )
-    words = {name: _shown(name, value) for name, value in values.items()} | {"service": urlsplit(issuer).netloc}
+    words = {name: _shown(name, value) for name, value in values.items()} | {
+        "service": service or urlsplit(issuer).netloc
+    }
     try:
         subject, opening = Blank(letter.subject).substitute(words), Blank(letter.opening).substitute(words)
     except KeyError as exc:

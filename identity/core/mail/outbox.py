@@ -269,6 +269,7 @@ def _insert(
         template,
         values,
         issuer=rt.settings.issuer,
+        service=rt.settings.name,
         asked_at=unit.now,
         asked_from=unit.origin.address,
         user_agent=unit.origin.user_agent,

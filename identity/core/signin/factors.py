@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 import pyotp
 from pyotp.exceptions import OTPVerificationError
@@ -42,6 +41,7 @@ _SEED_BYTES: Final = 20
 _RECOVERY_BYTES: Final = 10
 _SIX_DIGITS: Final = re.compile(r"[0-9]{6}", re.ASCII)
 _RECOVERY_CODE: Final = re.compile(r"[a-z2-7]{16}", re.ASCII)
+_GROUPING: Final = re.compile(r"[\s\u2010-\u2015-]")
 _FIXED_OTP: Final = re.compile(r"[0-9A-Za-z]{6,64}", re.ASCII)
 
 
@@ -173,7 +173,8 @@ def take_totp(rt: Runtime, unit: Unit, user_id: str, code: str) -> bool:
 
 def take_recovery_code(rt: Runtime, unit: Unit, user_id: str, code: str) -> bool:
     """Whether `code` is an unused recovery code of the user, which from then on is spent."""
-    plain = code.replace("-", "").lower()
+    # People group them as they please, and letters turn dashes into other ones.
+    plain = _GROUPING.sub("", code).lower()
     if not _RECOVERY_CODE.fullmatch(plain):
         return False
     digest = _recovery_digest(rt, user_id, plain)
@@ -206,8 +207,8 @@ def enrol(rt: Runtime, origin: Origin, user: UserInfo) -> Enrolment:
             taken = CONFLICT.saying("This user has TOTP already; remove it first")
             raise Refused(taken, detail="enrolled already", cause=exc) from exc
     text = base64.b32encode(seed).decode()
-    service = urlsplit(rt.settings.issuer).netloc
-    uri = pyotp.TOTP(text).provisioning_uri(name=user.email or user.alias, issuer_name=service)
+    account = user.email or user.alias
+    uri = pyotp.TOTP(text).provisioning_uri(name=account, issuer_name=rt.settings.service_name)
     return Enrolment(Secret(text), Secret(uri), ENROL_SECONDS)
 
 

@@ -82,12 +82,12 @@ def with_documentation(declared: Iterable[Endpoint]) -> list[Endpoint]:
     document = functools.lru_cache(maxsize=4)(lambda issuer: build(everything, issuer))
     headers = (("Cache-Control", "public, max-age=300"),)
 
-    @dialect.endpoint("GET", "/openapi.json", is_page=True)
+    @dialect.endpoint("GET", "/openapi.json", is_page=True, ignores_query=True)
     def openapi(call: Call) -> Reply:
         """This API as an OpenAPI 3.1 document."""
         return Reply(document(call.rt.settings.issuer), headers=headers)
 
-    @dialect.endpoint("GET", "/docs", is_page=True, produces="text/html; charset=utf-8")
+    @dialect.endpoint("GET", "/docs", is_page=True, ignores_query=True, produces="text/html; charset=utf-8")
     def docs(call: Call) -> Reply:
         """This API as a page to read."""
         page = _page(document(call.rt.settings.issuer)).encode()

@@ -13,7 +13,7 @@ from identity.runtime import Runtime
 from identity.wire.endpoint import Call, Dialect, Reply
 from identity.wire.head import is_known
 
-public = Dialect("F and I: keys, metadata, health")
+public = Dialect("F and I: keys, metadata, health", ignores_query=True)
 
 CLIENT_METHODS = ["client_secret_basic", "client_secret_post", "private_key_jwt"]
 

@@ -78,6 +78,8 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # see above
     _limits: dict[str, int]
     _peer = ""
     _answered_at = 0.0
+    _has_begun = False
+    _is_half_closed = False
     _begun: Exchange | None = None
 
     def connection_made(self, transport: Any) -> None:
@@ -85,7 +87,7 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # see above
         peer = transport.get_extra_info("peername")
         self._peer = peer[0] if isinstance(peer, tuple) else ""
         # gunicorn times every request head of a connection but the first: a slow client could hold that one for ever.
-        self._arm_keepalive_timer()
+        self._arm_patience()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
@@ -110,6 +112,34 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # see above
             elif not self._body_left and self._is_idle() and self._answer_at_once(data):
                 return
         super().data_received(data)
+
+    def eof_received(self) -> bool:
+        """The client sends no more: keep the way back open as long as a whole request waits for its answer."""
+        body = self._body_receiver
+        self._is_half_closed = self._current_request is not None and body is not None and body._complete  # noqa: SLF001 -- as gunicorn asks it
+        return self._is_half_closed
+
+    def _feed_callback_parser(self, data: bytes) -> bool:
+        """A connection may idle for long, but a head that has begun must be whole in the time for a request."""
+        goes_on: bool = super()._feed_callback_parser(data)
+        if self._current_request is not None:
+            self._has_begun = False
+        elif goes_on and not self._has_begun:
+            self._has_begun = True
+            self._arm_patience()
+        return goes_on
+
+    def _arm_keepalive_timer(self) -> None:
+        # The beginning of the next request may have come together with the last one.
+        if self._has_begun:
+            self._arm_patience()
+        else:
+            super()._arm_keepalive_timer()
+
+    def _arm_patience(self) -> None:
+        self._cancel_keepalive_timer()
+        patience = self.app.runtime.settings.request_timeout_seconds
+        self._keepalive_handle = self.worker.loop.call_later(patience, self._keepalive_timeout)
 
     def _is_plain(self, data: bytes) -> bool:
         if self._body_left:
@@ -179,7 +209,7 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # see above
     def _keepalive_timeout(self) -> None:
         # Answers at once do not wind the clock, they leave a note for when it rings.
         left = self._answered_at + self._keepalive - self.worker.loop.time()
-        if left > 0:
+        if left > 0 and not self._has_begun:
             self._keepalive_handle = self.worker.loop.call_later(left, self._keepalive_timeout)
         else:
             super()._keepalive_timeout()
@@ -202,7 +232,9 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # see above
         )
 
     def _will_close(self, request: Any, response_requires_close: bool) -> bool:
-        return bool(self.worker.is_draining or super()._will_close(request, response_requires_close))
+        return bool(
+            self.worker.is_draining or self._is_half_closed or super()._will_close(request, response_requires_close)
+        )
 
     def _is_websocket_upgrade(self, _request: Any) -> bool:
         return False  # We speak none: such a request is an ordinary one (RFC 9110 section 7.8).

@@ -206,6 +206,7 @@ def _request(scope: Scope, body: bytes | None) -> Request:
         headers=headers_of(scope["headers"]),
         body=body,
         peer=client[0] if client else "",
+        version=scope.get("http_version", "1.1"),
     )
 
 

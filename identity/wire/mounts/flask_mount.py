@@ -48,6 +48,7 @@ def mount(app: Flask, rt: Runtime, endpoints: Iterable[Endpoint]) -> None:
             shapes[prefix + endpoint.path] = endpoint.shape
             rule = prefix + endpoint.path.replace("{", "<").replace("}", ">")
             app.add_url_rule(rule, f"{endpoint.method} {rule}", view, methods=methods, provide_automatic_options=False)
+    _guard_fixed_paths(app)
 
     @app.errorhandler(Exception)
     def _outside(exc: Exception) -> Response:
@@ -57,6 +58,26 @@ def mount(app: Flask, rt: Runtime, endpoints: Iterable[Endpoint]) -> None:
             refuse_outside(rt, read, refused, shapes.get(read.path) or _shape_of(read.path), networks, headers=headers),
             read.method,
         )
+
+
+def _guard_fixed_paths(app: Flask) -> None:
+    """Answer 405 where a fixed path would be taken for an id: `GET /user/token` asks for no user called `token`."""
+    fixed: dict[str, set[str]] = {}
+    for rule in app.url_map.iter_rules():
+        if not rule.arguments:
+            fixed.setdefault(rule.rule, set()).update(rule.methods or ())
+
+    def refuse() -> Response:
+        raise MethodNotAllowed(sorted(fixed[request.path]))
+
+    adapter = app.url_map.bind("")
+    for path, methods in fixed.items():
+        for method in set(_ALL_METHODS) - methods:
+            try:
+                adapter.match(path, method)
+            except HTTPException:
+                continue
+            app.add_url_rule(path, f"no {method} {path}", refuse, methods=[method], provide_automatic_options=False)
 
 
 def read_request(environ: dict[str, Any], max_body: int) -> Request:
@@ -77,6 +98,7 @@ def read_request(environ: dict[str, Any], max_body: int) -> Request:
         headers=headers,
         body=_read_body(environ, max_body),
         peer=environ.get("REMOTE_ADDR") or "",
+        version=environ.get("SERVER_PROTOCOL", "HTTP/1.1").removeprefix("HTTP/"),
     )
 
 

@@ -54,7 +54,7 @@ def test_a_seed_holds_160_bits_and_its_uri_names_service_and_user(rt: Runtime) -
     enrolment = factors.enrol(rt, ORIGIN, user_of(rt, ada))
     parsed = pyotp.parse_uri(enrolment.uri.reveal())
     assert isinstance(parsed, pyotp.TOTP)
-    assert (parsed.secret, parsed.name, parsed.issuer) == (enrolment.seed.reveal(), ada.email, "127.0.0.1:8000")
+    assert (parsed.secret, parsed.name, parsed.issuer) == (enrolment.seed.reveal(), ada.email, "127.0.0.1")
     assert (len(parsed.byte_secret()), parsed.digits, parsed.interval) == (20, 6, 30)
     assert enrolment.expires_in == 600
     assert enrolment.seed.reveal() not in repr(enrolment)
@@ -205,27 +205,29 @@ def steps_taken(rt: Runtime, clock: FakeClock) -> list[int]:
     return taken
 
 
-def test_without_drift_only_the_present_step_counts(rt: Runtime, clock: FakeClock) -> None:
-    assert steps_taken(rt, clock) == [0]
+def test_a_code_may_be_one_step_off(rt: Runtime, clock: FakeClock) -> None:
+    """People type slowly, and clocks differ: every peer takes one step (RFC 6238 section 5.2)."""
+    assert steps_taken(rt, clock) == [-1, 0, 1]
 
 
-class TestWithDrift:
-    """`IDENTITY_TOTP_DRIFT_STEPS=1`."""
+def test_a_step_before_a_spent_one_is_spent_too(rt: Runtime, clock: FakeClock) -> None:
+    ada = a_user(rt)
+    app = an_authenticator(rt, ada)
+    clock.tick(90)
+    assert takes(rt, ada, app.at(later(clock.now(), 30)))
+    assert not takes(rt, ada, app.at(clock.now()))
+    assert not takes(rt, ada, app.at(later(clock.now(), -30)))
+
+
+class TestWithoutDrift:
+    """`IDENTITY_TOTP_DRIFT_STEPS=0`."""
 
     @pytest.fixture
     def settings(self, settings: Settings) -> Settings:
-        return replace(settings, totp_drift_steps=1)
+        return replace(settings, totp_drift_steps=0)
 
-    def test_one_step_off_is_taken(self, rt: Runtime, clock: FakeClock) -> None:
-        assert steps_taken(rt, clock) == [-1, 0, 1]
-
-    def test_a_step_before_a_spent_one_is_spent_too(self, rt: Runtime, clock: FakeClock) -> None:
-        ada = a_user(rt)
-        app = an_authenticator(rt, ada)
-        clock.tick(90)
-        assert takes(rt, ada, app.at(later(clock.now(), 30)))
-        assert not takes(rt, ada, app.at(clock.now()))
-        assert not takes(rt, ada, app.at(later(clock.now(), -30)))
+    def test_only_the_present_step_counts(self, rt: Runtime, clock: FakeClock) -> None:
+        assert steps_taken(rt, clock) == [0]
 
 
 def test_the_same_code_is_dead_30_seconds_later(rt: Runtime, clock: FakeClock) -> None:
@@ -272,6 +274,28 @@ def test_a_recovery_code_may_be_typed_without_dashes_or_in_capitals(rt: Runtime)
     assert not try_recovery(rt, ada, first)
     assert try_recovery(rt, ada, second.replace("-", ""))
     assert not try_recovery(rt, ada, second)
+
+
+@pytest.mark.parametrize("between", [" ", "  ", "\u00a0", "\u2013", " - ", "\n"])
+def test_a_recovery_code_may_be_grouped_in_any_way(rt: Runtime, between: str) -> None:
+    """Letters turn dashes into other dashes, and people into blanks."""
+    ada = a_user(rt)
+    assert try_recovery(rt, ada, f" {an_authenticator(rt, ada).recovery_codes[0].replace('-', between)} ")
+
+
+class TestNamed:
+    """`IDENTITY_NAME`."""
+
+    @pytest.fixture
+    def settings(self, settings: Settings) -> Settings:
+        return replace(settings, name="Acme Sign-In")
+
+    def test_apps_and_mails_say_the_name(self, rt: Runtime, mailbox: Mailbox) -> None:
+        ada = a_user(rt)
+        parsed = pyotp.parse_uri(factors.enrol(rt, ORIGIN, user_of(rt, ada)).uri.reveal())
+        assert parsed.issuer == "Acme Sign-In"
+        an_authenticator(rt, a_user(rt))
+        assert "Your second factor at Acme Sign-In was changed" in subjects(rt, mailbox)
 
 
 def test_20_parallel_uses_of_one_recovery_code_succeed_once(rt: Runtime) -> None:
