@@ -204,7 +204,7 @@ def _checked(raw: Mapping[str, Any]) -> Mapping[str, Any]:
     if fault is None:
         fault = next((name for name, fits in _FORMS.items() if name in raw and not fits(raw[name])), None)
     if fault is not None:
-        evidence = {"expected": f"a claim `{fault}` as this service writes it", "seen": sorted(raw)[:40]}
+        evidence = {"expected": {fault: "as this service writes it"}, "seen": {"claims": sorted(raw)[:40]}}
         raise Refused(INVALID_TOKEN, detail=f"the claim {fault} is missing or odd", evidence=evidence)
     return raw
 
