@@ -71,7 +71,9 @@ class Settings:
     threads: int = _option(8, "threads of each process for everything but the hot routes", bounds=(1, 256))
     request_timeout_seconds: int = _option(15, "how long a client may take to send its request", bounds=(1, 3_600))
     keepalive_seconds: int = _option(
-        75, "how long a connection is kept open for the next request; proxies in front keep it shorter", bounds=(1, 3_600)
+        75,
+        "how long a connection is kept open for the next request; proxies in front keep it shorter",
+        bounds=(1, 3_600),
     )
     graceful_stop_seconds: int = _option(20, "how long a stopping process lets requests finish", bounds=(1, 3_600))
     development: bool = _option(
