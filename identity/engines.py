@@ -35,9 +35,16 @@ _POSTGRESQL_OPTIONS: Final[dict[str, Any]] = {
     "keepalives_interval": 2,
     "keepalives_count": 3,
     "tcp_user_timeout": 10_000,
-    "options": f"-c statement_timeout={STATEMENT_SECONDS}s -c lock_timeout={BUSY_SECONDS}s "
-    "-c idle_in_transaction_session_timeout=30s -c timezone=UTC",
+    # Behind one name, or in a list of hosts: the server that writes.
+    "target_session_attrs": "read-write",
 }
+_TIMEOUTS: Final = {
+    "statement_timeout": f"{STATEMENT_SECONDS}s",
+    "lock_timeout": f"{BUSY_SECONDS}s",
+    "idle_in_transaction_session_timeout": "30s",
+}
+SET_TIMEOUTS: Final = "; ".join(f"SET LOCAL {name} = '{value}'" for name, value in _TIMEOUTS.items())
+"""For each transaction behind a pooler, which would give what a session sets to somebody else."""
 
 
 def driver_url(url: str) -> URL:
@@ -71,12 +78,18 @@ def explained(url: URL, failure: BaseException) -> str:
     return f"the database {shown(url)} did not do that: {reason}; see IDENTITY_DATABASE_URL"
 
 
-def postgresql_options(url: URL) -> dict[str, Any]:
-    """Our options for a connection; what the URL says of the same is kept, and wins."""
+def postgresql_options(url: URL, *, pooled: bool) -> dict[str, Any]:
+    """Our options for a connection; what the URL says of the same is kept, and wins.
+
+    A transaction pooler takes no session settings, and no prepared statement survives it.
+    """
     ours = {name: value for name, value in _POSTGRESQL_OPTIONS.items() if name not in url.query}
+    if pooled:
+        return ours | {"prepare_threshold": None}
+    settings = [f"-c {name}={value}" for name, value in (_TIMEOUTS | {"timezone": "UTC"}).items()]
     theirs = url.query.get("options", ())
     spelled = (theirs,) if isinstance(theirs, str) else theirs
-    return ours | {"options": " ".join((_POSTGRESQL_OPTIONS["options"], *spelled))}
+    return ours | {"options": " ".join((*settings, *spelled))}
 
 
 def prepare_file(path: Path, *, creates: bool) -> None:
@@ -115,7 +128,7 @@ def prepare_sqlite(connection: Any, _record: Any) -> None:
     connection.execute(LASTING).close()
 
 
-def postgresql_engine(url: URL, pool_size: int) -> Engine:
+def postgresql_engine(url: URL, pool_size: int, *, pooled: bool) -> Engine:
     """Connections that are tried before they are used, and not kept for ever."""
     return create_engine(
         url,
@@ -124,5 +137,5 @@ def postgresql_engine(url: URL, pool_size: int) -> Engine:
         pool_timeout=BUSY_SECONDS,
         pool_pre_ping=True,
         pool_recycle=1800,
-        connect_args=postgresql_options(url),
+        connect_args=postgresql_options(url, pooled=pooled),
     )

@@ -44,7 +44,9 @@ def create_runtime(
     """
     settings = settings or Settings.from_env()
     clock, entropy = clock or SystemClock(), entropy or SystemEntropy()
-    database = Database(settings.database_url, pool_size=settings.threads + 4, creates=migrate)
+    database = Database(
+        settings.database_url, pool_size=settings.threads + 4, creates=migrate, is_pooled=settings.is_pooled
+    )
     with contextlib.ExitStack() as on_failure:
         on_failure.callback(database.close)
         if migrate:
@@ -70,6 +72,7 @@ def create_runtime(
             status_lists=StatusLists(settings, clock, database, ring),
         )
         applications.ensure_standard(rt)
+        applications.standard_client(rt)  # Now, so that no unit has to read it.
         on_failure.pop_all()
     return rt
 

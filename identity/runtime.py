@@ -38,6 +38,8 @@ class Runtime:
     explanations: Explanations
     status_lists: StatusLists
     strangers: Strangers = field(default_factory=Strangers)
+    standard_client: str = ""
+    writes_until: float = 0.0  # On the monotonic clock: until when a write that was tried is proof enough.
 
     def unit(self, origin: Origin, *, lasting: bool = True) -> Unit:
         """One write transaction; `lasting` False: a crash of host or database server may undo it, no death of ours. See `storage.Unit`."""

@@ -51,6 +51,10 @@ class Settings:
     database_url: str = _option(
         "sqlite:///var/identity.db", "SQLAlchemy URL; `sqlite:///PATH` or `postgresql://`", secret=True
     )
+    database_pooler: str = _option(
+        "none",
+        "`transaction` where PgBouncer or the like stands before PostgreSQL and gives out transactions; else `none`",
+    )
     redis_url: str = _option(
         "", "Redis protocol URL of the shared rate limits; empty: embedded, shared by one host's processes", secret=True
     )
@@ -200,6 +204,11 @@ class Settings:
         return self.hash_concurrency or _processors()
 
     @property
+    def is_pooled(self) -> bool:
+        """A transaction pooler stands before PostgreSQL."""
+        return self.database_pooler == "transaction"
+
+    @property
     def is_embedded(self) -> bool:
         """Everything on this host: SQLite and no Redis."""
         return self.database_url.startswith("sqlite") and not self.redis_url
@@ -230,6 +239,7 @@ class Settings:
             ),
             ("rsa_bits", self.rsa_bits in (2048, 3072, 4096), "must be 2048, 3072 or 4096"),
             ("second_factor", self.second_factor in ("always", "enrolled"), "must be `always` or `enrolled`"),
+            ("database_pooler", self.database_pooler in ("none", "transaction"), "must be none or transaction"),
             (
                 "log_level",
                 self.log_level in ("debug", "info", "warning", "error"),

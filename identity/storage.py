@@ -27,11 +27,12 @@ from sqlalchemy import (
     Text,
     TextClause,
     TextualSelect,
+    event,
     literal,
     type_coerce,
 )
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase, InstrumentedAttribute, Session
@@ -40,9 +41,11 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
+from identity import outages
 from identity.ambient import Origin
 from identity.engines import (
     LASTING,
+    SET_TIMEOUTS,
     SQLITE_OPTIONS,
     driver_url,
     postgresql_engine,
@@ -53,7 +56,9 @@ from identity.engines import (
     sqlite_engine,
 )
 from identity.errors import UNAVAILABLE, Refused
+from identity.outages import READ_ONLY, Contention, reason_of, translate
 
+__all__ = ["Contention"]  # Callers know it as ours.
 T = TypeVar("T")
 R = TypeVar("R", bound=tuple[Any, ...])
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -150,10 +155,6 @@ class Base(DeclarativeBase):
     )
 
 
-class Contention(Exception):
-    """The database chose this transaction as the victim of a conflict; run the whole entry point again."""
-
-
 class Unit:
     """One write transaction, with the single moment that everything in it agrees on.
 
@@ -196,7 +197,7 @@ class Unit:
                 else:
                     if pooled.is_valid:
                         self._call(transaction.rollback)
-                    _translate(exc)
+                    translate(exc)
         finally:
             if self._session is not None:
                 self._session.close()
@@ -215,8 +216,12 @@ class Unit:
             self._call(execute, LASTING if self._lasting else "PRAGMA synchronous=NORMAL")
             # The write lock at once: a read that becomes a write could only fail when it meets another.
             self._call(execute, "BEGIN IMMEDIATE")
-        elif not self._lasting:
-            self._call(execute, "SET LOCAL synchronous_commit = off")
+            return
+        wanted = [SET_TIMEOUTS] if self._database.is_pooled else []
+        if not self._lasting:
+            wanted.append("SET LOCAL synchronous_commit = off")
+        if wanted:
+            self._call(execute, "; ".join(wanted))
 
     def _call(self, deed: Callable[..., T], *arguments: Any) -> T:
         """Do it. A driver's error is translated as `translated` does; any other is raised as the one of SQLAlchemy's that callers know."""
@@ -229,8 +234,10 @@ class Unit:
             is_lost = pooled is not None and dialect.is_disconnect(exc, pooled.driver_connection, None)
             if pooled is not None and is_lost:
                 pooled.invalidate(exc)  # so that the pool hands it to nobody else
+            if getattr(exc, "sqlstate", None) == READ_ONLY:
+                self._database.cut()  # No longer a primary: nothing may go on reading it either.
             error = DBAPIError.instance(None, None, exc, base, connection_invalidated=is_lost, dialect=dialect)
-            _translate(error)
+            translate(error, connecting=pooled is None)
             raise error from exc
 
     @property
@@ -378,16 +385,27 @@ class WithoutWrites:
 class Database:
     """One opened database."""
 
-    def __init__(self, url: str, *, pool_size: int = 10, creates: bool = True) -> None:
-        """`creates`: an SQLite file that is missing is made (an empty one, 0600). Raises BadSettings, OSError."""
+    def __init__(self, url: str, *, pool_size: int = 10, creates: bool = True, is_pooled: bool = False) -> None:
+        """`creates`: an SQLite file that is missing is made (an empty one, 0600). Raises BadSettings, OSError.
+
+        `is_pooled`: a transaction pooler stands in between, so that nothing of a session lasts.
+        """
         self.url = driver_url(url)
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
+        self.is_pooled = is_pooled and not self.is_sqlite
         self.file = Path(self.url.database or "").absolute() if self.is_sqlite else None
         if self.file is not None:
             prepare_file(self.file, creates=creates)
-        self.engine = sqlite_engine(self.url) if self.is_sqlite else postgresql_engine(self.url, pool_size)
+        self.engine = (
+            sqlite_engine(self.url) if self.is_sqlite else postgresql_engine(self.url, pool_size, pooled=self.is_pooled)
+        )
         self._kept = threading.local()
         self._opened: set[Any] = set()
+        self._pooled: set[Any] = set()
+        self._server = ""
+        if not self.is_sqlite:
+            event.listen(self.engine, "connect", lambda connection, _: self._pooled.add(connection))
+            event.listen(self.engine, "close", lambda connection, _: self._pooled.discard(connection))
 
     @property
     def shown(self) -> str:
@@ -428,6 +446,26 @@ class Database:
         """Raise Refused(UNAVAILABLE) unless the database answers."""
         self._fetch("SELECT 1", ())
 
+    def follow(self) -> bool:
+        """Go where the database's name leads now; tell whether that was another server than before.
+
+        Connections to the one before are cut, also under threads that wait in them: it may be paused, or live on for itself. So are those
+        to a server that no longer writes. Nothing happens while nobody answers, or only a standby that is to be promoted.
+        """
+        found = None if self.is_sqlite else outages.find_server(self.engine, self.url, pooled=self.is_pooled)
+        if found is None or (not found.writes and found.identity != self._server):
+            return False
+        before, self._server = self._server, found.identity
+        if found.writes and before in ("", found.identity):
+            return False
+        self.cut()
+        return True
+
+    def cut(self) -> None:
+        """End every connection; those who need one make a new one."""
+        for connection in [*self._opened, *self._pooled]:
+            outages.cut(connection)
+
     def close(self) -> None:
         """Give every connection back."""
         for connection in list(self._opened):
@@ -443,15 +481,17 @@ class Database:
                 # A kept connection may have died while idle: once more on a new one before giving up.
                 self._drop_kept()
                 if self.is_sqlite:
-                    raise Refused(UNAVAILABLE, detail=_reason(exc), retry_after_seconds=1, cause=exc) from exc
+                    raise Refused(UNAVAILABLE, detail=reason_of(exc), retry_after_seconds=1, cause=exc) from exc
             else:
                 return found
         try:
             self._kept.connection = kept = self._connect()
             return list(kept.execute(statement, parameters).fetchall())
         except self.engine.dialect.loaded_dbapi.Error as exc:
+            connecting = getattr(self._kept, "connection", None) is None
             self._drop_kept()
-            raise Refused(UNAVAILABLE, detail=_reason(exc), retry_after_seconds=1, cause=exc) from exc
+            detail = reason_of(exc, connecting=connecting)
+            raise Refused(UNAVAILABLE, detail=detail, retry_after_seconds=1, cause=exc) from exc
 
     def _connect(self) -> Any:
         driver: Any = self.engine.dialect.loaded_dbapi
@@ -460,7 +500,8 @@ class Database:
             connection = driver.connect(*arguments, **{**options, **SQLITE_OPTIONS})
             prepare_sqlite(connection, None)
         else:
-            extra = {"autocommit": True, "prepare_threshold": 1, **postgresql_options(self.url)}
+            ours = postgresql_options(self.url, pooled=self.is_pooled)
+            extra = {"autocommit": True, "prepare_threshold": 1, **ours}
             connection = driver.connect(*arguments, **{**options, **extra})
         self._opened.add(connection)
         return connection
@@ -487,29 +528,11 @@ def translated() -> Iterator[None]:
     except PoolTimeoutError as exc:
         raise Refused(UNAVAILABLE, detail="no connection became free", retry_after_seconds=1, cause=exc) from exc
     except DBAPIError as exc:
-        _translate(exc)
+        translate(exc)
         raise
-
-
-def _translate(exc: BaseException | None) -> None:
-    if not isinstance(exc, DBAPIError):
-        return
-    state = getattr(exc.orig, "sqlstate", None)
-    if state in ("40001", "40P01"):
-        raise Contention(state) from exc
-    # 25006: a standby that was not promoted yet, or a primary that was made read-only.
-    lost = exc.connection_invalidated or state == "25006" or isinstance(exc, OperationalError | InterfaceError)
-    if lost and state != "22P05":
-        raise Refused(UNAVAILABLE, detail=_reason(exc), retry_after_seconds=1, cause=exc) from exc
 
 
 def is_violation(exc: DBAPIError, constraint: str, columns: str) -> bool:
     """Whether `exc` is the breach of this unique constraint (PostgreSQL names it, SQLite names `table.column`s)."""
     named = getattr(getattr(exc.orig, "diag", None), "constraint_name", None)
     return named == constraint if named else columns in str(exc.orig)
-
-
-def _reason(exc: BaseException) -> str:
-    """The driver's error class and code, never its text: that may quote parameters."""
-    origin = getattr(exc, "orig", None) or exc
-    return f"{type(origin).__name__} {getattr(origin, 'sqlstate', None) or getattr(origin, 'sqlite_errorname', '')}".strip()

@@ -217,6 +217,20 @@ class Postgres:
         """Crash it (SIGKILL), keeping the data as it lay on disk."""
         self._own_cluster().process.end(signal.SIGKILL)
 
+    def standby(self) -> "Postgres":
+        """A server that follows this one; `promote` it when this one is gone."""
+        cluster = _Cluster.standby_of(self._own_cluster())
+        return Postgres(f"postgresql+psycopg://postgres@/postgres?host={cluster.sockets}", cluster=cluster)
+
+    def promote(self) -> None:
+        """Make a standby the primary."""
+        self._execute(sql.SQL("SELECT pg_promote(true, 30)"))
+
+    @property
+    def socket(self) -> str:
+        """The path of its unix socket."""
+        return str(self._own_cluster().sockets / ".s.PGSQL.5432")
+
     def restart(self) -> None:
         """Stop it the fast way if it runs, and start it again on the same data and address."""
         cluster = self._own_cluster()
@@ -242,7 +256,15 @@ class Postgres:
 class _Cluster:
     """The files and the process behind a Postgres of our own."""
 
-    def __init__(self, binaries: pathlib.Path, identity: _Identity, *, durable: bool) -> None:
+    def __init__(
+        self,
+        binaries: pathlib.Path,
+        identity: _Identity,
+        *,
+        durable: bool,
+        primary: pathlib.Path | None = None,
+    ) -> None:
+        self._primary = primary
         self._binaries = binaries
         self._identity = identity
         self._crash_safety = (
@@ -296,10 +318,21 @@ class _Cluster:
             _remove_shared_memory(segment)
         self.process.remove_files()
 
+    @classmethod
+    def standby_of(cls, primary: "_Cluster") -> "_Cluster":
+        """A second server that follows the first by streaming, until it is promoted."""
+        return cls(primary._binaries, primary._identity, durable=True, primary=primary.sockets)
+
     def _initialise(self) -> None:
+        if self._primary is not None:
+            copied = [str(self._binaries / "pg_basebackup"), "-D", str(self._data), "-h", str(self._primary)]
+            return self._run([*copied, "-U", "postgres", "-R", "-X", "stream", "-c", "fast", "--no-sync"])
         command = [str(self._binaries / "initdb"), "-D", str(self._data), "-U", "postgres", "-A", "trust", "--no-sync"]
+        return self._run([*command, "-E", "UTF8", "--locale=C"])
+
+    def _run(self, command: list[str]) -> None:
         made = subprocess.run(
-            [*self._identity.prefix, *command, "-E", "UTF8", "--locale=C"],
+            [*self._identity.prefix, *command],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

@@ -85,7 +85,7 @@ def migrate(opened: Opened) -> Any:
     from identity.storage import Database
 
     logs.configure(opened.settings)
-    database = Database(opened.settings.database_url)
+    database = Database(opened.settings.database_url, is_pooled=opened.settings.is_pooled)
     try:
         worked = migrations.migrate(database)
         is_new = not has_root(database)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
-from sqlalchemy import String, update
+from sqlalchemy import String, bindparam, or_, text, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -27,10 +27,12 @@ from identity.core.record import audit, explain
 from identity.core.record.audit import Action
 from identity.core.tokens import status
 from identity.runtime import Runtime
-from identity.storage import Base, Instant, Unit
+from identity.storage import Base, Instant, Prepared, Unit
 
 _log = logging.getLogger("identity.upkeep")
 _TICK_SECONDS: Final = 0.5
+_FOLLOW_SECONDS: Final = 3
+_PROOF_SECONDS: Final = 1
 
 
 class Lease(Base):
@@ -40,6 +42,13 @@ class Lease(Base):
 
     name: Mapped[str] = mapped_column(String(32), primary_key=True)
     until: Mapped[datetime] = mapped_column(Instant)
+
+
+_PROOF: Final = Prepared(
+    text(
+        "INSERT INTO lease (name, until) VALUES ('ready', :until) ON CONFLICT (name) DO UPDATE SET until = excluded.until"
+    ).bindparams(bindparam("until", type_=Instant))
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +66,7 @@ def start(rt: Runtime, stop: threading.Event) -> list[threading.Thread]:
     threads = [
         threading.Thread(target=run, args=(rt, stop), name="upkeep", daemon=True),
         threading.Thread(target=outbox.deliver_until, args=(rt, stop), name="mail", daemon=True),
+        threading.Thread(target=follow_until, args=(rt, stop), name="follow", daemon=True),
         threading.Thread(target=explain.write_until, args=(rt, stop), name="refusals", daemon=True),
         threading.Thread(target=status.keep_current, args=(rt, stop), name="status", daemon=True),
     ]
@@ -81,12 +91,35 @@ def run(rt: Runtime, stop: threading.Event) -> None:
         stop.wait(_TICK_SECONDS)
 
 
+def follow_until(rt: Runtime, stop: threading.Event) -> None:
+    """After a failover, go with the names of database and Redis, until `stop` is set. A thread of its own: a paused server holds it up."""
+    while not stop.wait(_FOLLOW_SECONDS):
+        try:
+            if rt.database.follow():
+                logs.event(_log, logging.WARNING, "another database server")
+            rt.limiter.follow()
+        except Exception as exc:  # noqa: BLE001 -- the loop must outlive whatever it meets
+            logs.event(_log, logging.WARNING, "cannot follow", error=type(exc).__name__)
+
+
+def prove_writes(rt: Runtime) -> None:
+    """Raise Refused(UNAVAILABLE) unless the database takes a write; asked again within a second it answers from memory."""
+    if rt.deadline(0) < rt.writes_until:
+        return
+    with rt.unit(Origin.background(), lasting=False) as unit:
+        unit.run(_PROOF, until=unit.now)
+    rt.writes_until = rt.deadline(_PROOF_SECONDS)
+
+
 def take_lease(rt: Runtime, name: str, seconds: float) -> bool:
     """Whether this process has the job for the next `seconds`; decided by one conditional update."""
     try:
         with rt.unit(Origin.background()) as unit:
             if unit.changed(
-                update(Lease).where(Lease.name == name, Lease.until <= unit.now).values(until=later(unit.now, seconds))
+                update(Lease)
+                # Further ahead than any holder sets it: taken by a clock that was ahead.
+                .where(Lease.name == name, or_(Lease.until <= unit.now, Lease.until > later(unit.now, seconds)))
+                .values(until=later(unit.now, seconds))
             ):
                 return True
             if unit.session.get(Lease, name) is not None:

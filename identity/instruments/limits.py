@@ -91,6 +91,10 @@ class Limiter:
         if not healthy:
             raise Refused(UNAVAILABLE, detail="rate limits do not answer", retry_after_seconds=1)
 
+    def follow(self) -> None:
+        """Count where the configured name leads now; for the background loop."""
+        self.storage.follow()
+
     def sweep(self) -> int:
         """Forget windows that have emptied; for the janitor."""
         return self.storage.sweep()

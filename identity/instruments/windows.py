@@ -185,15 +185,44 @@ class SharedStorage(RedisStorage):
         import redis  # noqa: PLC0415 -- four megabytes that a host without Redis does not pay
 
         # Fail soon: a limiter that hangs would hold every request; one that is down answers 503 until it is back.
-        pool = redis.ConnectionPool.from_url(uri, socket_timeout=1, socket_connect_timeout=1, health_check_interval=10)
-        super().__init__("redis://", connection_pool=pool)
-        self._client = redis.Redis(connection_pool=pool)
+        self._pool = redis.ConnectionPool.from_url(
+            uri, socket_timeout=1, socket_connect_timeout=1, health_check_interval=10
+        )
+        super().__init__("redis://", connection_pool=self._pool)
+        self._client = redis.Redis(connection_pool=self._pool)
         self._script = self._client.register_script(self._TAKE)
+        self._demoted = redis.exceptions.ReadOnlyError
+        self._lost = redis.exceptions.RedisError
+        self._probe = redis.Redis.from_url(uri, socket_timeout=1, socket_connect_timeout=1, retry=None)
+        self._server = ""
 
     def take(self, key: str, limit: int, seconds: int) -> Taken:
         """Try to add a hit to the window of `key`. Raises redis.RedisError."""
-        accepted, oldest, count, now = self._script(keys=[f"identity:limit:{limit}:{key}"], args=[limit, seconds])
+        keys, arguments = [f"identity:limit:{limit}:{key}"], [limit, seconds]
+        try:
+            accepted, oldest, count, now = self._script(keys=keys, args=arguments)
+        except self._demoted:
+            # This server is a replica now: its name may lead to the new primary already, for who connects anew.
+            self._pool.disconnect()
+            accepted, oldest, count, now = self._script(keys=keys, args=arguments)
         return bool(accepted), float(oldest or now), int(count), float(now)
+
+    def check(self) -> bool:
+        """Whether hits are counted: a replica answers and counts nothing. Raises redis.RedisError."""
+        return self.take("probe", 1_000_000, 1)[0]
+
+    def follow(self) -> None:
+        """Leave a server to which the name no longer leads, paused or alive for itself."""
+        try:
+            told: Any = self._probe.info("server")
+        except self._lost:
+            return
+        finally:
+            self._probe.connection_pool.disconnect()
+        server = str(told["run_id"])
+        before, self._server = self._server, server
+        if before not in ("", server):
+            self._pool.disconnect()
 
     def sweep(self) -> int:
         """Redis forgets by itself."""

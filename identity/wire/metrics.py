@@ -124,7 +124,7 @@ class _Expiry:
             "identity_credential_expiry_seconds", "Seconds until the next one stops working", labels=["kind"]
         )
         # Opened for this scrape only: a connection that is kept here would be inherited by workers that are forked later.
-        database = Database(self._settings.database_url, pool_size=1, creates=False)
+        database = Database(self._settings.database_url, pool_size=1, creates=False, is_pooled=self._settings.is_pooled)
         try:
             for kind, seconds in expiry.soonest(database, SystemClock().now()).items():
                 gauge.add_metric([kind], seconds)

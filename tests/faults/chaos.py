@@ -71,6 +71,10 @@ class Wire:
         if not fault.refuses and self._listener is None:
             self._listen()
 
+    def lead_to(self, upstream: Upstream) -> None:
+        """What connects from now on goes there; what is connected stays where it is."""
+        self._upstream = upstream
+
     def _listen(self) -> None:
         self._listener = socket.create_server(("127.0.0.1", self.port), backlog=512)
         self.port = self._listener.getsockname()[1]

@@ -11,10 +11,12 @@ import pytest
 
 from identity.app import create_runtime
 from tests import servers
-from tests.faults.rig import Service
+from tests.faults.rig import ROUNDS, Service
 from tests.world import fast_settings, migrated_sqlite
 
 _TEMPLATE = "template_identity"
+# `make faults` alone: they need programs that no wheel carries, or minutes.
+collect_ignore = [] if ROUNDS else ["test_pgbouncer.py"]
 
 
 class Stores:

@@ -135,10 +135,15 @@ def ensure_standard(rt: Runtime) -> None:
 
 
 def standard_client(rt: Runtime) -> str:
-    """The client id that stands in a user's token when no application asked for it."""
-    app = find_by_app_id(rt, STANDARD_APP_ID)
-    assert app is not None, "made at first start, never deleted"
-    return app.id
+    """The client id that stands in a user's token when no application asked for it.
+
+    Read once: it never changes, and units ask for it, which must not wait for a second connection while they hold the first.
+    """
+    if not rt.standard_client:
+        app = find_by_app_id(rt, STANDARD_APP_ID)
+        assert app is not None, "made at first start, never deleted"
+        rt.standard_client = app.id
+    return rt.standard_client
 
 
 def find_by_app_id(rt: Runtime, app_id: int) -> ApplicationInfo | None:

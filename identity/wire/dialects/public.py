@@ -7,6 +7,7 @@ import json
 from marshmallow import Schema, fields
 
 from identity import migrations
+from identity.core import upkeep
 from identity.errors import UNAVAILABLE, Refused
 from identity.instruments.statuslists import PATH as STATUS_LISTS
 from identity.runtime import Runtime
@@ -112,7 +113,7 @@ def ready(call: Call) -> Reply:
     """Whether everything that a login needs answers; names the part that does not."""
     rt, parts = call.rt, {}
     checks = {
-        "database": rt.database.ping,
+        "database": lambda: upkeep.prove_writes(rt),
         "migrations": lambda: _check_migrations(rt),
         "keys": lambda: _check_keys(rt),
         "limits": rt.limiter.ping,
