@@ -573,3 +573,15 @@ def test_the_worker_delivers_mail_and_stops_when_told(tmp_path: Path) -> None:
     finally:
         worker.terminate()
     assert worker.wait(20) == 0
+
+
+def test_a_testkit_is_printed_in_development_only(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused = run("testkit", "--audience", "https://api.example")
+    assert (refused.status, refused.out) == (1, "")
+    assert refused.err.startswith("identity: A testkit is signed in development only: set IDENTITY_DEVELOPMENT=1")
+    monkeypatch.setenv("IDENTITY_DEVELOPMENT", "1")
+    asked = ("testkit", "--audience", "https://api.example", "--tenant", "acme-bank", "--role", "analyst")
+    for arguments in (asked, (*asked, "--json")):
+        made = run(*arguments).json
+        assert made["good"][0]["tenant"] == "acme-bank"
+        assert len(made["bad"]) > 25

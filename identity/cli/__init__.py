@@ -6,7 +6,7 @@ document with group H's field names. Success is exit 0; a refusal is one line on
 
 from __future__ import annotations
 
-from identity.cli import applications, keys, operations, roles, tenants, users
+from identity.cli import applications, keys, operations, roles, tenants, testkit, users
 from identity.cli.frame import cli, main
 
-__all__ = ["applications", "cli", "keys", "main", "operations", "roles", "tenants", "users"]
+__all__ = ["applications", "cli", "keys", "main", "operations", "roles", "tenants", "testkit", "users"]

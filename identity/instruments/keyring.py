@@ -140,6 +140,21 @@ class Keyring:
         """The key that signs now. Raises Refused(UNAVAILABLE) where none does."""
         return self._active(now).kid
 
+    def sign_unlike_us(
+        self, claims: Mapping[str, Any], *, now: datetime, header: Mapping[str, Any] | None = None
+    ) -> str:
+        """Sign what we would never write, for services that test how strict they are: in development only, RuntimeError elsewhere.
+
+        `header` changes ours; what is None, there and among the claims, is left out.
+        """
+        if not self._settings.development:
+            raise RuntimeError("outside development nothing is signed but what we mean")
+        key = self._active(now)
+        said = {"alg": "RS256", "typ": "at+jwt", "kid": key.kid, **(header or {})}
+        parts = ({name: value for name, value in part.items() if value is not None} for part in (said, claims))
+        signed = ".".join(encode_base64url(_encode(part).encode()) for part in parts)
+        return f"{signed}.{encode_base64url(key.private.sign(signed.encode(), _PADDING, _SHA256))}"
+
     def verify(self, token: str) -> Mapping[str, Any]:
         """The claims of a token that this ring signed; times and meaning are still the caller's to check.
 
