@@ -161,6 +161,7 @@ class Endpoint:
 
     `limit` is counted where its key is known: by client address first of all, by caller once known, by the handler itself where the key
     is in the body (`limits_itself`). `is_page`: a public page that costs more than its bytes; Flask-Limiter counts those.
+    `any_origin`: pages of every origin may read it, since it says the same to everybody (CORS).
     `hot` endpoints are mounted on the fast lane too; one that `writes` even when all is well is never run on the event loop.
     """
 
@@ -186,6 +187,7 @@ class Endpoint:
     max_body: int = MAX_BODY
     cacheable: bool = False
     is_page: bool = False
+    any_origin: bool = False
     produces: str = "application/json"
     refusals: tuple[Problem, ...] = ()
     tags: tuple[str, ...] = ()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -30,6 +30,7 @@ from identity.errors import (
 from identity.instruments import limits
 from identity.instruments.limits import Policy, Window
 from identity.runtime import Runtime
+from identity.settings import Settings
 from identity.storage import Contention
 from identity.wire import metrics
 from identity.wire.endpoint import (
@@ -54,8 +55,16 @@ from identity.wire.head import (
 from identity.wire.reading import read_form, read_json, read_query
 
 _encode: Final = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
-_NOT_MODIFIED: Final = 304
+BODILESS: Final = (204, 304)
 _CONTENTION_TRIES: Final = 4
+# What a page can use of an answer beside its body, and what it may send.
+_EXPOSED: Final = (
+    "Access-Control-Expose-Headers",
+    "x-error, x-error-id, X-Request-Id, Retry-After, X-RateLimit-Limit, X-RateLimit-Remaining, X-RateLimit-Reset",
+)
+_SENT_BY_PAGES: Final = (
+    "Authorization, Content-Type, X-Tenant-Id, X-Request-Id, If-Match, If-None-Match, api-key, api-secret"
+)
 _log = logging.getLogger("identity.request")
 
 
@@ -154,7 +163,7 @@ class Exchange:
         status = reply.status or endpoint.status
         body = reply.raw if reply.raw is not None else _json_bytes(reply.payload)
         headers: list[tuple[str, str]] = [("X-Request-Id", origin.request_id), ("X-Content-Type-Options", "nosniff")]
-        if status != _NOT_MODIFIED:
+        if status not in BODILESS:
             headers.append(("Content-Type", reply.content_type))
         if not (endpoint.cacheable and refused is None):
             headers.append(("Cache-Control", "no-store"))
@@ -165,6 +174,7 @@ class Exchange:
             headers.append(("X-RateLimit-Remaining", str(window.remaining)))
             headers.append(("X-RateLimit-Reset", str(window.reset_at)))
         headers.extend(reply.headers)
+        headers.extend(shared_with(self.rt.settings, endpoint, call.header("origin")))
         if refused is not None:
             headers.append(("x-error", refused.problem.message[:200]))
             headers.append(("x-error-id", origin.error_id))
@@ -178,6 +188,35 @@ class Exchange:
 
 class WritesElsewhere(Exception):
     """This exchange needs a transaction, which its thread must not wait for; run it again where it may."""
+
+
+def shared_with(settings: Settings, endpoint: Endpoint, origin: str | None) -> tuple[tuple[str, str], ...]:
+    """Which pages of other origins may read an answer (the Fetch standard's CORS): never with credentials of the browser's own.
+
+    What says the same to everybody is open to all; everything else to exactly the origins of `IDENTITY_ORIGINS`.
+    """
+    if endpoint.any_origin:
+        return (("Access-Control-Allow-Origin", "*"), _EXPOSED)
+    if origin is not None and origin in settings.origins:
+        return (("Access-Control-Allow-Origin", origin), _EXPOSED)
+    return ()
+
+
+def answer_preflight(
+    rt: Runtime, request: Request, endpoint: Endpoint, methods: Iterable[str], networks: Networks
+) -> Answer | None:
+    """The answer to a browser that asks whether a page may call `endpoint`; None where it may not, or where nobody asks that."""
+    origin = request.headers.get("origin")
+    if "access-control-request-method" not in request.headers or not shared_with(rt.settings, endpoint, origin):
+        return None
+    headers = (
+        ("Access-Control-Allow-Methods", ", ".join(methods)),
+        ("Access-Control-Allow-Headers", _SENT_BY_PAGES),
+        ("Access-Control-Max-Age", "600"),
+    )
+    asked = replace(_NOWHERE, handler=lambda _call: Reply(raw=b"", status=204, headers=headers))
+    asked = replace(asked, any_origin=endpoint.any_origin)
+    return Exchange(rt, asked, request._replace(query=""), {}, networks).run()
 
 
 def refuse_outside(

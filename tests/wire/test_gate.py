@@ -13,6 +13,7 @@ from werkzeug.test import TestResponse
 from identity.core.clients import keypairs, machine_tokens, registration, secrets
 from identity.core.people import tenancy
 from identity.core.people.accounts import User
+from identity.core.record import explain
 from identity.core.tokens import sessions
 from identity.runtime import Runtime
 from identity.settings import Settings
@@ -482,3 +483,26 @@ def test_a_pass_costs_at_most_two_reads_and_no_write(web: Web, kind: str, monkey
     with web.rt.database.without_writes(AssertionError):
         assert web.get("/verify", headers=headers).status_code == 200
     assert len(reads) <= 2
+
+
+@pytest.mark.parametrize(
+    ("query", "uri", "refused"),
+    [
+        ("tenant=optional", "/x?tenant=optional", True), ("tenant=optional", "/x?a=1,/y?tenant=optional", True),
+        ("role=a&tenant=optional", "/x?role=a&tenant=optional", True), ("tenant=optional", "/x?a=1", False),
+        ("tenant=optional", "/x", False), ("tenant=optional", None, False), ("", "/x?", False), ("", "/x", False),
+        ("tenant=optional", "/x?tenant=optional&a=1", False),
+    ],
+)  # fmt: skip
+def test_a_query_that_the_client_wrote_is_refused(web: Web, query: str, uri: str | None, refused: bool) -> None:
+    """Caddy's `forward_auth` with `uri /verify` passes it on: the client would choose what is demanded of it."""
+    token = a_token(web.rt, a_user(web.rt, roles=("a",), tenants={"acme-bank": ()}))
+    headers = ACME | ({"X-Forwarded-Uri": uri} if uri else {})
+    answer = web.get(f"/verify?{query}", bearer=token, headers=headers)
+    if not refused:
+        assert answer.status_code == 200
+        return
+    assert refusal(answer) == (400, "MALFORMED_REQUEST")
+    assert answer.headers["X-Auth-Error"] == "MALFORMED_REQUEST"
+    found = explain.get(web.rt, answer.headers["x-error-id"])
+    assert "uri /verify?tenant=required" in str(found)

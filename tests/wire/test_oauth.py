@@ -21,7 +21,7 @@ from identity.core.record import explain
 from identity.core.tokens import sessions
 from identity.errors import CATALOGUE, UNAVAILABLE, Refused
 from identity.wire.dialects.oauth import SHAPE
-from tests.builders import Machine, a_session, a_token, a_user, an_application
+from tests.builders import Machine, a_session, a_tenant, a_token, a_user, an_application
 from tests.oauth_world import as_client, asking, assertion, basic, ec_key, jwks, rsa_key, session_of, with_assertion
 from tests.world import ORIGIN, Web
 
@@ -601,7 +601,8 @@ def test_a_client_hears_all_about_its_own_token(web: Web) -> None:
     feed = an_application(web.rt, scopes=("read",), roles=("reader",))
     token = granted(web, feed)
     answer = ask(web, "/oauth/introspect", {"token": token}, as_client(feed))
-    assert answer.json == {"active": True, "token_type": "Bearer", **claims_of(token)}
+    rights = {"groups": [], "tenants": {}}  # Left out of the token, since they are empty.
+    assert answer.json == {"active": True, "token_type": "Bearer", **claims_of(token), **rights}
     assert (answer.headers["Cache-Control"], answer.headers["Pragma"]) == ("no-store", "no-cache")
 
 
@@ -796,8 +797,21 @@ def test_no_authorization_endpoint_is_advertised_or_there(web: Web) -> None:
     for document in ("oauth-authorization-server", "openid-configuration"):
         data = web.get(f"/.well-known/{document}").json
         assert not {"authorization_endpoint", "device_authorization_endpoint", "registration_endpoint"} & data.keys()
-        assert data["response_types_supported"] == []
+        assert data["response_types_supported"] == ["none"]
     assert web.get("/oauth/authorize").status_code == 404
+
+
+def test_both_documents_say_the_same_of_the_server(web: Web) -> None:
+    """openid-client 5 reads only one of them, and takes from it how to sign."""
+    an_application(web.rt, scopes=("read", "write"))
+    an_application(web.rt, scopes=("secret:project",), tenant=a_tenant(web.rt, "acme-bank"))
+    oauth = web.get("/.well-known/oauth-authorization-server").json
+    openid = web.get("/.well-known/openid-configuration").json
+    assert oauth.items() <= openid.items()
+    assert oauth["scopes_supported"] == ["admin", "introspect", "read", "write"], "none that is a tenant's own"
+    for endpoint in ("token", "introspection", "revocation"):
+        assert oauth[f"{endpoint}_endpoint_auth_signing_alg_values_supported"] == ["RS256", "ES256"]
+    assert all(value not in ([], "", None) for value in openid.values()), "RFC 8414 section 3.2: no empty members"
 
 
 def test_two_services_in_one_process_do_not_mix(web: Web) -> None:

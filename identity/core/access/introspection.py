@@ -58,7 +58,9 @@ def _facts(rt: Runtime, caller: Caller) -> dict[str, Any]:
         "groups": sorted(caller.groups),
         "tenants": {tenant: sorted(roles) for tenant, roles in caller.memberships.roles().items()},
     }
-    said: Mapping[str, Any] = caller.claims.raw if caller.claims else {}
+    # Nothing is left out here, whatever did not fit into the token.
+    raw = caller.claims.raw if caller.claims else {}
+    said: Mapping[str, Any] = {name: value for name, value in raw.items() if not name.endswith("_omitted")}
     if caller.session is None:
         return {
             **said,

@@ -167,6 +167,19 @@ def get(rt: Runtime, client_id: str) -> ApplicationInfo:
     return found
 
 
+def public_scopes(rt: Runtime) -> tuple[str, ...]:
+    """The scopes that applications of this service may ask for, and those of its own; what is a tenant's is nobody else's business."""
+    with rt.database.reading() as session:
+        ours = (
+            select(Application.scopes)
+            .where(Application.enabled, Application.tenant_id.is_(None))
+            .distinct()
+            .limit(1000)
+        )
+        found = {scope for scopes in session.scalars(ours) for scope in scopes}
+    return tuple(sorted(found | {ADMIN_SCOPE, INTROSPECT_SCOPE}))
+
+
 def get_row(session: Session, client_id: str, *, for_update: bool = False) -> Application:
     """The row of an application. Raises Refused(NOT_FOUND)."""
     row = session.get(Application, client_id, with_for_update=for_update or None) if canonical_id(client_id) else None

@@ -82,7 +82,7 @@ def with_documentation(declared: Iterable[Endpoint]) -> list[Endpoint]:
     document = functools.lru_cache(maxsize=4)(lambda issuer: build(everything, issuer))
     headers = (("Cache-Control", "public, max-age=300"),)
 
-    @dialect.endpoint("GET", "/openapi.json", is_page=True, ignores_query=True)
+    @dialect.endpoint("GET", "/openapi.json", is_page=True, any_origin=True, ignores_query=True)
     def openapi(call: Call) -> Reply:
         """This API as an OpenAPI 3.1 document."""
         return Reply(document(call.rt.settings.issuer), headers=headers)

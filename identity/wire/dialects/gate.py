@@ -19,6 +19,7 @@ from identity.errors import (
     INVALID_TOKEN,
     KEY_MISMATCH,
     LOCKED_OUT,
+    MALFORMED,
     MISSING_TENANT,
     RATE_LIMITED,
     TOKEN_EXPIRED,
@@ -37,6 +38,9 @@ gate = Dialect("G: the gate", shape=_SHAPE)
 _TIERS: Final = {str(tier): tier for tier in LIMITED_TIERS}
 _TENANT: Final = {"required": True, "optional": False}
 _T = TypeVar("_T")
+NOT_THE_PROXYS: Final = MALFORMED.saying(
+    "The query of this check was written by the client, not by the proxy's configuration"
+)
 
 
 class Passed(Schema):
@@ -55,6 +59,7 @@ class Passed(Schema):
     query=("role", "scope", "tier", "tenant"),
     answer=Passed,
     refusals=(
+        NOT_THE_PROXYS,
         MISSING_TENANT,
         TWO_CREDENTIALS,
         UNAUTHENTICATED,
@@ -69,6 +74,7 @@ class Passed(Schema):
 )
 def verify(call: Call) -> Reply:
     """Tell a proxy whether a request may pass, and as whom: nginx `auth_request`, Traefik ForwardAuth, Envoy `ext_authz`."""
+    _refuse_a_clients_query(call)
     tier = _choice(call, "tier", _TIERS, Policy.STANDARD)
     needs_tenant = _choice(call, "tenant", _TENANT, True)
     # 1. Who is asking. A stranger learns nothing about tenants, not even that one is missing.
@@ -88,6 +94,23 @@ def verify(call: Call) -> Reply:
             ("X-Auth-Session", caller.session_id),
         ),
     )
+
+
+def _refuse_a_clients_query(call: Call) -> None:
+    """Fail closed where a proxy passes its client's query on, which would choose what is demanded: Caddy's `uri /verify` does."""
+    query, forwarded = call.request.query, call.header("x-forwarded-uri")
+    if not query or forwarded is None:
+        return
+    # Repeated fields are joined by commas, and a query may hold some itself.
+    if query in (uri.partition("?")[2] for uri in (forwarded, *forwarded.split(","))):
+        raise Refused(
+            NOT_THE_PROXYS,
+            detail="the proxy passes its client's query on: give the gate's address one of its own, as in `uri /verify?tenant=required`",
+            evidence={
+                "expected": "a query from the proxy's configuration",
+                "seen": {"the query of": "X-Forwarded-Uri"},
+            },
+        )
 
 
 def _choice(call: Call, name: str, known: dict[str, _T], default: _T) -> _T:

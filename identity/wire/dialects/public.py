@@ -7,6 +7,7 @@ import json
 from marshmallow import Schema, fields
 
 from identity import migrations
+from identity.core.clients import applications
 from identity.core import upkeep
 from identity.errors import UNAVAILABLE, Refused
 from identity.instruments.statuslists import PATH as STATUS_LISTS
@@ -43,7 +44,9 @@ class Health(Schema):
     parts = fields.Dict(keys=fields.String(), values=fields.String())
 
 
-@public.endpoint("GET", "/.well-known/jwks.json", answer=JwkSet, hot=True, cacheable=True, ignores_body=True)
+@public.endpoint(
+    "GET", "/.well-known/jwks.json", answer=JwkSet, hot=True, cacheable=True, any_origin=True, ignores_body=True
+)
 def jwks(call: Call) -> Reply:
     """The public signing keys, for verifiers; cache them for as long as `Cache-Control` says."""
     body, etag = call.rt.ring.jwks()
@@ -53,53 +56,21 @@ def jwks(call: Call) -> Reply:
     return Reply(raw=body, headers=headers)
 
 
-@public.endpoint("GET", "/.well-known/oauth-authorization-server", is_page=True, cacheable=True, ignores_body=True)
+@public.endpoint(
+    "GET", "/.well-known/oauth-authorization-server", is_page=True, cacheable=True, any_origin=True, ignores_body=True
+)
 def authorization_server(call: Call) -> Reply:
     """What clients of group E need to know (RFC 8414)."""
-    issuer = call.rt.settings.issuer
-    endpoints = {
-        "token_endpoint": f"{issuer}/oauth/token",
-        "introspection_endpoint": f"{issuer}/oauth/introspect",
-        "revocation_endpoint": f"{issuer}/oauth/revoke",
-    }
-    methods = {f"{name}_auth_methods_supported": CLIENT_METHODS for name in endpoints}
-    algorithms = {f"{name}_auth_signing_alg_values_supported": ["RS256", "ES256"] for name in endpoints}
-    return _metadata(
-        call.rt,
-        {
-            "issuer": issuer,
-            "jwks_uri": f"{issuer}/.well-known/jwks.json",
-            **endpoints,
-            "grant_types_supported": ["client_credentials"],
-            "response_types_supported": [],
-            **methods,
-            **algorithms,
-            "service_documentation": f"{issuer}/docs",
-            **_status_lists(issuer),
-        },
-    )
+    return _metadata(call.rt, _server(call.rt))
 
 
-@public.endpoint("GET", "/.well-known/openid-configuration", is_page=True, cacheable=True, ignores_body=True)
+@public.endpoint(
+    "GET", "/.well-known/openid-configuration", is_page=True, cacheable=True, any_origin=True, ignores_body=True
+)
 def openid_configuration(call: Call) -> Reply:
-    """The subset of OpenID discovery that resource-server libraries read."""
-    issuer = call.rt.settings.issuer
-    return _metadata(
-        call.rt,
-        {
-            "issuer": issuer,
-            "jwks_uri": f"{issuer}/.well-known/jwks.json",
-            "token_endpoint": f"{issuer}/oauth/token",
-            "introspection_endpoint": f"{issuer}/oauth/introspect",
-            "revocation_endpoint": f"{issuer}/oauth/revoke",
-            "grant_types_supported": ["client_credentials"],
-            "response_types_supported": [],
-            "subject_types_supported": ["public"],
-            "id_token_signing_alg_values_supported": ["RS256"],
-            "token_endpoint_auth_methods_supported": CLIENT_METHODS,
-            **_status_lists(issuer),
-        },
-    )
+    """The same where OpenID libraries look for it; there is no OpenID sign-in here."""
+    more = {"subject_types_supported": ["public"], "id_token_signing_alg_values_supported": ["RS256"]}
+    return _metadata(call.rt, _server(call.rt) | more)
 
 
 @public.endpoint("GET", "/health/live", answer=Health, hot=True, ignores_body=True)
@@ -140,8 +111,35 @@ def _check_keys(rt: Runtime) -> None:
         raise Refused(UNAVAILABLE, detail="no signing key")
 
 
-def _status_lists(issuer: str) -> dict[str, object]:
-    return {"status_list_aggregation_endpoint": f"{issuer}{STATUS_LISTS}"}
+def _server(rt: Runtime) -> dict[str, object]:
+    """All of RFC 8414 section 2 that we do."""
+    issuer = rt.settings.issuer
+    endpoints = {
+        "token_endpoint": f"{issuer}/oauth/token",
+        "introspection_endpoint": f"{issuer}/oauth/introspect",
+        "revocation_endpoint": f"{issuer}/oauth/revoke",
+    }
+    return {
+        "issuer": issuer,
+        "jwks_uri": f"{issuer}/.well-known/jwks.json",
+        **endpoints,
+        "grant_types_supported": ["client_credentials"],
+        # Demanded, and never empty (section 3.2); there is no authorization endpoint that could answer another.
+        "response_types_supported": ["none"],
+        **_scopes(rt),
+        **{f"{name}_auth_methods_supported": CLIENT_METHODS for name in endpoints},
+        **{f"{name}_auth_signing_alg_values_supported": ["RS256", "ES256"] for name in endpoints},
+        "service_documentation": f"{issuer}/docs",
+        "status_list_aggregation_endpoint": f"{issuer}{STATUS_LISTS}",
+    }
+
+
+def _scopes(rt: Runtime) -> dict[str, object]:
+    """The scopes in use; nothing while the database is down, since the rest is true all the same."""
+    try:
+        return {"scopes_supported": list(applications.public_scopes(rt))}
+    except Refused:
+        return {}
 
 
 def _metadata(rt: Runtime, document: dict[str, object]) -> Reply:

@@ -14,7 +14,7 @@ from identity.errors import NOT_FOUND, Refused
 from identity.wire.endpoint import Call, Dialect, Reply
 from identity.wire.head import accepts_gzip, is_known
 
-status = Dialect("J: the status of tokens")
+status = Dialect("J: the status of tokens", ignores_query=True)
 
 _NUMBER: Final = re.compile(r"0|[1-9][0-9]{0,9}", re.ASCII)
 _TYPE: Final = "application/statuslist+jwt"
@@ -26,7 +26,15 @@ class StatusLists(Schema):
     status_lists = fields.List(fields.Url(), required=True)
 
 
-@status.endpoint("GET", "/.well-known/status-lists/{id}", hot=True, cacheable=True, ignores_body=True, produces=_TYPE)
+@status.endpoint(
+    "GET",
+    "/.well-known/status-lists/{id}",
+    hot=True,
+    cacheable=True,
+    any_origin=True,
+    ignores_body=True,
+    produces=_TYPE,
+)
 def status_list(call: Call) -> Reply:
     """A status list, signed; cache it for its `ttl`."""
     name = call.params["id"]
@@ -41,12 +49,13 @@ def status_list(call: Call) -> Reply:
     return Reply(raw=found.body, headers=headers, content_type=_TYPE)
 
 
-@status.endpoint("GET", "/.well-known/status-lists", answer=StatusLists, hot=True, cacheable=True, ignores_body=True)
+@status.endpoint(
+    "GET", "/.well-known/status-lists", answer=StatusLists, hot=True, cacheable=True, any_origin=True, ignores_body=True
+)
 def status_lists(call: Call) -> Reply:
     """Where the status lists are that a living token can name."""
     return Reply({"status_lists": call.rt.status_lists.uris()}, headers=_public(call))
 
 
 def _public(call: Call) -> tuple[tuple[str, str], ...]:
-    max_age = ("Cache-Control", f"public, max-age={call.rt.settings.status_ttl_seconds}")
-    return max_age, ("Access-Control-Allow-Origin", "*")
+    return (("Cache-Control", f"public, max-age={call.rt.settings.status_ttl_seconds}"),)

@@ -6,7 +6,7 @@ Flask-Limiter's guard over the pages that no policy of the pipeline counts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 from flask import Flask, Response, request
@@ -19,7 +19,7 @@ from identity.errors import INTERNAL, METHOD_NOT_ALLOWED, NOT_FOUND, RATE_LIMITE
 from identity.instruments.limits import address_key
 from identity.runtime import Runtime
 from identity.wire.endpoint import ENVELOPE, ENVELOPE_400, Answer, Endpoint, Request, Shape
-from identity.wire.exchange import Exchange, refuse_outside
+from identity.wire.exchange import BODILESS, Exchange, answer_preflight, refuse_outside
 from identity.wire.head import Networks, client_address, networks_of
 
 _ALL_METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
@@ -30,6 +30,7 @@ def mount(app: Flask, rt: Runtime, endpoints: Iterable[Endpoint]) -> None:
     """Add every endpoint at each of its mounts, and the refusals of everything else."""
     networks = networks_of(rt.settings.trusted_proxies)
     shapes: dict[str, Shape] = {}
+    mounted: dict[str, Endpoint] = {}
     app.url_map.merge_slashes = False
     app.url_map.redirect_defaults = False
     guard = FlaskLimiter(
@@ -47,28 +48,39 @@ def mount(app: Flask, rt: Runtime, endpoints: Iterable[Endpoint]) -> None:
         for prefix in endpoint.mounts:
             shapes[prefix + endpoint.path] = endpoint.shape
             rule = prefix + endpoint.path.replace("{", "<").replace("}", ">")
+            mounted[f"{endpoint.method} {rule}"] = endpoint
             app.add_url_rule(rule, f"{endpoint.method} {rule}", view, methods=methods, provide_automatic_options=False)
-    _guard_fixed_paths(app)
+    fixed = _guard_fixed_paths(app)
 
     @app.errorhandler(Exception)
     def _outside(exc: Exception) -> Response:
-        refused, headers = _refusal_of(exc)
         read = read_request(request.environ, 0)
+        methods = fixed.get(read.path) or getattr(exc, "valid_methods", None) or ()
+        refused, headers = _refusal_of(exc, methods)
+        if isinstance(exc, MethodNotAllowed) and read.method == "OPTIONS":
+            wanted = read.headers.get("access-control-request-method", "")
+            endpoint = _endpoint_at(app, mounted, read.path, wanted)
+            allowed = endpoint and answer_preflight(rt, read, endpoint, sorted(methods), networks)
+            if allowed:
+                return _response(allowed, read.method)
         return _response(
             refuse_outside(rt, read, refused, shapes.get(read.path) or _shape_of(read.path), networks, headers=headers),
             read.method,
         )
 
 
-def _guard_fixed_paths(app: Flask) -> None:
-    """Answer 405 where a fixed path would be taken for an id: `GET /user/token` asks for no user called `token`."""
+def _guard_fixed_paths(app: Flask) -> dict[str, set[str]]:
+    """Answer 405 where a fixed path would be taken for an id: `GET /user/token` asks for no user called `token`.
+
+    Gives the methods of every fixed path: Flask would name those of the ids too.
+    """
     fixed: dict[str, set[str]] = {}
     for rule in app.url_map.iter_rules():
         if not rule.arguments:
             fixed.setdefault(rule.rule, set()).update(rule.methods or ())
 
     def refuse() -> Response:
-        raise MethodNotAllowed(sorted(fixed[request.path]))
+        raise MethodNotAllowed
 
     adapter = app.url_map.bind("")
     for path, methods in fixed.items():
@@ -78,6 +90,15 @@ def _guard_fixed_paths(app: Flask) -> None:
             except HTTPException:
                 continue
             app.add_url_rule(path, f"no {method} {path}", refuse, methods=[method], provide_automatic_options=False)
+    return fixed
+
+
+def _endpoint_at(app: Flask, mounted: Mapping[str, Endpoint], path: str, method: str) -> Endpoint | None:
+    try:
+        rule, _ = app.url_map.bind("").match(path, method, return_rule=True)
+    except HTTPException:
+        return None
+    return mounted.get(rule.endpoint)
 
 
 def read_request(environ: dict[str, Any], max_body: int) -> Request:
@@ -126,15 +147,15 @@ def _response(answer: Answer, method: str) -> Response:
     response.headers.clear()
     for name, value in answer.headers:
         response.headers.add(name, value)
-    if answer.status != 304:
+    if answer.status not in BODILESS:
         response.headers["Content-Length"] = str(len(answer.body))
     return response
 
 
-def _refusal_of(exc: Exception) -> tuple[Refused, list[tuple[str, str]]]:
+def _refusal_of(exc: Exception, methods: Iterable[str]) -> tuple[Refused, list[tuple[str, str]]]:
     if isinstance(exc, MethodNotAllowed):
-        allowed = ", ".join(sorted(exc.valid_methods or ()))
-        return Refused(METHOD_NOT_ALLOWED, detail="the path exists, this method of it does not"), [("Allow", allowed)]
+        refused = Refused(METHOD_NOT_ALLOWED, detail="the path exists, this method of it does not")
+        return refused, [("Allow", ", ".join(sorted(methods)))]
     if isinstance(exc, RateLimitExceeded):
         return Refused(RATE_LIMITED, detail="pages", retry_after_seconds=60), []
     if isinstance(exc, StorageError):
