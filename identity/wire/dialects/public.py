@@ -7,8 +7,8 @@ import json
 from marshmallow import Schema, fields
 
 from identity import migrations
-from identity.core.clients import applications
 from identity.core import upkeep
+from identity.core.clients import applications
 from identity.errors import UNAVAILABLE, Refused
 from identity.instruments.statuslists import PATH as STATUS_LISTS
 from identity.runtime import Runtime
