@@ -12,6 +12,7 @@ from identity import logs, migrations
 from identity.ambient import Clock, Entropy, Mailer, Origin, SystemClock, SystemEntropy
 from identity.core.clients import applications
 from identity.files import tighten
+from identity.instruments.epochs import Memory
 from identity.instruments.hashing import Passwords
 from identity.instruments.keyring import Keyring
 from identity.instruments.limits import Limiter, embedded_folder
@@ -69,6 +70,7 @@ def create_runtime(
             limiter=Limiter(settings),
             usage=Usage(),
             explanations=Explanations(),
+            memory=Memory(database, entropy.bytes(32)),
             status_lists=StatusLists(settings, clock, database, ring),
         )
         applications.ensure_standard(rt)

@@ -11,6 +11,7 @@ import uuid
 from dataclasses import dataclass, field
 
 from identity.ambient import Clock, Entropy, Mailer, Origin
+from identity.instruments.epochs import Memory
 from identity.instruments.hashing import Passwords
 from identity.instruments.keyring import Keyring
 from identity.instruments.limits import Limiter
@@ -36,6 +37,7 @@ class Runtime:
     limiter: Limiter
     usage: Usage
     explanations: Explanations
+    memory: Memory
     status_lists: StatusLists
     strangers: Strangers = field(default_factory=Strangers)
     standard_client: str = ""

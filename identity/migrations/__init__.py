@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import Connection, MetaData, text
 from sqlalchemy.exc import DBAPIError
 
+from identity.instruments import epochs
 from identity.settings import BadSettings
 from identity.storage import Base, Database
 
 if TYPE_CHECKING:
     from alembic.config import Config
 
-HEAD: Final = "0006"
+HEAD: Final = "0007"
 _LOCK: Final = 0x1DE27177
 _PATIENCE_SECONDS: Final = 300
 _POSTGRESQL_PATIENCE: Final = (
@@ -46,8 +47,12 @@ def current(database: Database) -> str | None:
 
 def migrate(database: Database) -> bool:
     """Bring the database to HEAD; of many processes that try at once, one works and the others wait. Tells whether there was work."""
-    if current(database) == HEAD:
-        return False
+    upgraded = _upgrade(database) if current(database) != HEAD else False
+    # Also where nothing was to do: a process that died between the two left the steps without the triggers.
+    return bool(epochs.lay_triggers(database)) or upgraded
+
+
+def _upgrade(database: Database) -> bool:
     from alembic import command  # noqa: PLC0415 -- a quarter of a second that a start without work does not pay
 
     with database.engine.connect() as connection:

@@ -7,6 +7,7 @@ from identity.core import upkeep
 from identity.core.keeping import Keeping, delete_batch, keepings
 from identity.core.proofs import codes
 from identity.core.proofs.attempts import Meter
+from identity.instruments.epochs import Epoch
 from identity.instruments.keyring import RingVersion, SigningKey
 from identity.instruments.vault import ServerSecret
 from identity.migrations import schema
@@ -14,7 +15,7 @@ from identity.runtime import Runtime
 from identity.storage import from_micros
 
 # These are the instruments' own, which `admin.keys.reseal` and `upkeep.sweep` ask by name.
-OF_INSTRUMENTS = {SigningKey.__tablename__, RingVersion.__tablename__, ServerSecret.__tablename__}
+OF_INSTRUMENTS = {Epoch.__tablename__, SigningKey.__tablename__, RingVersion.__tablename__, ServerSecret.__tablename__}
 
 
 def kept() -> dict[str, Keeping]:

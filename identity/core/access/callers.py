@@ -16,12 +16,15 @@ from identity.core.clients import keypairs, machine_tokens
 from identity.core.clients.applications import ADMIN_SCOPE
 from identity.core.people.accounts import ADMIN_ROLE
 from identity.core.people.tenancy import Memberships
+from identity.core.proofs import machines
 from identity.core.tokens import claims, sessions
 from identity.core.tokens.claims import Claims, secret_of
 from identity.core.tokens.sessions import Live
 from identity.errors import FORBIDDEN, INVALID_TOKEN, STALE_LOGIN, TWO_CREDENTIALS, UNAUTHENTICATED, Refused
+from identity.instruments.epochs import EVERYBODY, shard_of, shard_of_meter
 from identity.instruments.opaque import Kind
 from identity.runtime import Runtime
+from identity.storage import from_micros
 
 _NOWHERE: Final = Memberships()
 # What clients send whose variable was never filled. An empty one is among them.
@@ -105,7 +108,49 @@ class Caller(NamedTuple):
 
 
 def identify(rt: Runtime, origin: Origin, presented: Presented, *, own_routes: bool = True) -> Caller:
-    """The caller behind whatever the request carries.
+    """The caller behind whatever the request carries, as `read` finds it; what was found a moment ago is not read again while it holds.
+
+    Raises what `read` raises.
+    """
+    # A key pair may be bound to networks, and its failures are counted by address.
+    address = origin.address if presented.has_key else ""
+    parts = (presented.bearer or "", presented.api_key or "", presented.api_secret or "", address, str(own_routes))
+    name = rt.memory.digest("caller", *parts)
+    remembered = rt.memory.recall(name, rt.clock.now())
+    caller: Caller | None = remembered.value
+    if caller is not None:
+        if caller.key is not None:
+            keypairs.note_use(rt, origin, caller.key)
+        return caller
+    caller = read(rt, origin, presented, own_routes=own_routes)
+    until = _holds_until(caller)
+    if until is not None:
+        rt.memory.learn(name, caller, shards=_shards(origin, caller), until=until, asked=remembered)
+    return caller
+
+
+def _shards(origin: Origin, caller: Caller) -> tuple[str, ...]:
+    """Whose epochs a change that concerns this caller turns."""
+    shards = [EVERYBODY, shard_of(caller.subject)]
+    if caller.kind is CallerKind.APPLICATION and caller.claims is not None:
+        shards.append(shard_of(caller.claims.token_id))
+    if caller.key is not None:
+        shards.append(shard_of_meter(machines.meter_key(origin)))
+    return tuple(shards)
+
+
+def _holds_until(caller: Caller) -> datetime | None:
+    """When what was read may end by itself, without anybody's doing; None for a caller who is not to be remembered."""
+    ends = [] if caller.key is None else [caller.key.until]
+    if caller.session is not None:
+        ends += [end for end in (caller.session.session.expires_at, caller.session.ends_at) if end is not None]
+    if caller.claims is not None:
+        ends.append(from_micros(caller.claims.expires_at * 1_000_000))
+    return min(ends, default=None)
+
+
+def read(rt: Runtime, origin: Origin, presented: Presented, *, own_routes: bool = True) -> Caller:
+    """The caller behind whatever the request carries, by the rows of now.
 
     `own_routes`: the route is ours, so a token must name us as audience; the gate asks on behalf of others.
     Raises Refused(UNAUTHENTICATED) for nothing, Refused(TWO_CREDENTIALS) for two that name different subjects, and what each kind of

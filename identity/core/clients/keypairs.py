@@ -106,6 +106,8 @@ class KeyInfo(NamedTuple):
     roles: tuple[str, ...]
     groups: tuple[str, ...]
     memberships: Memberships
+    until: datetime
+    """When it ends by itself: its own end, or that of its owner's access window."""
 
 
 class _PairRow(NamedTuple):
@@ -186,8 +188,7 @@ def authenticate(rt: Runtime, origin: Origin, api_key: str, api_secret: str) -> 
         if row is None:
             rt.strangers.note(Action.LOGIN_FAILED, flaw, origin.address)
         raise Refused(KEY_MISMATCH, detail=flaw, evidence=evidence)
-    rt.usage.note(KeyPair, row.id, rt.clock.now(), origin.address)
-    return KeyInfo(
+    info = KeyInfo(
         id=row.id,
         api_key=row.api_key,
         name=row.name,
@@ -199,7 +200,15 @@ def authenticate(rt: Runtime, origin: Origin, api_key: str, api_secret: str) -> 
         roles=row.roles,
         groups=row.groups,
         memberships=Memberships(row.memberships or ""),
+        until=min(row.expires_at, row.ends_at or row.expires_at),
     )
+    note_use(rt, origin, info)
+    return info
+
+
+def note_use(rt: Runtime, origin: Origin, key: KeyInfo) -> None:
+    """Remember that the pair was used now, from here; written down a moment later."""
+    rt.usage.note(KeyPair, key.id, rt.clock.now(), origin.address)
 
 
 def create(

@@ -35,6 +35,7 @@ from identity.core.record.audit import Action
 from identity.core.tokens import status
 from identity.errors import CLIENT_MISMATCH, CONFLICT, NOT_FOUND, Problem, Refused
 from identity.instruments import opaque, usage
+from identity.instruments.epochs import EVERYBODY, shard_of, shard_of_meter
 from identity.instruments.keyring import CURRENT_VERSION, SKEW_SECONDS
 from identity.instruments.opaque import Kind, Secret
 from identity.instruments.usage import CredentialCaller
@@ -44,6 +45,7 @@ from identity.storage import Base, Instant, Prepared, Unit
 MAX_LIVE_SECRETS: Final = 2
 LONGEST_TOKEN_SECONDS: Final = 86_400
 _IN_USE_SECONDS: Final = 86_400
+_REMEMBERED_SECONDS: Final = 3_600
 
 
 class ClientSecret(Base):
@@ -168,6 +170,20 @@ def authenticate(rt: Runtime, origin: Origin, client_id: str, secret: str) -> Au
     Raises Refused(CLIENT_MISMATCH) alike for unknown, disabled, wrong and expired; Refused(LOCKED_OUT) after 20 failures of this client in
     5 minutes from one address, and for every failure after 100 of that address.
     """
+    name = rt.memory.digest("client", client_id, secret, origin.address)
+    remembered = rt.memory.recall(name, rt.clock.now())
+    proven: Authenticated | None = remembered.value
+    if proven is None:
+        proven, ends_at = _authenticate(rt, origin, client_id, secret)
+        shards = (EVERYBODY, shard_of(proven.application.id), shard_of_meter(machines.meter_key(origin)))
+        until = ends_at or later(rt.clock.now(), _REMEMBERED_SECONDS)
+        rt.memory.learn(name, proven, shards=shards, until=until, asked=remembered)
+    rt.usage.note(ClientSecret, proven.secret_id, rt.clock.now(), origin.address)
+    return proven
+
+
+def _authenticate(rt: Runtime, origin: Origin, client_id: str, secret: str) -> tuple[Authenticated, datetime | None]:
+    """The proven application by the rows of now, and when its secret stops to prove it if nobody uses it meanwhile."""
     canonical = canonical_id(client_id)
     rows = rt.database.rows(_WITH_SECRETS, id=canonical, meter=machines.meter_key(origin)) if canonical else []
     if rows:
@@ -176,16 +192,15 @@ def authenticate(rt: Runtime, origin: Origin, client_id: str, secret: str) -> Au
         machines.check(rt, origin, name_of(client_id))
     presented = opaque.fingerprint(rt.ring.vault.derive("client secrets"), secret)
     now = rt.clock.now()
-    proven, ends_at, place = "", None, None
+    proven = None
     for row in rows:
         if row.holds(presented) and row.lives(now):
-            proven, ends_at, place = row.secret_id or "", row.expires_at, row.place
-    if not proven or not rows[0].application().is_usable:
+            proven = row
+    if proven is None or not rows[0].application().is_usable:
         detail, evidence = _flaw(rows, presented, secret, now)
         refuse(rt, origin, client_id, detail=detail, evidence=evidence, is_known=bool(rows))
-    rt.ring.ensure_version(rows[0].ring_version)
-    rt.usage.note(ClientSecret, proven, now, origin.address)
-    return Authenticated(rows[0].application(), proven, ends_at, place)
+    rt.ring.ensure_version(proven.ring_version)
+    return Authenticated(proven.application(), proven.secret_id or "", proven.expires_at, proven.place), proven.ends_at
 
 
 def _flaw(rows: Sequence[_ProofRow], presented: bytes, secret: str, now: datetime) -> tuple[str, dict[str, Any]]:
