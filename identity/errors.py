@@ -99,6 +99,7 @@ STALE_LOGIN = Problem(
 FORBIDDEN = Problem("FORBIDDEN", 403, "The caller may not do this", oauth="unauthorized_client")
 REGISTRATION_DISABLED = Problem("REGISTRATION_DISABLED", 403, "Self-registration is switched off")
 CONFLICT = Problem("CONFLICT", 409, "That conflicts with what exists already")
+STALE = Problem("PRECONDITION_FAILED", 412, "It has changed in between; read it again")
 RATE_LIMITED = Problem("RATE_LIMITED", 429, "Too many requests", oauth="temporarily_unavailable")
 LOCKED_OUT = RATE_LIMITED.saying("Too many authentication attempts. Try again in 5 minutes")
 
@@ -126,6 +127,7 @@ CATALOGUE: tuple[tuple[Problem, str], ...] = (
     (NOT_FOUND, "no such route or object, or one that this caller must not know of"),
     (METHOD_NOT_ALLOWED, "the path exists, the method does not; see `Allow`"),
     (CONFLICT, "an address, alias or id is in use, or the last administrator would go"),
+    (STALE, "`If-Match` names another version than the present one"),
     (TOO_LARGE, "the body is over its limit"),
     (UNSUPPORTED_MEDIA, "the body is not of the media type that the route reads"),
     (VALIDATION, "body or header fails its schema (400 in groups C and H)"),

@@ -16,6 +16,7 @@ from identity.engines import postgresql_options
 from identity.errors import UNAVAILABLE, Refused
 
 PROBE_SECONDS: Final = 3
+_UNIQUE: Final = "23505"
 READ_ONLY: Final = "25006"
 """A standby that was not promoted yet, or a primary that was made read-only."""
 
@@ -41,6 +42,13 @@ def translate(exc: BaseException | None, *, connecting: bool = False) -> None:
         raise Refused(
             UNAVAILABLE, detail=reason_of(exc, connecting=connecting), retry_after_seconds=1, cause=exc
         ) from exc
+
+
+def is_race(exc: BaseException) -> bool:
+    """Whether the transaction lost a race and may do better when it runs again, whole: a conflict, or a row that somebody else made
+    between its look and its insert.
+    """
+    return isinstance(exc, Contention) or getattr(getattr(exc, "orig", None), "sqlstate", None) == _UNIQUE
 
 
 def reason_of(exc: BaseException, *, connecting: bool = False) -> str:

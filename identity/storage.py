@@ -56,9 +56,9 @@ from identity.engines import (
     sqlite_engine,
 )
 from identity.errors import UNAVAILABLE, Refused
-from identity.outages import READ_ONLY, Contention, reason_of, translate
+from identity.outages import READ_ONLY, Contention, is_race, reason_of, translate
 
-__all__ = ["Contention"]  # Callers know it as ours.
+__all__ = ["Contention", "is_race"]  # Callers know them as ours.
 T = TypeVar("T")
 R = TypeVar("R", bound=tuple[Any, ...])
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

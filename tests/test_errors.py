@@ -175,6 +175,13 @@ def locked_out(live: Live) -> Answer:
     return login(live, ada.email, ada.password)
 
 
+def with_another_version(live: Live) -> requests.Response:
+    boss, ada = a_user(live.rt, roles=("users_admin",)), a_user(live.rt)
+    headers = {"If-Match": '"999", "1000"'}
+    body = {"fullName": "Ada King"}
+    return live.call("PATCH", f"/admin/user/{ada.id}", json=body, bearer=a_token(live.rt, boss), headers=headers)
+
+
 def in_use(live: Live) -> Answer:
     root = a_token(live.rt, a_user(live.rt, roles=("users_admin",)))
     body = {"id": "taken-bank", "name": "Taken"}
@@ -259,6 +266,7 @@ ROWS = (
     Row("NOT_FOUND", 404, lambda live: live.get("/nowhere")),
     Row("METHOD_NOT_ALLOWED", 405, lambda live: live.get("/application/token")),
     Row("CONFLICT", 409, in_use),
+    Row("PRECONDITION_FAILED", 412, with_another_version),
     Row("PAYLOAD_TOO_LARGE", 413, lambda live: json_post(live, "/user/token", b"x" * 65_537)),
     Row("UNSUPPORTED_MEDIA_TYPE", 415, lambda live: json_post(live, "/user/token", b"{}", "text/plain")),
     Row(

@@ -13,6 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
+from sqlalchemy.exc import IntegrityError
+
 from identity import logs
 from identity.ambient import Origin
 from identity.core.access import callers, passage
@@ -31,7 +33,7 @@ from identity.instruments import limits
 from identity.instruments.limits import Policy, Window
 from identity.runtime import Runtime
 from identity.settings import Settings
-from identity.storage import Contention
+from identity.storage import Contention, is_race
 from identity.wire import metrics
 from identity.wire.endpoint import (
     Answer,
@@ -111,7 +113,9 @@ class Exchange:
         for attempt in range(_CONTENTION_TRIES):
             try:
                 return self._pass(call)
-            except Contention as exc:
+            except (Contention, IntegrityError) as exc:
+                if not is_race(exc):
+                    raise
                 if attempt == _CONTENTION_TRIES - 1:
                     raise Refused(UNAVAILABLE, detail="contention", retry_after_seconds=1, cause=exc) from exc
                 self.rt.pause(0.005 * 2**attempt)

@@ -341,9 +341,11 @@ def test_two_administrators_do_not_overwrite_each_other(web: Web, boss: str) -> 
         assert first.status_code == 202, first.json
         assert first.headers["ETag"] == web.get(path, bearer=boss).headers["ETag"] != tag
         late = web.patch(path, body, bearer=boss, headers={"If-Match": tag})
-        assert (late.status_code, late.json["error"]) == (409, "CONFLICT")
+        assert (late.status_code, late.json["error"]) == (412, "PRECONDITION_FAILED")
         for never in ('"x"', f"W/{first.headers['ETag']}", '""'):
-            assert web.patch(path, body, bearer=boss, headers={"If-Match": never}).status_code == 409
+            assert web.patch(path, body, bearer=boss, headers={"If-Match": never}).status_code == 412
+        listed = {"If-Match": f'"999", {first.headers["ETag"]}'}
+        assert web.patch(path, body, bearer=boss, headers=listed).status_code == 202
         assert web.patch(path, body, bearer=boss, headers={"If-Match": "*"}).status_code == 202
         assert web.patch(path, {}, bearer=boss).status_code == 400
 

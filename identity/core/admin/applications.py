@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from identity.core.admin import roles as named
@@ -41,7 +41,13 @@ def create_application(
 
 
 def change_application(
-    rt: Runtime, by: By, client_id: str, *, version: int | None = None, new_role: bool = False, **changes: Any
+    rt: Runtime,
+    by: By,
+    client_id: str,
+    *,
+    versions: Collection[int] | None = None,
+    new_role: bool = False,
+    **changes: Any,
 ) -> ApplicationInfo:
     """Change an application; see `applications.change`."""
     app = applications.get(rt, client_id)
@@ -50,7 +56,7 @@ def change_application(
         changes["name"] = clean_name(changes["name"], field="name")
     with by.unit(rt) as unit:
         named.check(unit, changes.get("roles", ()), insists=new_role)
-        return registration.change(rt, unit, app.id, actor=by.actor, version=version, **changes)
+        return registration.change(rt, unit, app.id, actor=by.actor, versions=versions, **changes)
 
 
 def delete_application(rt: Runtime, by: By, client_id: str) -> None:

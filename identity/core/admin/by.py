@@ -7,14 +7,11 @@ administrator of the whole service has `unit`; `within` narrows to one tenant, w
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Final
 
 from identity.ambient import Origin
-from identity.errors import CONFLICT, FORBIDDEN, Refused
+from identity.errors import FORBIDDEN, Refused
 from identity.runtime import Runtime
 from identity.storage import Unit
-
-STALE: Final = CONFLICT.saying("It has changed in between; read it again")
 
 
 @dataclass(frozen=True, slots=True)

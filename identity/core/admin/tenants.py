@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,12 +38,14 @@ def create_tenant(rt: Runtime, by: By, *, tenant_id: str, name: str) -> TenantIn
         return tenancy.create(rt, unit, tenant_id=tenant_id, name=clean_name(name, field="name"), actor=by.actor)
 
 
-def change_tenant(rt: Runtime, by: By, tenant_id: str, *, version: int | None = None, **changes: Any) -> TenantInfo:
+def change_tenant(
+    rt: Runtime, by: By, tenant_id: str, *, versions: Collection[int] | None = None, **changes: Any
+) -> TenantInfo:
     """Rename a tenant, or set its budgets; see `tenancy.change`."""
     if "name" in changes:
         changes["name"] = clean_name(changes["name"], field="name")
     with by.unit(rt) as unit:
-        return tenancy.change(rt, unit, tenant_id, actor=by.actor, version=version, **changes)
+        return tenancy.change(rt, unit, tenant_id, actor=by.actor, versions=versions, **changes)
 
 
 def set_tenant_enabled(rt: Runtime, by: By, tenant_id: str, *, enabled: bool) -> TenantInfo:

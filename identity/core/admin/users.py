@@ -6,7 +6,7 @@ gets what an administrator may not give), and leaves an audit event that names w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -17,7 +17,7 @@ from sqlalchemy.exc import IntegrityError
 from identity.canonical import canonical_address, canonical_id, get_address, get_alias, get_names, is_name
 from identity.core.admin import erasure
 from identity.core.admin import roles as named
-from identity.core.admin.by import STALE, By
+from identity.core.admin.by import By
 from identity.core.admin.portal import check_portal
 from identity.core.admin.tenants import put_member
 from identity.core.clients import keypairs
@@ -32,6 +32,7 @@ from identity.core.record import audit
 from identity.core.record.audit import Action
 from identity.core.signin import factors
 from identity.core.tokens import sessions, status
+from identity.core.versions import check as check_version
 from identity.errors import CONFLICT, NOT_FOUND, VALIDATION, Refused
 from identity.instruments.hashing import is_password_hash
 from identity.instruments.opaque import Secret
@@ -182,11 +183,18 @@ def has_users(rt: Runtime) -> bool:
 
 
 def change_user(
-    rt: Runtime, by: By, user_id: str, *, version: int | None = None, new_role: bool = False, **changes: Any
+    rt: Runtime,
+    by: By,
+    user_id: str,
+    *,
+    versions: Collection[int] | None = None,
+    new_role: bool = False,
+    **changes: Any,
 ) -> UserDetail:
-    """Change `full_name`, `alias`, `roles` or `groups`; `version` guards against a change in between. `new_role`: see `roles.check`.
+    """Change `full_name`, `alias`, `roles` or `groups`; a callable makes the new value of the present one.
 
-    Raises Refused(NOT_FOUND), Refused(VALIDATION), Refused(CONFLICT) for a stale version, an alias in use, or the last administrator.
+    `versions` are those that the caller has seen. `new_role`: see `roles.check`. Raises Refused(NOT_FOUND), Refused(VALIDATION),
+    Refused(STALE) for another version, Refused(CONFLICT) for an alias in use or the last administrator.
     """
     checks: dict[str, Callable[[Any], Any]] = {
         "full_name": clean_name,
@@ -195,15 +203,16 @@ def change_user(
         "groups": lambda value: get_names(tuple(value), field="groups"),
     }
     with by.unit(rt) as unit:
-        row = accounts.get_row(unit.session, user_id)
-        values = {name: checks[name](value) for name, value in changes.items()}
+        row = accounts.get_row(unit.session, user_id, for_update=True)
+        made = {name: value(getattr(row, name)) if callable(value) else value for name, value in changes.items()}
+        values = {name: checks[name](value) for name, value in made.items()}
         named.check(unit, set(values.get("roles", ())) - set(row.roles), insists=new_role)
         # Names are personal: the record keeps that they changed, not what they were.
         kept = ("roles", "groups")
         before = {name: list(getattr(row, name)) for name in values if name in kept}
         after = {name: list(values[name]) for name in values if name in kept}
         try:
-            _update_user(unit, row, version, **values)
+            _update_user(unit, row, versions, **values)
         except IntegrityError as exc:
             if not is_violation(exc, "uq_user_account_alias", "user_account.alias"):
                 raise
@@ -229,22 +238,24 @@ def grant_role(rt: Runtime, by: By, user_id: str, role: str, *, new_role: bool =
     """Give a user a global role; giving it twice is the same. `new_role`: see `roles.check`."""
     if not is_name(role):
         raise Refused(VALIDATION.saying("A role needs 1 to 64 of a-z, 0-9 and ._:-"), field="role")
-    user = accounts.get(rt, user_id)
-    return change_user(rt, by, user_id, version=user.version, new_role=new_role, roles={*user.roles, role})
+    return change_user(rt, by, user_id, new_role=new_role, roles=lambda held: {*held, role})
 
 
 def withdraw_role(rt: Runtime, by: By, user_id: str, role: str) -> UserDetail:
     """Take a global role from a user. Raises Refused(NOT_FOUND) where they do not hold it."""
-    user = accounts.get(rt, user_id)
-    if role not in user.roles:
-        raise Refused(NOT_FOUND, detail="the user does not hold that role")
-    return change_user(rt, by, user_id, version=user.version, roles={*user.roles} - {role})
+
+    def without(held: Collection[str]) -> Collection[str]:
+        if role not in held:
+            raise Refused(NOT_FOUND, detail="the user does not hold that role")
+        return {*held} - {role}
+
+    return change_user(rt, by, user_id, roles=without)
 
 
 def set_enabled(rt: Runtime, by: By, user_id: str, *, enabled: bool) -> None:
     """Let a user in, or put them out: disabling ends every session at once, and enabling revives none."""
     with by.unit(rt) as unit:
-        row = accounts.get_row(unit.session, user_id)
+        row = accounts.get_row(unit.session, user_id, for_update=True)
         before, was_admin = row.enabled, ADMIN_ROLE in row.roles
         _update_user(unit, row, None, enabled=enabled)
         if not enabled:
@@ -262,7 +273,7 @@ def set_verified(rt: Runtime, by: By, user_id: str, *, verified: bool) -> None:
     Raises Refused(CONFLICT) for an address that another user has verified.
     """
     with by.unit(rt) as unit:
-        row = accounts.get_row(unit.session, user_id)
+        row = accounts.get_row(unit.session, user_id, for_update=True)
         before = row.verified
         wanted = select(Email.address).where(Email.user_id == row.id, Email.preferred)
         address = unit.execute(wanted).scalar_one_or_none()
@@ -283,7 +294,7 @@ def set_access_window(rt: Runtime, by: By, user_id: str, **bounds: datetime | No
     Who is outside, before or after the change, loses every session: a window that opens again revives nothing.
     """
     with by.unit(rt) as unit:
-        row = accounts.get_row(unit.session, user_id)
+        row = accounts.get_row(unit.session, user_id, for_update=True)
         before = {"starts_at": row.starts_at, "ends_at": row.ends_at}
         after = before | bounds
         if after["starts_at"] and after["ends_at"] and after["starts_at"] >= after["ends_at"]:
@@ -307,12 +318,10 @@ def erase_user(rt: Runtime, by: By, user_id: str) -> None:
         erasure.erase(rt, unit, user_id, actor=by.actor)
 
 
-def _update_user(unit: Unit, row: User, version: int | None, **values: Any) -> None:
-    """Change a user's row, if nobody did since it was read. Raises Refused(CONFLICT)."""
-    expected = row.version if version is None else version
-    changing = update(User).where(User.id == row.id, User.version == expected)
-    if not unit.changed(changing.values(**values, version=expected + 1)):
-        raise Refused(STALE, detail="stale version", evidence={"expected": row.version, "seen": expected})
+def _update_user(unit: Unit, row: User, versions: Collection[int] | None, **values: Any) -> None:
+    """Change a user's locked row. Raises Refused(STALE) for who has seen another version."""
+    check_version(row.version, versions)
+    unit.changed(update(User).where(User.id == row.id).values(**values, version=User.version + 1))
 
 
 def _is_inside(window: Mapping[str, datetime | None], now: datetime) -> bool:

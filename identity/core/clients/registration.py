@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Final
 
 from sqlalchemy import (
@@ -26,6 +26,7 @@ from identity.core.people.tenancy import Membership
 from identity.core.record import audit
 from identity.core.record.audit import Action
 from identity.core.tokens import status
+from identity.core.versions import check as check_version
 from identity.errors import CONFLICT, VALIDATION, Refused
 from identity.instruments.jws import load_jwks
 from identity.instruments.statuslists import StatusList
@@ -52,6 +53,8 @@ def register(
     """
     if tenant is not None:
         tenancy.get(unit.session, tenant)
+    # One after the other: of two that read one number as the highest, one could only fail.
+    unit.execute(select(Application.id).where(Application.app_id == STANDARD_APP_ID).with_for_update(key_share=True))
     highest = unit.execute(select(func.coalesce(func.max(Application.app_id), STANDARD_APP_ID))).scalar_one()
     row = Application(
         id=rt.new_id(),
@@ -87,13 +90,15 @@ def register(
 
 
 def change(
-    rt: Runtime, unit: Unit, client_id: str, *, actor: str, version: int | None = None, **changes: Any
+    rt: Runtime, unit: Unit, client_id: str, *, actor: str, versions: Collection[int] | None = None, **changes: Any
 ) -> ApplicationInfo:
-    """Change `name`, `scopes`, `roles`, `audiences`, `token_seconds`, `jwks` or `enabled`; `version` guards against a change in between.
+    """Change `name`, `scopes`, `roles`, `audiences`, `token_seconds`, `jwks` or `enabled`; `versions` are those that the caller has
+    seen.
 
-    Raises Refused(NOT_FOUND), Refused(VALIDATION), Refused(CONFLICT) for a stale version.
+    Raises Refused(NOT_FOUND), Refused(VALIDATION), Refused(STALE) for another version.
     """
-    row = get_row(unit.session, client_id)
+    row = get_row(unit.session, client_id, for_update=True)
+    check_version(row.version, versions)
     checks: dict[str, Callable[[Any], Any]] = {
         "scopes": lambda value: get_names(tuple(value), field="scopes"),
         "roles": lambda value: get_names(tuple(value), field="roles"),
@@ -109,13 +114,8 @@ def change(
         status.end_grants(rt, unit, select(Application.key_place).where(Application.id == client_id))
         ended["key_set_id"] = _key_set_id(rt) if values["jwks"] else None
         ended["key_place"] = status.take(rt, unit) if values["jwks"] else None
-    expected = row.version if version is None else version
-    if not unit.changed(
-        update(Application)
-        .where(Application.id == client_id, Application.version == expected)
-        .values(**values, **ended, version=expected + 1)
-    ):
-        raise Refused(CONFLICT.saying("It has changed in between; read it again"), detail="stale version")
+    changing = update(Application).where(Application.id == client_id)
+    unit.changed(changing.values(**values, **ended, version=Application.version + 1))
     unit.session.refresh(row)
     if before.get("enabled") and not row.enabled:
         end_earned(rt, unit, Application.id == client_id)

@@ -245,9 +245,9 @@ def find_by_address(rt: Runtime, address: str) -> UserInfo | None:
     return row.info() if row else None
 
 
-def get_row(session: Session, user_id: str) -> User:
-    """The row of a user. Raises Refused(NOT_FOUND)."""
-    row = session.get(User, user_id) if canonical_id(user_id) else None
+def get_row(session: Session, user_id: str, *, for_update: bool = False) -> User:
+    """The row of a user; `for_update`: nobody else changes it until the unit ends. Raises Refused(NOT_FOUND)."""
+    row = session.get(User, user_id, with_for_update=for_update or None) if canonical_id(user_id) else None
     if row is None:
         raise Refused(NOT_FOUND, detail="no such user")
     return row

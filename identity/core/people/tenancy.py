@@ -6,7 +6,7 @@ A tenant that a caller does not belong to and one that does not exist are the sa
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, NamedTuple
@@ -38,6 +38,7 @@ from identity.core.keeping import Keeping
 from identity.core.people.accounts import User
 from identity.core.record import audit
 from identity.core.record.audit import Action
+from identity.core.versions import check as check_version
 from identity.errors import CONFLICT, NOT_FOUND, VALIDATION, Refused
 from identity.instruments.limits import Policy, parse_budget
 from identity.runtime import Runtime
@@ -151,9 +152,9 @@ def create(rt: Runtime, unit: Unit, *, tenant_id: str, name: str, actor: str) ->
     return info_of(row)
 
 
-def get(session: Session, tenant_id: str) -> Tenant:
-    """The row of a tenant. Raises Refused(NOT_FOUND)."""
-    row = session.get(Tenant, tenant_id)
+def get(session: Session, tenant_id: str, *, for_update: bool = False) -> Tenant:
+    """The row of a tenant; `for_update`: nobody else changes it until the unit ends. Raises Refused(NOT_FOUND)."""
+    row = session.get(Tenant, tenant_id, with_for_update=for_update or None)
     if row is None:
         raise Refused(NOT_FOUND, detail="no such tenant")
     return row
@@ -181,19 +182,18 @@ def change(
     actor: str,
     name: str | None = None,
     limits: Mapping[str, str] | None = None,
-    version: int | None = None,
+    versions: Collection[int] | None = None,
 ) -> TenantInfo:
-    """Rename a tenant or set its own budgets (`{"standard": "500/minute"}`); `version` guards against a change in between."""
-    row = get(unit.session, tenant_id)
+    """Rename a tenant or set its own budgets (`{"standard": "500/minute"}`); `versions` are those that the caller has seen."""
+    row = get(unit.session, tenant_id, for_update=True)
+    check_version(row.version, versions)
     before = {"name": row.name, "limits": json.loads(row.limits)}
     values: dict[str, Any] = {"version": Tenant.version + 1}
     if name is not None:
         values["name"] = name
     if limits is not None:
         values["limits"] = json.dumps(_checked_limits(limits), sort_keys=True)
-    expected = row.version if version is None else version
-    if not unit.changed(update(Tenant).where(Tenant.id == tenant_id, Tenant.version == expected).values(**values)):
-        raise Refused(CONFLICT.saying("It has changed in between; read it again"), detail="stale version")
+    unit.changed(update(Tenant).where(Tenant.id == tenant_id).values(**values))
     unit.session.refresh(row)
     after = {"name": row.name, "limits": json.loads(row.limits)}
     audit.record(rt, unit, Action.TENANT_CHANGED, actor=actor, target=tenant_id, before=before, after=after)

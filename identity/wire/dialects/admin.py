@@ -31,6 +31,7 @@ from identity.errors import (
     LOCKED_OUT,
     NOT_FOUND,
     RATE_LIMITED,
+    STALE,
     TOKEN_EXPIRED,
     TWO_CREDENTIALS,
     UNAUTHENTICATED,
@@ -99,7 +100,7 @@ def _deed(
     query: tuple[str, ...] = (),
 ) -> Callable[[_Handler], _Handler]:
     """Declare a route that changes something."""
-    refusals = (*_ALWAYS, NOT_FOUND, CONFLICT)
+    refusals = (*_ALWAYS, NOT_FOUND, CONFLICT, *((STALE,) if method == "PATCH" else ()))
     return admin.endpoint(method, path, body=body, answer=answer, query=query, status=202, refusals=refusals)
 
 
@@ -142,7 +143,7 @@ def show_user(call: Call) -> Reply:
 def change_user(call: Call) -> Reply:
     """Change a user's name, alias, roles or groups; `If-Match` guards against a change in between."""
     changes = _renamed(_changes(call), fullName="full_name", newRole="new_role")
-    return _user(users.change_user(call.rt, _by(call), call.params["id"], version=_expected_version(call), **changes))
+    return _user(users.change_user(call.rt, _by(call), call.params["id"], versions=_seen_versions(call), **changes))
 
 
 @_deed("DELETE", "/admin/user/{id}")
@@ -358,9 +359,9 @@ def show_application(call: Call) -> Reply:
 def change_application(call: Call) -> Reply:
     """Change an application; disabling it ends its tokens at once. `If-Match` guards against a change in between."""
     changes = _renamed(_changes(call), tokenSeconds="token_seconds", newRole="new_role")
-    version = _expected_version(call)
+    versions = _seen_versions(call)
     return _application(
-        applications.change_application(call.rt, _by(call), call.params["clientId"], version=version, **changes)
+        applications.change_application(call.rt, _by(call), call.params["clientId"], versions=versions, **changes)
     )
 
 
@@ -437,8 +438,8 @@ def show_tenant(call: Call) -> Reply:
 @_deed("PATCH", "/admin/tenant/{id}", body=schemas.TenantChange, answer=schemas.TenantAnswer)
 def change_tenant(call: Call) -> Reply:
     """Rename a tenant or give it budgets of its own; `If-Match` guards against a change in between."""
-    version = _expected_version(call)
-    return _tenant(tenants.change_tenant(call.rt, _by(call), call.params["id"], version=version, **_changes(call)))
+    versions = _seen_versions(call)
+    return _tenant(tenants.change_tenant(call.rt, _by(call), call.params["id"], versions=versions, **_changes(call)))
 
 
 @_deed("PUT", "/admin/tenant/{id}/disable", answer=schemas.TenantAnswer)
@@ -610,14 +611,14 @@ def _changes(call: Call) -> dict[str, Any]:
     return call.body
 
 
-def _expected_version(call: Call) -> int | None:
-    """The version that `If-Match` names (RFC 9110 section 13.1.1), or None where any will do."""
+def _seen_versions(call: Call) -> frozenset[int] | None:
+    """The versions that `If-Match` names (RFC 9110 section 13.1.1), or None where any will do."""
     asked = call.header("if-match")
     if asked is None or asked.strip() == "*":
         return None
-    tag = _TAG.fullmatch(asked.strip())
+    tags = [_TAG.fullmatch(each.strip()) for each in asked.split(",")]
     # A tag that we never gave out names no version that there is.
-    return int(tag[1]) if tag else -1
+    return frozenset(int(tag[1]) for tag in tags if tag)
 
 
 def _tagged(document: Document, version: int) -> Reply:

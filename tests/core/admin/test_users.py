@@ -103,8 +103,9 @@ def test_a_change_in_between_is_not_overwritten(rt: Runtime) -> None:
     version = accounts.get(rt, ada.id).version
     users.set_enabled(rt, BY, ada.id, enabled=True)
     with pytest.raises(Refused) as refused:
-        users.change_user(rt, BY, ada.id, version=version, full_name="X")
-    assert refused.value.problem.code == CONFLICT.code
+        users.change_user(rt, BY, ada.id, versions={version}, full_name="X")
+    assert refused.value.problem.status == 412
+    assert users.change_user(rt, BY, ada.id, versions={version, version + 1}, full_name="X").info.full_name == "X"
 
 
 def test_every_change_of_a_user_counts_its_version_up(rt: Runtime, clock: FakeClock) -> None:
