@@ -266,6 +266,20 @@ def test_a_revoked_key_is_out_within_one_life_of_the_list_though_nobody_shows_th
     assert status_of(verifier, issuer.user_token().header) == 200
 
 
+def test_a_revoked_key_is_out_within_one_life_of_the_list_though_its_successor_was_known_before(
+    issuer: Issuer, verifier: Verifier
+) -> None:
+    first = issuer.keys[0]
+    following = issuer.rotate()
+    issuer.keys = [following, first]  # Published ahead, as the service does; the first one signs.
+    old = issuer.user_token()
+    verifier.verify(old.header)
+    issuer.keys = [following]
+    issuer.tick(31)
+    assert status_of(verifier, old.header) == 401
+    assert issuer.asked[JWKS] == 2
+
+
 def test_a_thousand_made_up_kids_start_no_fetch_storm(issuer: Issuer, verifier: Verifier) -> None:
     good = issuer.user_token()
     verifier.verify(good.header)

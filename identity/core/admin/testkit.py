@@ -15,9 +15,8 @@ from typing import Any, Final
 from identity.core.access import introspection
 from identity.core.admin import applications, on_behalf, tenants, users
 from identity.core.admin.by import By
-from identity.core.clients import machine_tokens
+from identity.core.clients import machine_tokens, secrets
 from identity.core.clients.applications import STANDARD_APP_ID, ApplicationInfo, find_by_app_id
-from identity.core.clients.secrets import Authenticated
 from identity.core.people import accounts
 from identity.core.tokens import sessions
 from identity.errors import FORBIDDEN, Refused
@@ -125,10 +124,10 @@ class _Workshop:
 
     def machine(self) -> _Machine:
         """A machine with a secret."""
-        rt, wanted = self._rt, self._wanted
+        rt, by, wanted = self._rt, self._by, self._wanted
         app, secret = applications.create_application(
             rt,
-            self._by,
+            by,
             name=self._name(),
             tenant=wanted.tenant,
             scopes=wanted.scopes,
@@ -136,7 +135,7 @@ class _Workshop:
             audiences=(wanted.audience,),
             new_role=True,
         )
-        proven = Authenticated(app, secret.info.id)
+        proven = secrets.authenticate(rt, by.origin, app.id, secret.secret.reveal())
         token = machine_tokens.issue_token(rt, proven, scope=None, audience=(wanted.audience,)).text
         return _Machine(app, secret.info.id, token)
 

@@ -53,6 +53,7 @@ class Sources:
         self._wall = wall
         self._elapsed = elapsed
         self._lock = threading.Lock()
+        self._signed_by: dict[str, str] = {}
 
     def list_at(self, uri: str) -> Cached[StatusList]:
         """The status list of that address, which must have been found to be the issuer's."""
@@ -108,23 +109,28 @@ class Sources:
 
     def _checked(self, uri: str, text: str, now: float) -> StatusList:
         header, body, signature = split(text.strip())
-        check_signature(self._list_key(header), header, body, signature)
+        key = self._list_key(header)
+        if self._signed_by.get(uri, key.kid) != key.kid:
+            # The issuer signs with another key: a rotation, or the emergency end of the one before, which only the JWKS tells apart.
+            self._renew_keys()
+            key = self._list_key(header)
+        check_signature(key, header, body, signature)
         claims = claims_of(body)
         if claims.get("iss", self.issuer) != self.issuer:
             raise Unfit("another issuer")
-        return status.read(claims, uri=uri, now=now)
+        listed = status.read(claims, uri=uri, now=now)
+        self._signed_by[uri] = key.kid
+        return listed
 
     def _list_key(self, header: str) -> Key:
-        """The key of a list; looked for anew where it is unknown, since that is how a key's emergency end shows first."""
+        """The key of a list; looked for anew where it is unknown. Raises Unfit where nothing helps."""
         keys = self.keys.fresh() or self.keys.stale(up_to_seconds=STALE_KEYS_SECONDS)
-        if keys is not None:
-            try:
+        try:
+            if keys is not None:
                 return find_key(keys, header, STATUS_LIST)
-            except UnknownKey:
-                pass
-        flight = self.keys.renewal(even_if_fresh=True)
-        if flight is not None:
-            flight.exception(timeout=WAIT_SECONDS)
+        except UnknownKey:
+            pass
+        self._renew_keys()
         keys = self.keys.stale(up_to_seconds=STALE_KEYS_SECONDS)
         try:
             if keys is not None:
@@ -132,6 +138,11 @@ class Sources:
         except UnknownKey:
             pass
         raise Unfit("no published key signed it")
+
+    def _renew_keys(self) -> None:
+        flight = self.keys.renewal(even_if_fresh=True)
+        if flight is not None:
+            flight.exception(timeout=WAIT_SECONDS)
 
     def _get(self, url: str, accept: str, etag: str | None, max_bytes: int) -> Response:
         headers = {"Accept": accept, "User-Agent": "identity-verifier"}

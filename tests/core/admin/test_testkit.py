@@ -13,9 +13,11 @@ from werkzeug.datastructures import Headers
 from identity.core.admin import testkit
 from identity.core.admin.by import By
 from identity.core.admin.testkit import Wanted
-from identity.errors import Refused
+from identity.errors import Refused as RefusedByUs
 from identity.settings import Settings
+from identity_verifier import Refused
 from identity_verifier.conformance import attempts_of_testkit
+from tests.test_kit import verifier_of
 from tests.world import Web
 
 AUDIENCE = "https://api.example"
@@ -51,6 +53,22 @@ def test_the_gate_refuses_the_bad_ones_and_takes_the_good(web: Web, wanted: Want
         assert answer.status_code == expected, each.name
 
 
+@pytest.mark.parametrize("wanted", WANTS, ids=str)
+def test_the_kit_refuses_the_bad_ones_and_takes_the_good(web: Web, wanted: Wanted) -> None:
+    made = testkit.make(web.rt, By.command_line(), wanted)
+    verifier = verifier_of(web, audience=AUDIENCE, client=None)
+
+    def status_of(token: str) -> int:
+        try:
+            verifier.verify(f"Bearer {token}", tenant=wanted.tenant, role=wanted.roles, scope=wanted.scopes)
+        except Refused as refused:
+            return refused.status
+        return 200
+
+    assert {each["name"]: status_of(each["token"]) for each in made["good"]} == {made["good"][0]["name"]: 200}
+    assert {each["name"] for each in made["bad"] if status_of(each["token"]) not in (401, 403)} == set()
+
+
 def test_what_a_service_demands_decides_what_can_be_withdrawn(web: Web) -> None:
     def names(wanted: Wanted) -> set[str]:
         return {each["name"] for each in testkit.make(web.rt, By.command_line(), wanted)["bad"]}
@@ -72,7 +90,7 @@ def test_nothing_of_it_works_outside_development(web: Web) -> None:
     made: dict[str, Any] = testkit.make(web.rt, By.command_line(), Wanted(AUDIENCE))
     web.rt.settings = replace(web.rt.settings, development=False)
     web.rt.ring._settings = web.rt.settings
-    with pytest.raises(Refused, match="FORBIDDEN"):
+    with pytest.raises(RefusedByUs, match="FORBIDDEN"):
         testkit.make(web.rt, By.command_line(), Wanted(AUDIENCE))
     with pytest.raises(RuntimeError, match="outside development"):
         web.rt.ring.sign_unlike_us(web.rt.ring.verify(made["good"][0]["token"]), now=web.clock.now())
