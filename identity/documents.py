@@ -6,9 +6,11 @@ answer that makes them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
+from identity.core.admin.export import Person
 from identity.core.admin.roles import RoleInfo
 from identity.core.admin.tenants import Member
 from identity.core.admin.users import CreatedUser, UserDetail
@@ -23,13 +25,17 @@ from identity.core.signin.by_code import Waiting
 from identity.core.tokens.session_rows import SessionInfo
 from identity.errors import VALIDATION, Refused
 from identity.instruments.keyring import KeyInfo
+from identity.paging import Listed
 
 Document = dict[str, Any]
+T = TypeVar("T")
 
 
-def page(plural: str, total: int, items: list[Document], *, limit: int) -> Document:
-    """One page of a list."""
-    return {"pages": -(-total // limit), "items": total, plural: items}
+def page(plural: str, listed: Listed[T], document: Callable[[T], Document], *, limit: int) -> Document:
+    """A part of a list. Behind a cursor nothing is counted, so `pages` and `items` are left out; `next` is the cursor of what follows."""
+    counted = {} if listed.total is None else {"pages": -(-listed.total // limit), "items": listed.total}
+    following = {} if listed.next is None else {"next": listed.next}
+    return counted | following | {plural: [document(one) for one in listed.items]}
 
 
 def user(detail: UserDetail) -> Document:
@@ -53,6 +59,19 @@ def user(detail: UserDetail) -> Document:
         "password": info.has_password,
         "mfa": {"totp": detail.has_totp, "fixedOtp": detail.has_fixed_otp},
         "createdAt": seconds(info.created_at),
+        "lastLoginAt": seconds(detail.last_login_at),
+    }
+
+
+def person(held: Person) -> Document:
+    """Everything that is held about somebody."""
+    return {
+        "user": user(held.user),
+        "sessions": [session(one) for one in held.sessions],
+        "keypairs": [keypair(one) for one in held.keypairs],
+        "mails": [mail(one) for one in held.mails],
+        "events": [event(one) for one in held.events],
+        "refusals": [explanation(one) for one in held.refusals],
     }
 
 

@@ -12,6 +12,8 @@ from typing import Final
 
 PREFIX: Final = "IDENTITY_"
 ENV_FILE: Final = PREFIX + "ENV_FILE"
+# What only the command line reads, to work on a service over the network.
+CLIENT_NAMES: Final = frozenset({f"{PREFIX}SERVER", f"{PREFIX}API_KEY", f"{PREFIX}API_SECRET"})
 _FILE: Final = "_FILE"
 _MAX_BYTES: Final = 65_536
 _LINE: Final = re.compile(r"(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)\s*=(.*)", re.ASCII)
@@ -56,7 +58,9 @@ def settings_in(
 
 def is_setting(name: str, text: str) -> bool:
     """Whether a variable is meant for us: by its name, and neither the test suite's nor one of Kubernetes' service links."""
-    if not name.startswith(PREFIX) or name.startswith(PREFIX + "TEST_") or _SERVICE_LINK.fullmatch(name):
+    if not name.startswith(PREFIX) or name.startswith(PREFIX + "TEST_") or name in CLIENT_NAMES:
+        return False
+    if _SERVICE_LINK.fullmatch(name):
         return False
     return not (_SERVICE_LINK_PORT.fullmatch(name) and re.match(r"(tcp|udp|sctp)://", text))
 

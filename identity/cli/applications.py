@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any, TextIO
 
 import click
 
-from identity.cli.frame import Opened, cli, command
+from identity.cli import find
+from identity.cli.frame import Duration, Opened, cli, command, lists
 from identity.cli.roles import NEW_ROLE_HELP, check
 
 
 @cli.group("application")
 def application() -> None:
-    """Make and manage applications: machines that get tokens."""
+    """Make and manage applications: machines that get tokens. CLIENT_ID is also their number or name."""
 
 
 def _key_set(_context: click.Context, _parameter: click.Parameter, file: TextIO | None) -> Any:
@@ -33,73 +35,79 @@ def _key_set(_context: click.Context, _parameter: click.Parameter, file: TextIO 
 @click.option("--new-role", is_flag=True, help=NEW_ROLE_HELP)
 @click.option("--tenant", metavar="T", help="Tenant that it belongs to.")
 @click.option("--audience", "audiences", multiple=True, metavar="A", help="Resource that its tokens are for.")
-@click.option("--token-seconds", type=int, metavar="N", help="Life of its tokens.")
+@click.option("--token-seconds", type=Duration(), metavar="S", help="Life of its tokens.")
 @click.option("--jwks", type=click.File(encoding="utf-8"), callback=_key_set, help="Public keys for private_key_jwt.")
-def create(opened: Opened, **options: Any) -> Any:
+def create(opened: Opened, new_role: bool, **options: Any) -> Any:
     """Make an application, and its first secret, which is shown once."""
-    from identity import documents
-    from identity.core.admin import applications
-
-    check(opened, options["roles"], new_role=options["new_role"])
-    return documents.created_application(*applications.create_application(opened.rt, opened.by, **options))
+    check(opened, options["roles"], new_role=new_role)
+    body = {"scopes": list(options.pop("scopes"))} | _given(options) | ({"newRole": True} if new_role else {})
+    return opened.ask("POST", "application", body=body)
 
 
-@command(application, "list")
-@click.option("--limit", type=click.IntRange(1, 1000), default=200, show_default=True)
-@click.option("--page", type=click.IntRange(1), default=1, show_default=True)
-def list_applications(opened: Opened, limit: int, page: int) -> Any:
+@lists(application, "list", "applications")
+@click.option("--tenant", metavar="T", help="Only those of this tenant.")
+@click.option("-q", "--search", "q", metavar="TEXT", help="How a name or client id begins.")
+def list_applications(_opened: Opened, **filters: Any) -> tuple[tuple[str, ...], Mapping[str, Any]]:
     """List applications by their number."""
-    from identity import documents
-    from identity.core.clients import applications as clients
-
-    total, found = clients.listing(opened.rt, limit=limit, offset=(page - 1) * limit)
-    return documents.page("applications", total, [documents.application(one) for one in found], limit=limit)
+    return ("applications",), filters
 
 
 @command(application, "show")
 @click.argument("client_id", metavar="CLIENT_ID")
 def show(opened: Opened, client_id: str) -> Any:
     """Show an application, and when and from where each of its secrets was last used."""
-    from identity import documents
-    from identity.core.clients import applications, secrets
-
-    found = applications.get(opened.rt, client_id)
-    return documents.application(found) | {
-        "secrets": [documents.secret(one) for one in secrets.secrets_of(opened.rt, found.id)]
-    }
+    found = find.application(opened, client_id)
+    secrets = opened.ask("GET", "application", found, "secrets", query={"limit": 200})["secrets"]
+    return opened.ask("GET", "application", found) | {"secrets": secrets}
 
 
-@command(application, "disable")
+@command(application, "update")
+@click.argument("client_id", metavar="CLIENT_ID")
+@click.option("--name", metavar="N")
+@click.option("--scope", "scopes", multiple=True, metavar="S", help="The scopes: exactly these.")
+@click.option("--role", "roles", multiple=True, metavar="R", help="The roles: exactly these.")
+@click.option("--new-role", is_flag=True, help=NEW_ROLE_HELP)
+@click.option("--audience", "audiences", multiple=True, metavar="A", help="The audiences, the first is the default.")
+@click.option("--token-seconds", type=Duration(), metavar="S", help="Life of its tokens.")
+@click.option("--jwks", type=click.File(encoding="utf-8"), callback=_key_set, help="Public keys for private_key_jwt.")
+def update(opened: Opened, client_id: str, new_role: bool, **options: Any) -> Any:
+    """Change an application; what is not named stays."""
+    changes = _given(options)
+    if not changes:
+        raise click.UsageError("Name something to change")
+    check(opened, options["roles"], new_role=new_role)
+    found = find.application(opened, client_id)
+    return opened.ask("PATCH", "application", found, body=changes | ({"newRole": True} if new_role else {}))
+
+
+@command(application, "disable", asks="Disable {client_id}? Its tokens end at once, and none comes back.")
 @click.argument("client_id", metavar="CLIENT_ID")
 def disable(opened: Opened, client_id: str) -> Any:
     """Put an application out: its tokens are refused at once."""
-    return _set_enabled(opened, client_id, enabled=False)
+    return opened.ask("PATCH", "application", find.application(opened, client_id), body={"enabled": False})
 
 
 @command(application, "enable")
 @click.argument("client_id", metavar="CLIENT_ID")
 def enable(opened: Opened, client_id: str) -> Any:
     """Let an application ask for tokens again."""
-    return _set_enabled(opened, client_id, enabled=True)
+    return opened.ask("PATCH", "application", find.application(opened, client_id), body={"enabled": True})
 
 
-@command(application, "delete")
+@command(application, "delete", asks="Delete {client_id} with its secrets and tokens?")
 @click.argument("client_id", metavar="CLIENT_ID")
 def delete(opened: Opened, client_id: str) -> Any:
     """Delete an application; its secrets and tokens end with it."""
-    from identity.core.admin import applications
-    from identity.core.clients import applications as clients
-
-    found = clients.get(opened.rt, client_id)
-    applications.delete_application(opened.rt, opened.by, found.id)
-    return {"clientId": found.id, "deleted": True}
+    found = find.application(opened, client_id)
+    opened.ask("DELETE", "application", found)
+    return {"clientId": found, "deleted": True}
 
 
-@command(application, "rotate-secret")
+@command(application, "rotate-secret", is_local=True)
 @click.argument("client_id", metavar="CLIENT_ID")
 @click.option(
     "--expires-in",
-    type=click.IntRange(0, 315_360_000),
+    type=Duration(),
     default=86_400,
     show_default=True,
     metavar="S",
@@ -107,7 +115,7 @@ def delete(opened: Opened, client_id: str) -> Any:
 )
 @click.option(
     "--retire-old-after-quiet",
-    type=click.IntRange(1, 315_360_000),
+    type=Duration(),
     metavar="S",
     help="Instead: it works until nobody has used it for so many seconds.",
 )
@@ -118,9 +126,8 @@ def rotate_secret(
     """Make a new secret, which is shown once, and let the one before it run out."""
     from identity import documents
     from identity.core.admin import applications
-    from identity.core.clients import applications as clients
 
-    client = clients.get(opened.rt, client_id).id
+    client = find.application(opened, client_id)
     if retire_old_after_quiet is None:
         made = applications.rotate_secret(opened.rt, opened.by, client, expires_in=expires_in, force=force)
     else:
@@ -130,31 +137,29 @@ def rotate_secret(
     return {"clientId": client} | documents.created_secret(made)
 
 
-@command(application, "secrets")
+@lists(application, "secrets", "secrets")
 @click.argument("client_id", metavar="CLIENT_ID")
-def list_secrets(opened: Opened, client_id: str) -> Any:
+def list_secrets(opened: Opened, client_id: str) -> tuple[tuple[str, ...], Mapping[str, Any]]:
     """List the secrets of an application, and who used each in the last 24 hours."""
-    from identity import documents
-    from identity.core.clients import secrets
-
-    found = [documents.secret(one) for one in secrets.secrets_of(opened.rt, client_id)]
-    return documents.page("secrets", len(found), found, limit=len(found) or 1)
+    return ("application", find.application(opened, client_id), "secrets"), {}
 
 
-@command(application, "end-secret")
+@command(application, "end-secret", asks="End the secret {secret_id} and every token that it earned?")
 @click.argument("client_id", metavar="CLIENT_ID")
 @click.argument("secret_id", metavar="SECRET_ID")
 @click.option("--force", is_flag=True, help="Also one that was used in the last 24 hours.")
 def end_secret(opened: Opened, client_id: str, secret_id: str, force: bool) -> Any:
     """End a secret and every token that it earned."""
-    from identity.core.admin import applications
+    found = find.application(opened, client_id)
+    opened.ask("DELETE", "application", found, "secret", secret_id, query={"force": force})
+    return {"clientId": found, "secretID": secret_id, "ended": True}
 
-    applications.delete_secret(opened.rt, opened.by, client_id, secret_id, force=force)
-    return {"clientId": client_id, "secretID": secret_id, "ended": True}
 
-
-def _set_enabled(opened: Opened, client_id: str, *, enabled: bool) -> Any:
-    from identity import documents
-    from identity.core.admin import applications
-
-    return documents.application(applications.change_application(opened.rt, opened.by, client_id, enabled=enabled))
+def _given(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that were given, as the routes call them."""
+    names = {"token_seconds": "tokenSeconds"}
+    return {
+        names.get(name, name): list(value) if isinstance(value, tuple) else value
+        for name, value in options.items()
+        if value not in (None, ())
+    }

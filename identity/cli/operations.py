@@ -1,10 +1,12 @@
-"""Running the service and looking after it: serve, migrate, worker, settings, audit, explain, mail."""
+"""Running the service and looking after it: serve, migrate, worker, settings."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import gc
 import os
+import re
 import shlex
 import signal
 import sys
@@ -19,11 +21,12 @@ from identity.environment import is_setting
 
 if TYPE_CHECKING:
     from identity.runtime import Runtime
+    from identity.settings import Settings
 
 _FIRST_ADMIN: Final = "user create --role users_admin --email you@example.com --alias admin --full-name 'Your Name'"
 
 
-@command(cli, "serve")
+@command(cli, "serve", is_local=True)
 def serve(opened: Opened) -> Any:
     """Migrate, make the master key and the first signing key if there are none, and serve."""
     gc.disable()  # Until `run` has its modules: walking them while they are imported is a fifth of a cold start, and finds nothing.
@@ -76,7 +79,7 @@ def _from_here(path: Path) -> str:
     return str(path)
 
 
-@command(cli, "migrate")
+@command(cli, "migrate", is_local=True)
 def migrate(opened: Opened) -> Any:
     """Bring the database to the current schema; on an empty one make the master key and the first signing key, as `serve` does."""
     from identity import logs, migrations
@@ -96,12 +99,15 @@ def migrate(opened: Opened) -> Any:
     return {"migrated": worked, "revision": migrations.HEAD}
 
 
-@command(cli, "settings")
+@command(cli, "settings", is_local=True)
 @click.option("--markdown", is_flag=True, help="Print the table of the README.")
-def settings(_opened: Opened, markdown: bool) -> Any:
+@click.option("--current", is_flag=True, help="The values that hold here and now; secrets only as `(set)`.")
+def settings(opened: Opened, markdown: bool, current: bool) -> Any:
     """List every setting: environment variable, type, default, meaning."""
     from identity.settings import describe
 
+    if current:
+        return _current(opened.settings)
     rows = describe()
     if markdown:
         head = ["| variable | type | default | meaning |", "|---|---|---|---|"]
@@ -115,11 +121,32 @@ def settings(_opened: Opened, markdown: bool) -> Any:
     }
 
 
+def _current(settings: Settings) -> Any:
+    """Each setting as it is, where from, and no secret."""
+    rows = []
+    for one in dataclasses.fields(settings):
+        value = getattr(settings, one.name)
+        shown = ",".join(value) if isinstance(value, tuple) else str(value)
+        name = f"IDENTITY_{one.name.upper()}"
+        rows.append(
+            {
+                "name": name,
+                "value": _without_password(shown) if one.repr else "(set)" if shown else "",
+                "from": "environment" if name in os.environ else "default",
+            }
+        )
+    return {"settings": rows}
+
+
+def _without_password(text: str) -> str:
+    return re.sub(r"(://[^/@:]*):[^/@]*@", r"\1:(set)@", text)
+
+
 def _code(text: str) -> str:
     return f"`{text}`" if text else ""
 
 
-@command(cli, "worker")
+@command(cli, "worker", is_local=True)
 def worker(opened: Opened) -> Any:
     """Run the background work alone (mail, key rotation, sweeping) until told to stop; every server process does it too."""
     from identity import logs
@@ -134,59 +161,3 @@ def worker(opened: Opened) -> Any:
     for thread in threads:
         thread.join(opened.settings.graceful_stop_seconds)
     return {"stopped": True}
-
-
-@command(cli, "audit")
-@click.option("--since", metavar="T", help="RFC 3339; not before.")
-@click.option("--until", metavar="T", help="RFC 3339; before.")
-@click.option("--action", metavar="A", help="Only this action, for example user.created.")
-@click.option("--actor", metavar="ID", help="Only what this one did.")
-@click.option("--target", metavar="ID", help="Only what was done to this one.")
-@click.option("--limit", type=click.IntRange(1, 10_000), default=200, show_default=True)
-def audit(opened: Opened, since: str | None, until: str | None, limit: int, **filters: Any) -> Any:
-    """List what happened, newest first."""
-    from identity import documents
-    from identity.core.record import audit as record
-
-    filters["since"] = documents.moment(since, field="since") if since else None
-    filters["until"] = documents.moment(until, field="until") if until else None
-    total = record.count(opened.rt, **filters)
-    events = record.search(opened.rt, **filters, limit=limit)
-    return documents.page("events", total, [documents.event(one) for one in events], limit=limit)
-
-
-@command(cli, "explain")
-@click.argument("error_id", metavar="X-ERROR-ID")
-def explain(opened: Opened, error_id: str) -> Any:
-    """Say why the request that was answered with this x-error-id was refused."""
-    from identity import documents
-    from identity.core.record import explain as explanations
-
-    return documents.explanation(explanations.get(opened.rt, error_id))
-
-
-@cli.group("mail")
-def mail() -> None:
-    """See mail that waits or was given up, and send it again."""
-
-
-@command(mail, "list")
-@click.option("--state", type=click.Choice(["pending", "sent", "dead", "void"]), help="Only these.")
-@click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True)
-def list_mails(opened: Opened, state: str | None, limit: int) -> Any:
-    """List the newest mails; never what they say."""
-    from identity import documents
-    from identity.core.mail import outbox
-
-    found = outbox.list_mails(opened.rt, outbox.State(state) if state else None, limit=limit)
-    return documents.page("mails", len(found), [documents.mail(one) for one in found], limit=limit)
-
-
-@command(mail, "retry")
-@click.argument("mail_id", metavar="[MAIL_ID]", required=False)
-def retry(opened: Opened, mail_id: str | None) -> Any:
-    """Send again now what waits or was given up: one mail, or all. The service delivers it."""
-    from identity.core.mail import outbox
-
-    with opened.rt.unit(opened.by.origin) as unit:
-        return {"retried": outbox.retry(unit, mail_id)}

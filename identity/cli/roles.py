@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
 
 import click
 
-from identity.cli.frame import Opened, cli, command
+from identity.cli.frame import Opened, cli, command, lists
+from identity.errors import VALIDATION, Refused
 
 NEW_ROLE_HELP = "Give a role that nobody holds yet."
+_UNKNOWN: Final = VALIDATION.saying("There is no such role yet")
 
 
 @cli.group("role")
@@ -16,16 +20,10 @@ def role() -> None:
     """List and declare roles. Any role may be given to anybody; a declared one is known before anybody holds it."""
 
 
-@command(role, "list")
-@click.option("--limit", type=click.IntRange(1, 1000), default=200, show_default=True)
-@click.option("--page", type=click.IntRange(1), default=1, show_default=True)
-def list_roles(opened: Opened, limit: int, page: int) -> Any:
+@lists(role, "list", "roles")
+def list_roles(_opened: Opened) -> tuple[tuple[str, ...], Mapping[str, Any]]:
     """List the roles that are declared or held, with those who hold them."""
-    from identity import documents
-    from identity.core.admin import roles
-
-    total, found = roles.listing(opened.rt, limit=limit, offset=(page - 1) * limit)
-    return documents.page("roles", total, [documents.role(one) for one in found], limit=limit)
+    return ("roles",), {}
 
 
 @command(role, "create")
@@ -34,13 +32,10 @@ def list_roles(opened: Opened, limit: int, page: int) -> Any:
 @click.option("--tenant", metavar="T", help="Only in this tenant.")
 def create(opened: Opened, **options: Any) -> Any:
     """Declare a role, everywhere or in one tenant."""
-    from identity import documents
-    from identity.core.admin import roles
-
-    return documents.role(roles.declare(opened.rt, opened.by, **options))
+    return opened.ask("POST", "role", body={name: value for name, value in options.items() if value is not None})
 
 
-@command(role, "delete")
+@command(role, "delete", is_local=True)
 @click.argument("name", metavar="ROLE")
 @click.option("--tenant", metavar="T", help="The one of this tenant.")
 def delete(opened: Opened, name: str, tenant: str | None) -> Any:
@@ -51,9 +46,14 @@ def delete(opened: Opened, name: str, tenant: str | None) -> Any:
     return {"name": name, "tenant": tenant, "deleted": True}
 
 
-def check(opened: Opened, names: Any, *, new_role: bool) -> None:
+def check(opened: Opened, names: Iterable[str], *, new_role: bool) -> None:
     """Refuse a role that nobody holds or has declared, unless told that it is a new one: on a command line most such are slips."""
-    from identity.core.admin import roles
-
-    if not new_role:
-        roles.require_known(opened.rt, names)
+    wanted = list(names)
+    if new_role or not wanted:
+        return
+    known = sorted({one["name"] for one in opened.everything("roles", "roles")})
+    for name in wanted:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise Refused(_UNKNOWN, field="roles", detail=f"{name}: {hint}--new-role makes it")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import click
 
-from identity.cli.frame import Opened, cli, command
+from identity.cli import find
+from identity.cli.frame import Opened, cli, command, lists
 from identity.cli.roles import NEW_ROLE_HELP, check
 
 
@@ -25,35 +27,35 @@ def _limits(_context: click.Context, _parameter: click.Parameter, given: tuple[s
 @click.option("--name", required=True, metavar="N")
 def create(opened: Opened, tenant_id: str, name: str) -> Any:
     """Make a tenant."""
-    from identity import documents
-    from identity.core.admin import tenants
-
-    return documents.tenant(tenants.create_tenant(opened.rt, opened.by, tenant_id=tenant_id, name=name))
+    return opened.ask("POST", "tenant", body={"id": tenant_id, "name": name})
 
 
-@command(tenant, "list")
-@click.option("--limit", type=click.IntRange(1, 1000), default=200, show_default=True)
-@click.option("--page", type=click.IntRange(1), default=1, show_default=True)
-def list_tenants(opened: Opened, limit: int, page: int) -> Any:
+@lists(tenant, "list", "tenants")
+@click.option("-q", "--search", "q", metavar="TEXT", help="How an id or a name begins.")
+def list_tenants(_opened: Opened, q: str | None) -> tuple[tuple[str, ...], Mapping[str, Any]]:
     """List tenants by id."""
-    from identity import documents
-    from identity.core.people import tenancy
-
-    total, found = tenancy.listing(opened.rt, limit=limit, offset=(page - 1) * limit)
-    return documents.page("tenants", total, [documents.tenant(one) for one in found], limit=limit)
+    return ("tenants",), {"q": q}
 
 
 @command(tenant, "show")
 @click.argument("tenant_id", metavar="ID")
-def show(opened: Opened, tenant_id: str) -> Any:
-    """Show a tenant and its first 200 members."""
-    from identity import documents
-    from identity.core.admin import tenants
-    from identity.core.people import tenancy
+@click.option("--all", "whole", is_flag=True, help="Every member, however many.")
+def show(opened: Opened, tenant_id: str, whole: bool) -> Any:
+    """Show a tenant and its members."""
+    found = opened.ask("GET", "tenant", tenant_id)
+    if whole:
+        return found | {"members": list(opened.everything("members", "tenant", tenant_id, "members"))}
+    part = opened.ask("GET", "tenant", tenant_id, "members", query={"limit": 200})
+    if "next" in part:
+        opened.tell(f"{len(part['members'])} of {part['items']} members; --all shows every one")
+    return found | {"members": part["members"]}
 
-    found = documents.tenant(tenancy.describe(opened.rt, tenant_id))
-    _, members = tenants.list_members(opened.rt, tenant_id, limit=200, offset=0)
-    return found | {"members": [documents.member(one) for one in members]}
+
+@lists(tenant, "members", "members")
+@click.argument("tenant_id", metavar="ID")
+def members(_opened: Opened, tenant_id: str) -> tuple[tuple[str, ...], Mapping[str, Any]]:
+    """List the members of a tenant and their roles in it."""
+    return ("tenant", tenant_id, "members"), {}
 
 
 @command(tenant, "update")
@@ -64,40 +66,36 @@ def show(opened: Opened, tenant_id: str) -> Any:
 )
 def update(opened: Opened, tenant_id: str, name: str | None, limits: dict[str, str]) -> Any:
     """Change a tenant's name or its own budgets: standard, ai-assisted, bulk-upload; an empty one takes it away."""
-    from identity import documents
-    from identity.core.admin import tenants
-    from identity.core.people import tenancy
-
     changes: dict[str, Any] = {} if name is None else {"name": name}
     if limits:
-        both = {**tenancy.describe(opened.rt, tenant_id).limits, **limits}
+        both = {**opened.ask("GET", "tenant", tenant_id)["limits"], **limits}
         changes["limits"] = {tier: budget for tier, budget in both.items() if budget}
     if not changes:
         raise click.UsageError("Name something to change")
-    return documents.tenant(tenants.change_tenant(opened.rt, opened.by, tenant_id, **changes))
+    return opened.ask("PATCH", "tenant", tenant_id, body=changes)
 
 
-@command(tenant, "disable")
+@command(tenant, "disable", asks="Stop the tenant {tenant_id} at once?")
 @click.argument("tenant_id", metavar="ID")
 def disable(opened: Opened, tenant_id: str) -> Any:
     """Stop a tenant at once; its members and applications stay, and its owners hear of it."""
-    return _set_enabled(opened, tenant_id, enabled=False)
+    opened.ask("PUT", "tenant", tenant_id, "disable")
+    return opened.ask("GET", "tenant", tenant_id)
 
 
 @command(tenant, "enable")
 @click.argument("tenant_id", metavar="ID")
 def enable(opened: Opened, tenant_id: str) -> Any:
     """Let a tenant go on; tokens that were ended stay ended."""
-    return _set_enabled(opened, tenant_id, enabled=True)
+    opened.ask("PUT", "tenant", tenant_id, "enable")
+    return opened.ask("GET", "tenant", tenant_id)
 
 
-@command(tenant, "delete")
+@command(tenant, "delete", asks="Delete the tenant {tenant_id} with its memberships and applications?")
 @click.argument("tenant_id", metavar="ID")
 def delete(opened: Opened, tenant_id: str) -> Any:
     """Delete a tenant with its memberships and its applications."""
-    from identity.core.admin import tenants
-
-    tenants.delete_tenant(opened.rt, opened.by, tenant_id)
+    opened.ask("DELETE", "tenant", tenant_id)
     return {"id": tenant_id, "deleted": True}
 
 
@@ -108,13 +106,9 @@ def delete(opened: Opened, tenant_id: str) -> Any:
 @click.option("--new-role", is_flag=True, help=NEW_ROLE_HELP)
 def add_member(opened: Opened, tenant_id: str, identifier: str, roles: tuple[str, ...], new_role: bool) -> Any:
     """Make a user a member with exactly these roles."""
-    from identity import documents
-    from identity.core.admin import tenants, users
-
     check(opened, roles, new_role=new_role)
-    user = users.find_user(opened.rt, identifier)
-    made = tenants.set_member(opened.rt, opened.by, tenant_id, user.id, roles=roles, new_role=new_role)
-    return documents.member(made)
+    body = {"roles": list(roles)} | ({"newRole": True} if new_role else {})
+    return opened.ask("PUT", "tenant", tenant_id, "member", find.user(opened, identifier), body=body)
 
 
 @command(tenant, "remove-member")
@@ -122,15 +116,6 @@ def add_member(opened: Opened, tenant_id: str, identifier: str, roles: tuple[str
 @click.option("--user", "identifier", required=True, metavar="USER", help="Id, address or alias.")
 def remove_member(opened: Opened, tenant_id: str, identifier: str) -> Any:
     """End a membership."""
-    from identity.core.admin import tenants, users
-
-    user = users.find_user(opened.rt, identifier)
-    tenants.remove_member(opened.rt, opened.by, tenant_id, user.id)
-    return {"id": tenant_id, "userID": user.id, "removed": True}
-
-
-def _set_enabled(opened: Opened, tenant_id: str, *, enabled: bool) -> Any:
-    from identity import documents
-    from identity.core.admin import tenants
-
-    return documents.tenant(tenants.set_tenant_enabled(opened.rt, opened.by, tenant_id, enabled=enabled))
+    found = find.user(opened, identifier)
+    opened.ask("DELETE", "tenant", tenant_id, "member", found)
+    return {"id": tenant_id, "userID": found, "removed": True}

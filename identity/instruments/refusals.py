@@ -12,7 +12,7 @@ from collections import deque
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import BigInteger, String, Text
+from sqlalchemy import BigInteger, Index, String, Text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from identity import logs
@@ -30,6 +30,7 @@ class Refusal(Base):
     """A refusal that was answered."""
 
     __tablename__ = "refusal"
+    __table_args__ = (Index("ix_refusal_caller", "caller", "at"), Index("ix_refusal_address", "address", "at"))
 
     error_id: Mapped[str] = mapped_column(String(36), primary_key=True)
     at: Mapped[datetime] = mapped_column(Instant, index=True)

@@ -19,6 +19,7 @@ from identity.core.record import audit
 from identity.core.signin import factors
 from identity.core.tokens import sessions
 from identity.instruments.limits import Limiter
+from identity.paging import Part
 from tests.builders import Person, a_session, a_token, a_user, an_application
 from tests.world import ORIGIN, Web, code_in
 
@@ -849,6 +850,7 @@ def test_sessions_of_nobody_are_listed_to_nobody(web: Web) -> None:
     ada = a_user(web.rt)
     web.post("/session", {"email": "nobody@acme.example"})
     opened = a_session(web.rt, ada)
-    total, listed = sessions.listing(web.rt, limit=10, offset=0)
+    found = sessions.listing(web.rt, Part(limit=10))
+    total, listed = found.total, found.items
     assert (total, [one.id for one in listed]) == (1, [opened.session.id])
     assert not [m for m in outbox.list_mails(web.rt) if m.template == Template.SESSION_CODE]

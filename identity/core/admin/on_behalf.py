@@ -7,21 +7,28 @@ from __future__ import annotations
 
 from typing import Final
 
+from identity.ambient import later
 from identity.canonical import canonical_id
 from identity.core.admin.by import By
 from identity.core.clients import keypairs
 from identity.core.clients.keypairs import Requested
+from identity.core.mail import outbox
 from identity.core.people import accounts, addresses
 from identity.core.people.accounts import Email
 from identity.core.people.addresses import EmailInfo
 from identity.core.people.ownership import ANYONE
-from identity.core.proofs import codes
+from identity.core.proofs import attempts, codes
+from identity.core.proofs.attempts import Charge
 from identity.core.proofs.codes import Purpose
+from identity.core.record import audit
+from identity.core.record.audit import Action
 from identity.core.signin import by_code, factors, new_password
 from identity.core.signin.by_code import Waiting
 from identity.core.tokens import sessions
 from identity.core.tokens.session_rows import SessionInfo
 from identity.errors import CONFLICT, NOT_FOUND, Refused
+from identity.instruments.limits import address_key
+from identity.paging import Part
 from identity.runtime import Runtime
 from identity.storage import Unit
 
@@ -63,6 +70,12 @@ def revoke_session(rt: Runtime, by: By, session_id: str) -> None:
     with by.unit(rt) as unit:
         codes.cancel(unit, Purpose.SESSION, found.id)
         sessions.revoke(rt, unit, found.id, actor=by.actor, reason="ended by an administrator")
+
+
+def revoke_sessions(rt: Runtime, by: By, **owners: str | None) -> int:
+    """End every session of a user, a tenant's members, an application, or everybody; tell how many. See `sessions.revoke_many`."""
+    with by.unit(rt) as unit:
+        return sessions.revoke_many(rt, unit, actor=by.actor, reason="ended by an administrator", **owners)
 
 
 # Key pairs.
@@ -128,6 +141,28 @@ def send_password_reset(rt: Runtime, by: By, user_id: str) -> str:
     with by.unit(rt) as unit:
         address = _proven_address(unit, user.id)
         return new_password.send_reset(rt, unit, user, address=address, actor=by.actor)
+
+
+def unlock(rt: Runtime, by: By, user_id: str) -> int:
+    """Forget the failures at an account, from whatever address, so that its owner can sign in at once; tell how many counters went."""
+    user = accounts.get(rt, user_id)
+    since = later(rt.clock.now(), -attempts.ACCOUNT_AND_ADDRESS.seconds)
+    failed = audit.listing(rt, Part(limit=1_000), actor=user.id, action=Action.LOGIN_FAILED, since=since).items
+    refused = audit.listing(rt, Part(limit=1_000), actor=user.id, action=Action.CODE_REFUSED, since=since).items
+    addresses = {event.address for event in (*failed, *refused)}
+    account = f"user:{user.id}"
+    charges = [Charge(attempts.ACCOUNT, account), Charge(attempts.SECOND_FACTOR, user.id)]
+    charges += [Charge(attempts.ACCOUNT_AND_ADDRESS, f"{account} {address_key(address)}") for address in addresses]
+    with by.unit(rt) as unit:
+        forgotten = attempts.forgive(unit, charges)
+        audit.record(rt, unit, Action.USER_UNLOCKED, actor=by.actor, target=user.id, counters=forgotten)
+    return forgotten
+
+
+def retry_mails(rt: Runtime, by: By, mail_id: str | None) -> int:
+    """Send again now what waits or was given up: one mail, or all; tell how many. Raises Refused(NOT_FOUND)."""
+    with by.unit(rt) as unit:
+        return outbox.retry(unit, mail_id)
 
 
 def fix_otp(rt: Runtime, by: By, user_id: str, otp: str) -> None:

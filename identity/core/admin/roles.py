@@ -17,6 +17,7 @@ from sqlalchemy import ForeignKey, Index, String, delete, func, select, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import InstrumentedAttribute, Mapped, Session, mapped_column
 
+from identity import paging
 from identity.canonical import is_name
 from identity.core.admin.by import By
 from identity.core.clients.applications import Application
@@ -27,6 +28,7 @@ from identity.core.people.tenancy import OWNER_ROLE, Membership
 from identity.core.record import audit
 from identity.core.record.audit import Action
 from identity.errors import CONFLICT, NOT_FOUND, VALIDATION, Problem, Refused
+from identity.paging import Listed, Part
 from identity.runtime import Runtime
 from identity.storage import Base, Instant, Unit, holds
 
@@ -126,16 +128,17 @@ def withdraw(rt: Runtime, by: By, *, name: str, tenant: str | None = None) -> No
         )
 
 
-def listing(rt: Runtime, *, limit: int, offset: int) -> tuple[int, list[RoleInfo]]:
-    """How many roles there are, declared or held, and a page of them by name: each with how many hold it, and the first of them."""
+def listing(rt: Runtime, part: Part) -> Listed[RoleInfo]:
+    """Roles, declared or held, by name: each with how many hold it, and the first of them."""
     with rt.database.reading() as session:
         counts = _counts(session)
         declared = {(row.name, row.tenant_id): row.description for row in session.scalars(select(Role))}
         found = sorted(
             {*counts, *declared, *((name, None) for name in _MEANINGS)}, key=lambda one: (one[0], one[1] or "")
         )
-        page = found[offset : offset + limit]
-        return len(found), [_info(session, one, declared.get(one), counts) for one in page]
+        return paging.cut(found, part).mapped(
+            lambda shown: [_info(session, one, declared.get(one), counts) for one in shown]
+        )
 
 
 def check(unit: Unit, names: Iterable[str], *, insists: bool, field: str = "roles") -> None:

@@ -6,8 +6,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import select
 
+from identity import paging
 from identity.canonical import canonical_id
 from identity.core.admin import roles as named
 from identity.core.admin.by import By
@@ -19,6 +20,7 @@ from identity.core.people.accounts import ADMIN_ROLE, User, clean_name
 from identity.core.people.tenancy import Membership, TenantInfo
 from identity.core.tokens import status
 from identity.errors import NOT_FOUND, VALIDATION, Refused
+from identity.paging import Listed, Part
 from identity.runtime import Runtime
 from identity.storage import Unit
 
@@ -84,14 +86,14 @@ def remove_member(rt: Runtime, by: By, tenant_id: str, user_id: str) -> None:
         status.change_subjects(rt, unit, User.id == user_id)
 
 
-def list_members(rt: Runtime, tenant_id: str, *, limit: int, offset: int) -> tuple[int, list[Member]]:
-    """How many members a tenant has, and a page of them in the order in which their accounts were made."""
-    belongs = Membership.tenant_id == tenant_id
+def list_members(rt: Runtime, tenant_id: str, part: Part) -> Listed[Member]:
+    """The members of a tenant, in the order in which their accounts were made. Raises Refused(NOT_FOUND)."""
+    query = select(User.id, User.alias, Membership.roles).join(User, User.id == Membership.user_id)
     with rt.database.reading() as session:
         tenancy.get(session, tenant_id)
-        total = session.scalar(select(func.count()).select_from(Membership).where(belongs)) or 0
-        query = select(User.id, User.alias, Membership.roles).join(User, User.id == Membership.user_id).where(belongs)
-        return total, [Member(*row) for row in session.execute(query.order_by(User.id).limit(limit).offset(offset))]
+        return paging.read(
+            session, query.where(Membership.tenant_id == tenant_id), Membership.user_id, part=part, make=Member
+        )
 
 
 def _tell_owners(rt: Runtime, unit: Unit, tenant_id: str, template: Template) -> None:

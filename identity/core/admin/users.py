@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, func, select, update
+from sqlalchemy import ColumnElement, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
+from identity import paging
 from identity.canonical import canonical_address, canonical_id, get_address, get_alias, get_names, is_name
 from identity.core.admin import erasure
 from identity.core.admin import roles as named
@@ -36,6 +37,7 @@ from identity.core.versions import check as check_version
 from identity.errors import CONFLICT, NOT_FOUND, VALIDATION, Refused
 from identity.instruments.hashing import is_password_hash
 from identity.instruments.opaque import Secret
+from identity.paging import Listed, Part
 from identity.runtime import Runtime
 from identity.storage import Unit, is_violation
 
@@ -52,6 +54,7 @@ class UserDetail:
     tenants: Mapping[str, tuple[str, ...]]
     has_totp: bool
     has_fixed_otp: bool
+    last_login_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,30 +153,47 @@ def describe_user(rt: Runtime, user_id: str) -> UserDetail:
 
 def list_users(
     rt: Runtime,
+    part: Part,
     *,
-    limit: int,
-    offset: int,
     enabled: bool | None = None,
     role: str | None = None,
     tenant: str | None = None,
     email: str | None = None,
-) -> tuple[int, list[UserDetail]]:
-    """How many users fit, and a page of them in the order in which they were made."""
-    conditions: list[ColumnElement[bool]] = []
+    alias: str | None = None,
+    q: str | None = None,
+) -> Listed[UserDetail]:
+    """Users that fit every filter, in the order in which they were made; `q` is how a name, alias, address or id begins.
+
+    Raises Refused(VALIDATION) for an `email` or `alias` that is none: nobody has it, but that is not what was meant.
+    """
+    query = select(User.id)
     if enabled is not None:
-        conditions.append(User.enabled.is_(enabled))
+        query = query.where(User.enabled.is_(enabled))
     if role is not None:
-        conditions.append(accounts.holds_role(role))
+        query = query.where(accounts.holds_role(get_names((role,), field="role")[0]))
     if tenant is not None:
-        conditions.append(User.id.in_(select(Membership.user_id).where(Membership.tenant_id == tenant)))
+        query = query.where(User.id.in_(select(Membership.user_id).where(Membership.tenant_id == tenant)))
     if email is not None:
-        address = canonical_address(email) or ""
-        conditions.append(User.id.in_(select(Email.user_id).where(Email.address == address)))
+        query = query.where(User.id.in_(select(Email.user_id).where(Email.address == get_address(email))))
+    if alias is not None:
+        query = query.where(User.alias == get_alias(alias))
+    if q is not None:
+        query = query.where(_begins(rt, q))
     with rt.database.reading() as session:
-        total = session.scalar(select(func.count()).select_from(User).where(*conditions)) or 0
-        ids = session.scalars(select(User.id).where(*conditions).order_by(User.id).limit(limit).offset(offset)).all()
-    found = [accounts.find(rt, one) for one in ids]
-    return total, _details(rt, [one for one in found if one])
+        found = paging.read(session, query, User.id, part=part, make=str)
+    return found.mapped(lambda ids: _details(rt, [user for one in ids if (user := accounts.find(rt, one))]))
+
+
+def _begins(rt: Runtime, q: str) -> ColumnElement[bool]:
+    """The condition that a user's name, alias, id or one of their addresses begins so."""
+    is_sqlite, plain = rt.database.is_sqlite, q.lower()
+    by_address = select(Email.user_id).where(paging.begins(Email.address, plain, is_sqlite=is_sqlite))
+    return or_(
+        paging.begins(User.alias, plain, is_sqlite=is_sqlite),
+        paging.begins(User.id, plain, is_sqlite=is_sqlite),
+        paging.begins_in_any_case(User.full_name, q, is_sqlite=is_sqlite),
+        User.id.in_(by_address),
+    )
 
 
 def has_users(rt: Runtime) -> bool:
@@ -344,6 +364,7 @@ def _details(rt: Runtime, users: Sequence[UserInfo]) -> list[UserDetail]:
         held = select(Membership).where(Membership.user_id.in_(ids)).order_by(Membership.tenant_id)
         for belonging in session.scalars(held):
             tenants.setdefault(belonging.user_id, {})[belonging.tenant_id] = belonging.roles
+        logins = audit.last_logins(session, ids)
     return [
         UserDetail(
             user,
@@ -351,6 +372,7 @@ def _details(rt: Runtime, users: Sequence[UserInfo]) -> list[UserDetail]:
             tenants.get(user.id, {}),
             factors.is_enrolled(rt, user.id),
             factors.has_fixed_otp(rt, user.id),
+            logins.get(user.id),
         )
         for user in users
     ]

@@ -15,21 +15,25 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     ForeignKey,
+    Index,
     String,
     Text,
     bindparam,
     func,
+    or_,
     select,
     true,
 )
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, Session, column_property, mapped_column
 
+from identity import paging
 from identity.ambient import Origin
 from identity.canonical import canonical_id
 from identity.core.keeping import Keeping
 from identity.core.people.tenancy import Tenant
 from identity.errors import NOT_FOUND, Problem, Refused
+from identity.paging import Listed, Part
 from identity.runtime import Runtime
 from identity.storage import Base, Instant, Names, Ordered, Prepared, Unit
 
@@ -42,6 +46,10 @@ class Application(Base):
     """A machine client."""
 
     __tablename__ = "application"
+    __table_args__ = (
+        Index("ix_application_tenant_id", "tenant_id"),
+        Index("ix_application_name", "name", postgresql_ops={"name": "text_pattern_ops"}),
+    )
 
     id: Mapped[str] = mapped_column(String(36), primary_key=True)
     app_id: Mapped[int] = mapped_column(BigInteger, unique=True)
@@ -195,12 +203,29 @@ def require_usable(unit: Unit, client_id: str, *, instead: Problem) -> None:
         raise Refused(instead, detail="the application, or its tenant, was disabled meanwhile")
 
 
-def listing(rt: Runtime, *, limit: int, offset: int) -> tuple[int, list[ApplicationInfo]]:
-    """How many applications there are, and a page of them by number."""
+def listing(
+    rt: Runtime,
+    part: Part,
+    *,
+    tenant: str | None = None,
+    name: str | None = None,
+    app_id: int | None = None,
+    q: str | None = None,
+) -> Listed[ApplicationInfo]:
+    """Applications by their number: all, or those of a tenant, of this very name, or whose name or client id begins with `q`."""
+    query = select(Application)
+    if tenant is not None:
+        query = query.where(Application.tenant_id == tenant)
+    if name is not None:
+        query = query.where(Application.name == name)
+    if app_id is not None:
+        query = query.where(Application.app_id == app_id)
+    if q is not None:
+        is_sqlite = rt.database.is_sqlite
+        by_id = paging.begins(Application.id, q.lower(), is_sqlite=is_sqlite)
+        query = query.where(or_(by_id, paging.begins_in_any_case(Application.name, q, is_sqlite=is_sqlite)))
     with rt.database.reading() as session:
-        total = session.scalar(select(func.count()).select_from(Application)) or 0
-        rows = session.scalars(select(Application).order_by(Application.app_id).limit(limit).offset(offset))
-        return total, [from_row(row) for row in rows]
+        return paging.read(session, query, Application.app_id, part=part, make=from_row)
 
 
 def info_of(row: Sequence[Any]) -> ApplicationInfo:

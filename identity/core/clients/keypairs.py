@@ -28,6 +28,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Mapped, mapped_column
 
+from identity import paging
 from identity.ambient import Origin, later
 from identity.canonical import canonical_id
 from identity.core.clients import applications
@@ -48,6 +49,7 @@ from identity.core.tokens.claims import AccessToken
 from identity.errors import CONFLICT, INVALID_CODE, KEY_MISMATCH, NOT_FOUND, VALIDATION, Refused
 from identity.instruments import opaque
 from identity.instruments.opaque import Kind, Secret
+from identity.paging import Listed, Part
 from identity.runtime import Runtime
 from identity.storage import Base, Instant, Prepared, Unit
 
@@ -337,12 +339,11 @@ def listing_of(rt: Runtime, user_id: str) -> list[KeyPairInfo]:
         return [_info(row) for row in rows]
 
 
-def listing(rt: Runtime, *, limit: int, offset: int) -> tuple[int, list[KeyPairInfo]]:
-    """How many pairs there are, and a page of them, oldest first."""
+def listing(rt: Runtime, part: Part, *, user: str | None = None) -> Listed[KeyPairInfo]:
+    """Key pairs, oldest first: all, or those of a user."""
+    wanted = [] if user is None else [KeyPair.user_id == user]
     with rt.database.reading() as session:
-        total = session.scalar(select(func.count()).select_from(KeyPair)) or 0
-        rows = session.scalars(select(KeyPair).order_by(KeyPair.created_at, KeyPair.id).limit(limit).offset(offset))
-        return total, [_info(row) for row in rows]
+        return paging.read(session, select(KeyPair).where(*wanted), KeyPair.id, part=part, make=_info)
 
 
 def forget(unit: Unit, user_id: str) -> None:

@@ -13,7 +13,7 @@ import json
 import logging
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from email.headerregistry import Address
@@ -38,13 +38,14 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Mapped, mapped_column
 
-from identity import logs
+from identity import logs, paging
 from identity.ambient import Origin, later
 from identity.core.keeping import Keeping, delete_batch
 from identity.core.mail import letters
 from identity.core.mail.letters import Template
 from identity.errors import NOT_FOUND, Refused
 from identity.instruments.vault import Unsealable
+from identity.paging import Listed, Part
 from identity.runtime import Runtime
 from identity.storage import Base, Instant, Prepared, Unit
 
@@ -196,15 +197,33 @@ def deliver_until(rt: Runtime, stop: threading.Event) -> None:
             stop.wait(POLL_SECONDS)
 
 
-def list_mails(rt: Runtime, state: State | None = None, *, limit: int = 50) -> list[MailInfo]:
-    """The newest mails, or the newest in `state`; void ones only when asked for."""
-    wanted = Mail.state != State.VOID if state is None else Mail.state == state
+def listing(
+    rt: Runtime, part: Part, *, state: State | None = None, recipients: Sequence[str] | None = None
+) -> Listed[MailInfo]:
+    """Mails, newest first: those in `state`, or all but void ones; only those to `recipients`, where given."""
+    wanted = [Mail.state != State.VOID if state is None else Mail.state == state]
+    if recipients is not None:
+        wanted.append(Mail.recipient.in_(recipients))
+    columns = (
+        Mail.id,
+        Mail.created_at,
+        Mail.recipient,
+        Mail.template,
+        Mail.state,
+        Mail.attempts,
+        Mail.next_at,
+        Mail.last_error,
+        Mail.sent_at,
+    )
     with rt.database.reading() as session:
-        rows = session.scalars(select(Mail).where(wanted).order_by(Mail.id.desc()).limit(limit)).all()
-    return [
-        MailInfo(m.id, m.created_at, m.recipient, m.template, m.state, m.attempts, m.next_at, m.last_error, m.sent_at)
-        for m in rows
-    ]
+        return paging.read(
+            session, select(*columns).where(*wanted), Mail.id, part=part, make=MailInfo, newest_first=True
+        )
+
+
+def list_mails(rt: Runtime, state: State | None = None, *, limit: int = 50) -> Sequence[MailInfo]:
+    """The newest mails, or the newest in `state`; void ones only when asked for."""
+    return listing(rt, Part(limit=limit), state=state).items
 
 
 def retry(unit: Unit, mail_id: str | None = None) -> int:

@@ -55,6 +55,14 @@ class User(Base):
     """A person."""
 
     __tablename__ = "user_account"
+    # For searching by the beginning: by byte on PostgreSQL, where the collation of the usual index would not serve.
+    __table_args__ = (
+        *(
+            Index(f"ix_user_account_{column}_prefix", column, postgresql_ops={column: "text_pattern_ops"})
+            for column in ("id", "alias", "full_name")
+        ),
+        Index("uq_user_account_external_id", "external_id", unique=True),
+    )
 
     id: Mapped[str] = mapped_column(String(36), primary_key=True)
     alias: Mapped[str] = mapped_column(String(64), unique=True)
@@ -69,6 +77,8 @@ class User(Base):
     created_at: Mapped[datetime] = mapped_column(Instant)
     # Set for whoever registered without being asked, until they prove their address; then the row is forgotten, and with it the alias.
     unconfirmed_until: Mapped[datetime | None] = mapped_column(Instant, index=True)
+    # What another system calls this person; imports find them by it.
+    external_id: Mapped[str | None] = mapped_column(String(200))
     version: Mapped[int] = mapped_column(BigInteger, default=1)
 
 
@@ -85,6 +95,7 @@ class Email(Base):
             postgresql_where=text("verified"),
         ),
         Index("uq_email_user_id_address", "user_id", "address", unique=True),
+        Index("ix_email_address_prefix", "address", postgresql_ops={"address": "text_pattern_ops"}),
         Index(
             "uq_email_preferred",
             "user_id",

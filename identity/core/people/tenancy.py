@@ -23,8 +23,8 @@ from sqlalchemy import (
     bindparam,
     case,
     delete,
-    func,
     literal_column,
+    or_,
     select,
     true,
     type_coerce,
@@ -33,6 +33,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import InstrumentedAttribute, Mapped, Session, mapped_column
 
+from identity import paging
 from identity.canonical import get_names, is_name
 from identity.core.keeping import Keeping
 from identity.core.people.accounts import User
@@ -41,6 +42,7 @@ from identity.core.record.audit import Action
 from identity.core.versions import check as check_version
 from identity.errors import CONFLICT, NOT_FOUND, VALIDATION, Refused
 from identity.instruments.limits import Policy, parse_budget
+from identity.paging import Listed, Part
 from identity.runtime import Runtime
 from identity.storage import Base, Instant, Lines, Names, Prepared, Unit, holds
 
@@ -67,7 +69,10 @@ class Membership(Base):
     """A user's belonging to a tenant."""
 
     __tablename__ = "membership"
-    __table_args__ = (Index("ix_membership_tenant_id", "tenant_id"),)
+    __table_args__ = (
+        Index("ix_membership_tenant_id", "tenant_id"),
+        Index("ix_membership_tenant_id_user_id", "tenant_id", "user_id"),
+    )
 
     user_id: Mapped[str] = mapped_column(ForeignKey("user_account.id", ondelete="CASCADE"), primary_key=True)
     tenant_id: Mapped[str] = mapped_column(ForeignKey("tenant.id", ondelete="CASCADE"), primary_key=True)
@@ -166,12 +171,15 @@ def describe(rt: Runtime, tenant_id: str) -> TenantInfo:
         return info_of(get(session, tenant_id))
 
 
-def listing(rt: Runtime, *, limit: int, offset: int) -> tuple[int, list[TenantInfo]]:
-    """How many tenants there are, and a page of them by id."""
+def listing(rt: Runtime, part: Part, *, q: str | None = None) -> Listed[TenantInfo]:
+    """Tenants by id: all, or those whose id or name begins with `q`."""
+    query = select(Tenant)
+    if q is not None:
+        is_sqlite = rt.database.is_sqlite
+        by_id = paging.begins(Tenant.id, q.lower(), is_sqlite=is_sqlite)
+        query = query.where(or_(by_id, paging.begins_in_any_case(Tenant.name, q, is_sqlite=is_sqlite)))
     with rt.database.reading() as session:
-        total = session.scalar(select(func.count()).select_from(Tenant)) or 0
-        rows = session.scalars(select(Tenant).order_by(Tenant.id).limit(limit).offset(offset))
-        return total, [info_of(row) for row in rows]
+        return paging.read(session, query, Tenant.id, part=part, make=info_of)
 
 
 def change(

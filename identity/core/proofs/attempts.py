@@ -16,7 +16,7 @@ from datetime import datetime
 from functools import cache
 from typing import Any, Final
 
-from sqlalchemy import LargeBinary, Text, bindparam, select, text
+from sqlalchemy import LargeBinary, Text, bindparam, delete, select, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from identity.ambient import Origin, later
@@ -201,6 +201,12 @@ def judge(rt: Runtime, charge: Charge, failed: str | None) -> None:
     living = [at for at in json.loads(failed) if at > now - charge.budget.seconds * 1_000_000]
     if len(living) >= charge.budget.amount:
         raise _locked_out(charge, living, now)
+
+
+def forgive(unit: Unit, charges: Sequence[Charge]) -> int:
+    """Forget the failures that these charges counted; tell how many counters there were."""
+    keys = [each.key for each in charges]
+    return unit.changed(delete(Meter).where(Meter.key.in_(keys)).execution_options(synchronize_session=False))
 
 
 def purge(_rt: Runtime, unit: Unit) -> int:

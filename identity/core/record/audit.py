@@ -6,20 +6,23 @@ content: an edited row shows.
 
 from __future__ import annotations
 
+import difflib
 import hmac
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Index, LargeBinary, String, Text, func, select
-from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy import ColumnElement, Index, LargeBinary, String, Text, func, literal_column, select, text
+from sqlalchemy.orm import Mapped, Session, mapped_column
 
+from identity import paging
 from identity.ambient import Origin, later
 from identity.core.keeping import Keeping, delete_batch
-from identity.errors import Refused
+from identity.errors import VALIDATION, Refused
+from identity.paging import Listed, Part
 from identity.runtime import Runtime
 from identity.storage import Base, Contention, Instant, Unit, to_micros
 
@@ -55,6 +58,7 @@ class Action(StrEnum):
     USER_CHANGED = "user.changed"
     USER_ENABLED = "user.enabled"
     USER_DISABLED = "user.disabled"
+    USER_UNLOCKED = "user.unlocked"
     USER_ERASED = "user.erased"
     APPLICATION_CREATED = "application.created"
     APPLICATION_CHANGED = "application.changed"
@@ -78,6 +82,7 @@ class Action(StrEnum):
     MASTER_KEY_CHANGED = "master-key.changed"
 
 
+_NO_ACTION: Final = VALIDATION.saying("There is no such action; the catalogue is in the documentation")
 #: What a refused request leaves behind. Only these carry the `x-error-id` that their client was told.
 REFUSALS: Final = frozenset(
     {Action.LOGIN_FAILED, Action.CODE_REFUSED, Action.REFRESH_REUSED, Action.APPLICATION_REFUSED}
@@ -92,6 +97,13 @@ class AuditEvent(Base):
         Index("ix_audit_event_credential", "credential", "at"),
         Index("ix_audit_event_tenant", "tenant", "at"),
         Index("ix_audit_event_address", "address", "at"),
+        Index(
+            "ix_audit_event_login",
+            "actor",
+            "at",
+            sqlite_where=text("action = 'login.succeeded'"),
+            postgresql_where=text("action = 'login.succeeded'"),
+        ),
     )
 
     id: Mapped[str] = mapped_column(String(36), primary_key=True)
@@ -186,6 +198,66 @@ def search(
         query = query.where(condition)
     with rt.database.reading() as session:
         return [_event(rt, row) for row in session.scalars(query)]
+
+
+def listing(
+    rt: Runtime,
+    part: Part,
+    *,
+    actor: str | None = None,
+    action: str | None = None,
+    target: str | None = None,
+    tenant: str | None = None,
+    credential: str | None = None,
+    address: str | None = None,
+    since: datetime | None = None,
+    until: datetime | None = None,
+) -> Listed[Event]:
+    """Events, newest first, that fit every filter. `credential` is an id, or an id with its kind (`key:ID`).
+
+    Raises Refused(VALIDATION) for an action that is not in the catalogue.
+    """
+    if action is not None and action not in set(Action):
+        near = difflib.get_close_matches(action, list(Action), 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise Refused(_NO_ACTION, field="action", detail=f"no such action{hint}")
+    query = select(AuditEvent).where(*_conditions(actor, action, target, since, until))
+    if tenant is not None:
+        query = query.where(AuditEvent.tenant == tenant)
+    if credential is not None:
+        kinds = ("",) if ":" in credential else ("session:", "key:", "secret:")
+        query = query.where(AuditEvent.credential.in_([f"{kind}{credential}" for kind in kinds]))
+    if address is not None:
+        query = query.where(AuditEvent.address == address)
+    with rt.database.reading() as session:
+        return paging.read(
+            session,
+            query,
+            AuditEvent.at,
+            AuditEvent.id,
+            part=part,
+            make=lambda row: _event(rt, row),
+            newest_first=True,
+        )
+
+
+def knows(rt: Runtime, name: str) -> bool:
+    """Whether any event names this one as its actor or target: for names of what exists no more."""
+    with rt.database.reading() as session:
+        return any(
+            session.scalar(select(AuditEvent.id).where(column == name).limit(1)) is not None
+            for column in (AuditEvent.actor, AuditEvent.target)
+        )
+
+
+def last_logins(session: Session, user_ids: Sequence[str]) -> dict[str, datetime]:
+    """When each of these users last signed in, as far back as the audit goes."""
+    query = (
+        select(AuditEvent.actor, func.max(AuditEvent.at))
+        .where(AuditEvent.action == literal_column("'login.succeeded'"), AuditEvent.actor.in_(user_ids))
+        .group_by(AuditEvent.actor)
+    )
+    return {row[0]: row[1] for row in session.execute(query)}
 
 
 def count(rt: Runtime, **filters: Any) -> int:

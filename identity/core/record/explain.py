@@ -17,12 +17,13 @@ from typing import Any, Final
 
 from sqlalchemy import delete, func, select
 
-from identity import logs
+from identity import logs, paging
 from identity.ambient import Origin, later
 from identity.canonical import canonical_id
 from identity.core.keeping import Keeping, delete_batch
-from identity.errors import NOT_FOUND, Refused
+from identity.errors import CATALOGUE, NOT_FOUND, VALIDATION, Refused
 from identity.instruments.refusals import Refusal
+from identity.paging import Listed, Part
 from identity.runtime import Runtime
 from identity.storage import Unit
 
@@ -92,6 +93,34 @@ def get(rt: Runtime, error_id: str) -> Explanation:
     return found
 
 
+def listing(
+    rt: Runtime,
+    part: Part,
+    *,
+    caller: str | None = None,
+    address: str | None = None,
+    error: str | None = None,
+    since: datetime | None = None,
+    until: datetime | None = None,
+) -> Listed[Explanation]:
+    """Refusals, newest first, that fit every filter. Raises Refused(VALIDATION) for an error that is not in the catalogue."""
+    if error is not None and error not in {problem.code for problem, _ in CATALOGUE}:
+        raise Refused(VALIDATION.saying("There is no such error; the README has the table"), field="error")
+    rt.explanations.flush(rt.database, rt.clock.now())
+    query = select(Refusal)
+    for column, value in ((Refusal.caller, caller), (Refusal.address, address), (Refusal.error, error)):
+        if value is not None:
+            query = query.where(column == value)
+    if since is not None:
+        query = query.where(Refusal.at >= since)
+    if until is not None:
+        query = query.where(Refusal.at < until)
+    with rt.database.reading() as session:
+        return paging.read(
+            session, query, Refusal.at, Refusal.error_id, part=part, make=_explanation, newest_first=True
+        )
+
+
 def write_until(rt: Runtime, stop: threading.Event) -> None:
     """Write the refusals of this process down as they come, until `stop` is set: some a second, however many there are."""
     while not stop.is_set():
@@ -109,7 +138,11 @@ def _find(rt: Runtime, error_id: str) -> Explanation | None:
         row = session.get(Refusal, error_id)
         if row is None:
             return None
-        values = {column.key: getattr(row, column.key) for column in Refusal.__table__.columns}
+        return _explanation(row)
+
+
+def _explanation(row: Refusal) -> Explanation:
+    values = {column.key: getattr(row, column.key) for column in Refusal.__table__.columns}
     return Explanation(**{**values, "evidence": _load(values["evidence"])})
 
 

@@ -15,17 +15,18 @@ from datetime import datetime
 from typing import Any, Final, NamedTuple, NoReturn
 
 from sqlalchemy import (
+    ColumnElement,
     Select,
     bindparam,
     case,
     delete,
-    func,
     literal,
     or_,
     select,
     update,
 )
 
+from identity import paging
 from identity.ambient import Origin, later
 from identity.canonical import canonical_id
 from identity.core.keeping import Keeping, delete_batch
@@ -33,7 +34,7 @@ from identity.core.mail import outbox
 from identity.core.mail.letters import Template
 from identity.core.people import tenancy
 from identity.core.people.accounts import AccessWindow, Email, User, UserInfo, recheck
-from identity.core.people.tenancy import Memberships
+from identity.core.people.tenancy import Membership, Memberships
 from identity.core.record import audit
 from identity.core.record.audit import Action
 from identity.core.tokens import claims, status
@@ -43,6 +44,7 @@ from identity.errors import INVALID_TOKEN, NOT_FOUND, TOKEN_EXPIRED, Refused
 from identity.instruments import opaque
 from identity.instruments.keyring import CURRENT_VERSION
 from identity.instruments.opaque import Kind, Secret
+from identity.paging import Listed, Part
 from identity.runtime import Runtime
 from identity.storage import Instant, Prepared, Unit
 
@@ -340,6 +342,21 @@ def revoke_all(rt: Runtime, unit: Unit, user_id: str, *, actor: str, reason: str
     return ended
 
 
+def revoke_many(rt: Runtime, unit: Unit, *, actor: str, reason: str, **owners: str | None) -> int:
+    """End every session of a `user`, of a `tenant`'s members, that an `application` asked for, or of everybody; tell how many.
+
+    One statement and one event, however many they are.
+    """
+    ended = status.end_sessions(rt, unit, UserSession.expires_at > unit.now, *_of(**owners))
+    named = {name: value for name, value in owners.items() if value is not None}
+    target = next(iter(named.values()), "everybody")
+    tenant = named.get("tenant", "")
+    audit.record(
+        rt, unit, Action.SESSION_REVOKED, actor=actor, target=target, reason=reason, count=ended, tenant=tenant
+    )
+    return ended
+
+
 def revoke_of_keypair(rt: Runtime, unit: Unit, keypair_id: str, *, actor: str) -> None:
     """End what a key pair has opened: it is gone itself."""
     its = (UserSession.keypair_id == keypair_id, UserSession.expires_at > unit.now)
@@ -378,19 +395,48 @@ def listing_of(rt: Runtime, user_id: str) -> list[SessionInfo]:
         return [info for info in (SessionInfo(*tuple(row)) for row in rows) if not info.is_over(now)]
 
 
-def listing(rt: Runtime, *, limit: int, offset: int) -> tuple[int, list[SessionInfo]]:
-    """How many living sessions there are, and a page of them, newest first."""
+def listing(
+    rt: Runtime,
+    part: Part,
+    *,
+    user: str | None = None,
+    tenant: str | None = None,
+    application: str | None = None,
+) -> Listed[SessionInfo]:
+    """Living sessions, newest first: all, or those of a user, of a tenant's members, or that an application asked for."""
     now = rt.clock.now()
-    living = (
+    wanted = [
         UserSession.user_id.is_not(None),
         UserSession.revoked_at.is_(None),
         UserSession.expires_at > now,
         UserSession.idle_expires_at > now,
-    )
+        *_of(user, tenant, application),
+    ]
     with rt.database.reading() as session:
-        total = session.scalar(select(func.count()).select_from(UserSession).where(*living)) or 0
-        ordered = select(*INFO).where(*living).order_by(UserSession.created_at.desc(), UserSession.id.desc())
-        return total, [SessionInfo(*tuple(row)) for row in session.execute(ordered.limit(limit).offset(offset))]
+        # Ids are ordered by time.
+        return paging.read(
+            session,
+            select(*INFO).where(*wanted),
+            UserSession.id,
+            part=part,
+            make=SessionInfo,
+            newest_first=True,
+        )
+
+
+def _of(
+    user: str | None = None, tenant: str | None = None, application: str | None = None
+) -> list[ColumnElement[bool]]:
+    """The conditions of the sessions that belong to each of those that are given."""
+    wanted: list[ColumnElement[bool]] = []
+    if user is not None:
+        wanted.append(UserSession.user_id == user)
+    if tenant is not None:
+        members = select(Membership.user_id).where(Membership.tenant_id == tenant)
+        wanted.append(UserSession.user_id.in_(members))
+    if application is not None:
+        wanted.append(UserSession.client_id == application)
+    return wanted
 
 
 def find(rt: Runtime, session_id: str) -> SessionInfo | None:

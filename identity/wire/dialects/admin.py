@@ -8,17 +8,20 @@ other.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from typing import Any, Final, TypeVar
 
 from marshmallow import Schema
 
-from identity import documents
-from identity.core.admin import applications, keys, on_behalf, roles, tenants, users
+from identity import documents, paging
+from identity.core.admin import applications, export, keys, on_behalf, roles, seek, tenants, users
 from identity.core.admin.by import By
 from identity.core.clients import applications as clients
 from identity.core.clients import keypairs, secrets
+from identity.core.mail import outbox
+from identity.core.mail.outbox import State
 from identity.core.people import tenancy
 from identity.core.record import audit, explain
 from identity.core.tokens import sessions
@@ -40,6 +43,9 @@ from identity.errors import (
     Refused,
 )
 from identity.instruments.limits import Policy
+from identity.paging import Part
+from identity.runtime import Runtime
+from identity.wire.dialects import admin_record_schemas as records
 from identity.wire.dialects import admin_schemas as schemas
 from identity.wire.endpoint import ENVELOPE_400, Call, Dialect, Reads, Reply
 
@@ -52,7 +58,14 @@ admin = Dialect(
     limit=Policy.STANDARD,
 )
 
-_PAGING: Final = ("limit", "page")
+_USER_FIELDS: Final = {
+    "fullName": "full_name",
+    "portalURL": "portal_url",
+    "passwordHash": "password_hash",
+    "newRole": "new_role",
+}
+_PAGING: Final = ("limit", "page", "after")
+_EVENT_FILTERS: Final = ("actor", "action", "target", "tenant", "credential", "address")
 _MAX_PAGE: Final = 1_000_000
 _WHOLE: Final = re.compile(r"[0-9]{1,7}", re.ASCII)
 _TAG: Final = re.compile(r'"([0-9]{1,18})"', re.ASCII)
@@ -111,25 +124,28 @@ def _deed(
 def create_user(call: Call) -> Reply:
     """Make a user with a verified address and a key pair, or, with `notify`, with an invitation by mail."""
     made = users.create_user(
-        call.rt, _by(call), **_renamed(call.body, fullName="full_name", portalURL="portal_url", newRole="new_role")
+        call.rt,
+        _by(call),
+        **_renamed(
+            call.body, fullName="full_name", portalURL="portal_url", passwordHash="password_hash", newRole="new_role"
+        ),
     )
     return Reply(documents.created_user(made))
 
 
-@_list("/admin/users", "users", schemas.UserAnswer, filters=("enabled", "role", "tenant", "email"))
+@_list("/admin/users", "users", schemas.UserAnswer, filters=("enabled", "role", "tenant", "email", "alias", "q"))
 def list_users(call: Call) -> Reply:
     """List users in the order in which they were made."""
     enabled = _one(call, "enabled")
     if enabled not in (None, "true", "false"):
         raise Refused(VALIDATION.saying("enabled is true or false"), field="enabled")
-    filters = {name: _one(call, name) for name in ("role", "tenant", "email")}
+    filters = {name: _one(call, name) for name in ("role", "email", "alias", "q")}
+    filters["tenant"] = _sought(call, "tenant", seek.tenant_id)
     return _page(
         call,
         "users",
         documents.user,
-        lambda limit, offset: users.list_users(
-            call.rt, limit=limit, offset=offset, enabled=None if enabled is None else enabled == "true", **filters
-        ),
+        lambda part: users.list_users(call.rt, part, enabled=None if enabled is None else enabled == "true", **filters),
     )
 
 
@@ -257,26 +273,47 @@ def add_email(call: Call) -> Reply:
     return Reply({"emailID": info.id, "address": info.address, "verificationCodeID": verification_id})
 
 
-@_list("/admin/sessions", "sessions", schemas.SessionAnswer)
+@_list("/admin/sessions", "sessions", schemas.SessionAnswer, filters=("user", "tenant", "application"))
 def list_sessions(call: Call) -> Reply:
     """List living sessions, newest first."""
     return _page(
         call,
         "sessions",
         documents.session,
-        lambda limit, offset: sessions.listing(call.rt, limit=limit, offset=offset),
+        lambda part: sessions.listing(call.rt, part, **_owners(call)),
     )
 
 
-@_list("/admin/keypairs", "keypairs", schemas.KeyPairAnswer)
+@_list("/admin/keypairs", "keypairs", schemas.KeyPairAnswer, filters=("user",))
 def list_keypairs(call: Call) -> Reply:
     """List key pairs, oldest first."""
     return _page(
         call,
         "keypairs",
         documents.keypair,
-        lambda limit, offset: keypairs.listing(call.rt, limit=limit, offset=offset),
+        lambda part: keypairs.listing(call.rt, part, user=_sought(call, "user", seek.user_id)),
     )
+
+
+@_deed("DELETE", "/admin/sessions", answer=records.EndedAnswer, query=("user", "tenant", "application", "all"))
+def revoke_sessions(call: Call) -> Reply:
+    """End every session of a `user`, of the members of a `tenant`, that an `application` asked for, or (`all=true`) of everybody."""
+    owners = {name: value for name, value in _owners(call).items() if value is not None}
+    if len(owners) + _flag(call, "all") != 1:
+        raise Refused(VALIDATION.saying("Name one of user, tenant, application, or all=true"))
+    return Reply({"ended": on_behalf.revoke_sessions(call.rt, _by(call), **owners)})
+
+
+@_deed("PUT", "/admin/user/{id}/unlock", answer=records.UnlockedAnswer)
+def unlock_user(call: Call) -> Reply:
+    """Forget the failed attempts at an account, so that its owner can sign in at once."""
+    return Reply({"forgotten": on_behalf.unlock(call.rt, _by(call), call.params["id"])})
+
+
+@_show("/admin/user/{id}/export", records.ExportAnswer)
+def export_user(call: Call) -> Reply:
+    """Everything that is held about a person, for that person; no secret, no hash."""
+    return Reply(documents.person(export.gather(call.rt, call.params["id"])))
 
 
 @_deed("PUT", "/admin/session/{id}/verify")
@@ -338,14 +375,21 @@ def create_application(call: Call) -> Reply:
     return Reply(documents.created_application(*applications.create_application(call.rt, _by(call), **options)))
 
 
-@_list("/admin/applications", "applications", schemas.ApplicationAnswer)
+@_list("/admin/applications", "applications", schemas.ApplicationAnswer, filters=("tenant", "name", "appId", "q"))
 def list_applications(call: Call) -> Reply:
     """List applications by their number."""
     return _page(
         call,
         "applications",
         documents.application,
-        lambda limit, offset: clients.listing(call.rt, limit=limit, offset=offset),
+        lambda part: clients.listing(
+            call.rt,
+            part,
+            tenant=_sought(call, "tenant", seek.tenant_id),
+            name=_one(call, "name"),
+            app_id=_whole(call, "appId", default=0, most=9_999_999) or None,
+            q=_one(call, "q"),
+        ),
     )
 
 
@@ -400,7 +444,7 @@ def add_secret(call: Call) -> Reply:
 def list_secrets(call: Call) -> Reply:
     """List the secrets of an application: when and from where each was last used, and by which addresses in the last 24 hours."""
     found = secrets.secrets_of(call.rt, call.params["clientId"])
-    return _page(call, "secrets", documents.secret, lambda limit, offset: (len(found), found[offset : offset + limit]))
+    return _page(call, "secrets", documents.secret, lambda part: paging.cut(found, part))
 
 
 @_deed("DELETE", "/admin/application/{clientId}/secret/{secretID}", query=("force",))
@@ -421,12 +465,10 @@ def create_tenant(call: Call) -> Reply:
     return _tenant(tenants.create_tenant(call.rt, _by(call), tenant_id=call.body["id"], name=call.body["name"]))
 
 
-@_list("/admin/tenants", "tenants", schemas.TenantAnswer)
+@_list("/admin/tenants", "tenants", schemas.TenantAnswer, filters=("q",))
 def list_tenants(call: Call) -> Reply:
     """List tenants by id."""
-    return _page(
-        call, "tenants", documents.tenant, lambda limit, offset: tenancy.listing(call.rt, limit=limit, offset=offset)
-    )
+    return _page(call, "tenants", documents.tenant, lambda part: tenancy.listing(call.rt, part, q=_one(call, "q")))
 
 
 @_show("/admin/tenant/{id}", schemas.TenantAnswer)
@@ -483,7 +525,7 @@ def list_members(call: Call) -> Reply:
         call,
         "members",
         documents.member,
-        lambda limit, offset: tenants.list_members(call.rt, call.params["id"], limit=limit, offset=offset),
+        lambda part: tenants.list_members(call.rt, call.params["id"], part),
     )
 
 
@@ -493,15 +535,33 @@ def list_members(call: Call) -> Reply:
 @_list("/admin/roles", "roles", schemas.RoleAnswer)
 def list_roles(call: Call) -> Reply:
     """List the roles that are declared or held, with those who hold them."""
-    return _page(
-        call, "roles", documents.role, lambda limit, offset: roles.listing(call.rt, limit=limit, offset=offset)
-    )
+    return _page(call, "roles", documents.role, lambda part: roles.listing(call.rt, part))
 
 
 @_deed("POST", "/admin/role", body=schemas.NewRole, answer=schemas.RoleAnswer)
 def declare_role(call: Call) -> Reply:
     """Declare a role, everywhere or in one tenant, so that it is known before anybody holds it."""
     return Reply(documents.role(roles.declare(call.rt, _by(call), **call.body)))
+
+
+# Mail.
+
+
+@_list("/admin/mails", "mails", records.MailAnswer, filters=("state",))
+def list_mails(call: Call) -> Reply:
+    """List mails, newest first, never what they say: all but void ones, or those in a `state`."""
+    state = _one(call, "state")
+    if state is not None and state not in set(State):
+        raise Refused(VALIDATION.saying("state is pending, sent, dead or void"), field="state")
+    return _page(
+        call, "mails", documents.mail, lambda part: outbox.listing(call.rt, part, state=State(state) if state else None)
+    )
+
+
+@_deed("POST", "/admin/mails/retry", body=records.MailBody, answer=records.RetriedAnswer)
+def retry_mails(call: Call) -> Reply:
+    """Send again now what waits or was given up: one mail, or all."""
+    return Reply({"retried": on_behalf.retry_mails(call.rt, _by(call), call.body.get("mailID"))})
 
 
 # Signing keys.
@@ -511,9 +571,7 @@ def declare_role(call: Call) -> Reply:
 def list_keys(call: Call) -> Reply:
     """List signing keys, oldest first: next, active or retired."""
     found = call.rt.ring.list()
-    return _page(
-        call, "keys", documents.signing_key, lambda limit, offset: (len(found), found[offset : offset + limit])
-    )
+    return _page(call, "keys", documents.signing_key, lambda part: paging.cut(found, part))
 
 
 @_deed("POST", "/admin/signing-keys/rotate", answer=schemas.SigningKeyAnswer)
@@ -532,25 +590,25 @@ def revoke_key(call: Call) -> Reply:
 # What happened, and why.
 
 
-@_list("/admin/audit", "events", schemas.EventAnswer, filters=("actor", "action", "target", "since", "until"))
+@_list("/admin/audit", "events", records.EventAnswer, filters=(*_EVENT_FILTERS, "since", "until"))
 def list_events(call: Call) -> Reply:
-    """List audit events, newest first; `since` and `until` are RFC 3339 or Unix seconds."""
-    filters: dict[str, Any] = {name: _one(call, name) for name in ("actor", "action", "target")}
-    for name in ("since", "until"):
-        text = _one(call, name)
-        filters[name] = None if text is None else documents.moment(text, field=name)
-    return _page(
-        call,
-        "events",
-        documents.event,
-        lambda limit, offset: (
-            audit.count(call.rt, **filters),
-            audit.search(call.rt, **filters, limit=limit, offset=offset),
-        ),
-    )
+    """List audit events, newest first; `since` and `until` are RFC 3339 or Unix seconds, names serve as `actor` and `target`."""
+    filters: dict[str, Any] = {name: _one(call, name) for name in ("action", "credential", "address")}
+    filters |= {"tenant": _one(call, "tenant"), **_period(call)}
+    for name in ("actor", "target"):
+        filters[name] = _sought(call, name, partial(seek.subject, field=name))
+    return _page(call, "events", documents.event, lambda part: audit.listing(call.rt, part, **filters))
 
 
-@_show("/admin/error/{errorID}", schemas.ExplanationAnswer)
+@_list("/admin/errors", "errors", records.ExplanationAnswer, filters=("caller", "address", "error", "since", "until"))
+def list_errors(call: Call) -> Reply:
+    """List refusals, newest first, and why each was refused; `caller` is who was refused, where that is known."""
+    filters: dict[str, Any] = {name: _one(call, name) for name in ("address", "error")}
+    filters |= {"caller": _sought(call, "caller", partial(seek.subject, field="caller")), **_period(call)}
+    return _page(call, "errors", documents.explanation, lambda part: explain.listing(call.rt, part, **filters))
+
+
+@_show("/admin/error/{errorID}", records.ExplanationAnswer)
 def explain_error(call: Call) -> Reply:
     """Say why the request that was answered with this `x-error-id` was refused."""
     return Reply(documents.explanation(explain.get(call.rt, call.params["errorID"])))
@@ -588,16 +646,36 @@ def _whole(call: Call, name: str, *, default: int, most: int) -> int:
 
 
 def _page(
-    call: Call,
-    plural: str,
-    document: Callable[[_T], Document],
-    find: Callable[[int, int], tuple[int, Sequence[_T]]],
+    call: Call, plural: str, document: Callable[[_T], Document], find: Callable[[Part], paging.Listed[_T]]
 ) -> Reply:
-    """The page that the query asks for of what `find(limit, offset)` finds."""
+    """The part that the query asks for of what `find` finds."""
     limit = _whole(call, "limit", default=50, most=200)
-    page = _whole(call, "page", default=1, most=_MAX_PAGE)
-    total, found = find(limit, (page - 1) * limit)
-    return Reply(documents.page(plural, total, [document(one) for one in found], limit=limit))
+    after = _one(call, "after") or ""
+    if after and "page" in call.query:
+        raise Refused(VALIDATION.saying("Give a page or a cursor, not both"), field="after")
+    part = Part(limit, _whole(call, "page", default=1, most=_MAX_PAGE), after)
+    return Reply(documents.page(plural, find(part), document, limit=limit))
+
+
+def _sought(call: Call, name: str, find: Callable[[Runtime, str], str]) -> str | None:
+    """The id of whoever a query parameter names, or None where it is absent. Raises Refused(VALIDATION) for nobody."""
+    text = _one(call, name)
+    return None if text is None else find(call.rt, text)
+
+
+def _owners(call: Call) -> dict[str, str | None]:
+    """Whose sessions are meant."""
+    return {
+        "user": _sought(call, "user", seek.user_id),
+        "tenant": _sought(call, "tenant", seek.tenant_id),
+        "application": _sought(call, "application", seek.client_id),
+    }
+
+
+def _period(call: Call) -> dict[str, datetime | None]:
+    """The moments that `since` and `until` name."""
+    given = {name: _one(call, name) for name in ("since", "until")}
+    return {name: None if text is None else documents.moment(text, field=name) for name, text in given.items()}
 
 
 def _renamed(body: dict[str, Any], **names: str) -> dict[str, Any]:

@@ -60,6 +60,7 @@ class NewUser(Body):
     groups = Names()
     tenants = Table(Names())
     password = Text(max_length=4096)
+    passwordHash = Text(max_length=1024)
     notify = Flag()
     portalURL = Text(max_length=1000)
     newRole = Flag()
@@ -232,6 +233,7 @@ class UserAnswer(Schema):
     password = fields.Boolean(required=True, metadata={"description": "whether the user has one"})
     mfa = fields.Nested(FactorsAnswer, required=True)
     createdAt = Seconds(required=True)
+    lastLoginAt = Seconds(required=True, allow_none=True)
 
 
 class NewUserAnswer(Schema):
@@ -417,57 +419,12 @@ class SigningKeyAnswer(Schema):
     signsFrom = Seconds(required=True, allow_none=True)
 
 
-class EventAnswer(Schema):
-    """An audit event; `genuine` is false for a row that was edited after it was written."""
-
-    eventID = fields.String(required=True)
-    at = Seconds(required=True)
-    action = fields.String(required=True)
-    actor = fields.String(required=True)
-    target = fields.String(required=True)
-    address = fields.String(required=True)
-    requestID = fields.String(required=True)
-    errorID = fields.String(
-        required=True, allow_none=True, metadata={"description": "the x-error-id, of a refusal only"}
-    )
-    credential = fields.String(
-        required=True,
-        allow_none=True,
-        metadata={"description": "what proved the actor: session:ID, key:ID or secret:ID"},
-    )
-    tenant = fields.String(required=True, allow_none=True)
-    data = fields.Dict(required=True)
-    genuine = fields.Boolean(required=True)
-
-
-class ExplanationAnswer(Schema):
-    """Why a request was refused."""
-
-    errorID = fields.String(required=True)
-    at = Seconds(required=True)
-    route = fields.String(required=True)
-    status = fields.Integer(required=True)
-    error = fields.String(required=True)
-    message = fields.String(required=True)
-    field = fields.String(required=True, allow_none=True)
-    check = fields.String(required=True, metadata={"description": "the check that failed"})
-    expected = fields.Raw(required=True, allow_none=True, metadata={"description": "what it expected, if it tells"})
-    seen = fields.Raw(required=True, allow_none=True, metadata={"description": "what it saw; never a secret"})
-    clockSkewSeconds = fields.Integer(
-        required=True, allow_none=True, metadata={"description": "how far past its time it was; negative: before it"}
-    )
-    nearMiss = fields.String(required=True, allow_none=True, metadata={"description": "what would have passed"})
-    evidence = fields.Dict(required=True, metadata={"description": "whatever else the check knew"})
-    caller = fields.String(required=True)
-    address = fields.String(required=True)
-    requestID = fields.String(required=True)
-
-
 def page_of(plural: str, item: type[Schema]) -> type[Schema]:
     """The schema of a page of a list, whose items stand under `plural`."""
     members: dict[str, fields.Field[Any]] = {
-        "pages": fields.Integer(required=True),
-        "items": fields.Integer(required=True, metadata={"description": "how many there are in all pages"}),
+        "pages": fields.Integer(metadata={"description": "left out behind a cursor, where nothing is counted"}),
+        "items": fields.Integer(metadata={"description": "how many there are in all; left out behind a cursor"}),
+        "next": fields.String(metadata={"description": "what `after` takes to go on; left out at the end"}),
         plural: fields.List(fields.Nested(item), required=True),
     }
     page = Schema.from_dict(members, name=f"{item.__name__.removesuffix('Answer')}Page")

@@ -8,6 +8,7 @@ from identity.core.admin import applications, roles, tenants, users
 from identity.core.admin.by import By
 from identity.core.record import audit
 from identity.errors import Refused
+from identity.paging import Part
 from identity.runtime import Runtime
 from tests.builders import a_tenant, a_token, a_user, an_application
 from tests.world import ORIGIN, Web
@@ -89,4 +90,4 @@ def test_a_declared_role_is_no_slip_and_one_of_a_deleted_tenant_goes_with_it(rt:
     roles.declare(rt, BY, name="owned", description="Is owned", tenant="acme-bank")
     users.grant_role(rt, BY, a_user(rt).id, "owned")
     tenants.delete_tenant(rt, BY, "acme-bank")
-    assert [one for one in roles.listing(rt, limit=50, offset=0)[1] if one.tenant] == []
+    assert [one for one in roles.listing(rt, Part()).items if one.tenant] == []

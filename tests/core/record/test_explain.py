@@ -254,7 +254,7 @@ def test_a_client_secret_that_nearly_passed_is_told(web: Web) -> None:
     with web.rt.unit(ORIGIN) as unit:
         unit.execute(update(ClientSecret).values(expires_at=None))
     applications.change_application(web.rt, BY, machine.client_id, enabled=False)
-    assert ask(machine.secret)["check"] == "the application is disabled"
+    assert ask(machine.secret)["check"] == "the application or its tenant is disabled"
 
 
 def test_a_key_pair_that_nearly_passed_is_told(web: Web) -> None:

@@ -1,0 +1,87 @@
+"""`identity session` and `identity keypair`: the logins and the keys of people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from identity.cli import find
+from identity.cli.frame import Opened, cli, command, lists
+
+
+@cli.group("session")
+def session() -> None:
+    """List and end sessions: every login is one."""
+
+
+@lists(session, "list", "sessions")
+@click.option("--user", metavar="USER", help="Only those of this user.")
+@click.option("--tenant", metavar="T", help="Only those of its members.")
+@click.option("--application", metavar="APP", help="Only those that it asked for.")
+def list_sessions(opened: Opened, **owners: str | None) -> tuple[tuple[str, ...], Mapping[str, Any]]:
+    """List living sessions, newest first."""
+    return ("sessions",), _owners(opened, **owners)
+
+
+@command(session, "revoke", asks="End these sessions? None comes back.")
+@click.argument("session_id", metavar="[SESSION]", required=False)
+@click.option("--user", metavar="USER", help="Every session of this user.")
+@click.option("--tenant", metavar="T", help="Every session of its members.")
+@click.option("--application", metavar="APP", help="Every session that it asked for.")
+@click.option("--all", "everybody", is_flag=True, help="Every session of everybody.")
+def revoke(opened: Opened, session_id: str | None, everybody: bool, **owners: str | None) -> Any:
+    """End one session, or those of a user, a tenant, an application, or everybody."""
+    named = {name: value for name, value in owners.items() if value is not None}
+    if sum((session_id is not None, everybody, len(named))) != 1:
+        raise click.UsageError("Name one session, or one of --user, --tenant, --application, --all")
+    if session_id is not None:
+        opened.ask("DELETE", "session", session_id)
+        return {"ended": 1}
+    query = {"all": True} if everybody else _owners(opened, **named)
+    return opened.ask("DELETE", "sessions", query=query)
+
+
+@cli.group("keypair")
+def keypair() -> None:
+    """Make, list and delete API key pairs of users."""
+
+
+@command(keypair, "create")
+@click.argument("identifier", metavar="USER")
+@click.option("--name", required=True, metavar="N")
+@click.option("--days", type=click.IntRange(1, 3650), default=365, show_default=True)
+@click.option("--verified", is_flag=True, help="Good at once: you vouch for it instead of a mailed code.")
+def create(opened: Opened, identifier: str, name: str, days: int, verified: bool) -> Any:
+    """Make a key pair of a user; the secret is shown once. It waits for the code that is mailed to them."""
+    made = opened.ask("POST", "user", find.user(opened, identifier), "keypair", body={"name": name, "days": days})
+    if verified:
+        opened.ask("PUT", "keypair", made["keyID"], "verify")
+        made["verified"] = True
+    return made
+
+
+@lists(keypair, "list", "keypairs")
+@click.option("--user", metavar="USER", help="Only those of this user.")
+def list_keypairs(opened: Opened, user: str | None) -> tuple[tuple[str, ...], Mapping[str, Any]]:
+    """List key pairs, oldest first."""
+    return ("keypairs",), {"user": user and find.user(opened, user)}
+
+
+@command(keypair, "revoke", asks="Delete the key pair {key_id} and end what it has opened?")
+@click.argument("key_id", metavar="KEY_ID")
+def revoke_keypair(opened: Opened, key_id: str) -> Any:
+    """Delete a key pair, and end what it has opened."""
+    opened.ask("DELETE", "keypair", key_id)
+    return {"keyID": key_id, "revoked": True}
+
+
+def _owners(
+    opened: Opened, user: str | None = None, tenant: str | None = None, application: str | None = None
+) -> dict[str, str | None]:
+    return {
+        "user": user and find.user(opened, user),
+        "tenant": tenant,
+        "application": application and find.application(opened, application),
+    }
