@@ -15,12 +15,12 @@ import os
 import threading
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 from functools import cache
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import BigInteger, String, bindparam, insert, select
+from sqlalchemy import BigInteger, String, bindparam, func, insert, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -163,13 +163,23 @@ class _Entry(NamedTuple):
 
 
 _LISTS: Final = Prepared(select(StatusList.id))
-_ENTRIES: Final = Prepared(
-    select(StatusEntry.place, StatusEntry.value, StatusEntry.token_id).where(
-        StatusEntry.entered_at > bindparam("since", type_=Instant),
-        StatusEntry.expires_at > bindparam("mark", type_=Instant),
-    ),
-    into=_Entry,
+_SINCE: Final = (
+    StatusEntry.entered_at > bindparam("since", type_=Instant),
+    StatusEntry.expires_at > bindparam("mark", type_=Instant),
 )
+_ENTRIES: Final = Prepared(
+    select(StatusEntry.place, StatusEntry.value, StatusEntry.token_id).where(*_SINCE), into=_Entry
+)
+# Entries are only added: as long as these two are the same, so are the entries.
+_PROBE: Final = Prepared(select(func.count(), func.coalesce(func.sum(StatusEntry.place), 0)).where(*_SINCE))
+
+
+class _Recent(NamedTuple):
+    """What was entered lately, and how it is recognised."""
+
+    since: datetime
+    rows: set[_Entry]
+    probe: tuple[int, int]
 
 
 class StatusLists:
@@ -189,6 +199,7 @@ class StatusLists:
         self._mark: datetime | None = None
         self._read_at: datetime | None = None
         self._whole_at = float("-inf")
+        self._recent: _Recent | None = None
         self._not_before = 0.0
         self._fresh_for = timedelta(seconds=settings.status_ttl_seconds)
 
@@ -308,24 +319,42 @@ class StatusLists:
         """Read what was entered since the last time; now and then everything, so that what has expired goes."""
         now, started = self._clock.now(), time.monotonic()
         mark = _floor(now, _MARK_SECONDS)
-        is_whole = self._read_at is None or mark != self._mark or started - self._whole_at >= _WHOLE_SECONDS
-        since = _EVER if self._read_at is None or is_whole else later(self._read_at, -_OVERLAP_SECONDS)
-        numbers = [number for (number,) in self._database.rows(_LISTS)]
-        rows = self._database.rows(_ENTRIES, since=since, mark=mark)
-        if is_whole:
-            self._whole_at = started
+        if self._read_at is None or mark != self._mark or started - self._whole_at >= _WHOLE_SECONDS:
+            rows = set(self._database.rows(_ENTRIES, since=_EVER, mark=mark))
             for kept in self._kept.values():
                 kept.places, kept.tokens = Places(), {}
-        lists = {number: self._kept.get(number) or _Kept() for number in numbers}
+            self._enter(rows)
+            for kept in self._kept.values():
+                kept.say()
+            self._whole_at, self._recent = started, None
+        elif self._recent is None or self._is_news(mark):
+            known = self._recent.rows if self._recent else set()
+            since = later(self._read_at, -_OVERLAP_SECONDS)
+            rows = set(self._database.rows(_ENTRIES, since=since, mark=mark))
+            self._enter(rows - known)
+            self._recent = _Recent(since, rows, (len(rows), sum(row.place for row in rows)))
+        else:
+            self._enter(())
+        self._mark, self._read_at = mark, now
+
+    def _is_news(self, mark: datetime) -> bool:
+        """Whether there are entries that were not there at the last reading; for the price of counting."""
+        assert self._recent is not None, "asked after a reading"
+        found = self._database.row(_PROBE, since=self._recent.since, mark=mark)
+        return found is None or (int(found[0]), int(found[1])) != self._recent.probe
+
+    def _enter(self, rows: Iterable[_Entry]) -> None:
+        """Enter rows that were read before this into the lists that there are."""
+        lists = {number: self._kept.get(number) or _Kept() for (number,) in self._database.rows(_LISTS)}
         changed = set()
         for row in rows:
             number, index = divmod(row.place, PLACES)
             # A list that is missing was forgotten: whatever named it is dead.
             if number in lists and lists[number].enter(index, row.value, row.token_id):
                 changed.add(number)
-        for number in lists if is_whole else changed:
+        for number in changed:
             lists[number].say()
-        self._kept, self._mark, self._read_at = lists, mark, now
+        self._kept = lists
 
     def _sign(self, number: int, kept: _Kept) -> None:
         """Sign a list as of the last reading, unless that was done. Every process and host makes the same bytes of the same rows."""
