@@ -14,7 +14,9 @@ from identity.core.admin.export import Person
 from identity.core.admin.roles import RoleInfo
 from identity.core.admin.tenants import Member
 from identity.core.admin.users import CreatedUser, UserDetail
+from identity.core.clients import issuers
 from identity.core.clients.applications import ApplicationInfo
+from identity.core.clients.issuers import TrustInfo, Verdict
 from identity.core.clients.keypairs import KeyPairInfo, Requested
 from identity.core.clients.secrets import MadeSecret, SecretInfo
 from identity.core.mail.outbox import MailInfo
@@ -193,6 +195,38 @@ def secret(info: SecretInfo) -> Document:
         "lastUsedIp": info.last_used_ip,
         "callers": list(info.callers),
         "retireAfterQuietSeconds": info.retire_after_quiet_seconds,
+    }
+
+
+def trust(info: TrustInfo) -> Document:
+    """Whose tokens an application may prove itself with."""
+    return {
+        "trustID": info.id,
+        "name": info.name,
+        "issuer": info.issuer,
+        "subject": info.subject,
+        "claims": dict(info.claims),
+        "audience": info.audience,
+        "jwks": info.jwks,
+        "createdAt": seconds(info.created_at),
+        "expireAt": seconds(info.expires_at),
+        "lastUsedAt": seconds(info.last_used_at),
+        "lastUsedIp": info.last_used_ip,
+        "callers": list(info.callers),
+        "warnings": list(issuers.warnings_of(info)),
+    }
+
+
+def verdict(found: Verdict) -> Document:
+    """What a trust makes of a token, rule by rule."""
+    return {
+        "trustID": found.trust.id,
+        "name": found.trust.name,
+        "passes": found.passes,
+        "rules": [
+            {"rule": rule, "holds": holds, "expected": expected, "seen": seen}
+            for rule, holds, expected, seen in found.rules
+        ],
     }
 
 

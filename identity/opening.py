@@ -14,6 +14,7 @@ from identity.core.clients import applications
 from identity.files import tighten
 from identity.instruments.epochs import Memory
 from identity.instruments.hashing import Passwords
+from identity.instruments.issuers import Issuers
 from identity.instruments.keyring import Keyring
 from identity.instruments.limits import Limiter, embedded_folder
 from identity.instruments.refusals import Explanations
@@ -71,6 +72,7 @@ def create_runtime(
             usage=Usage(),
             explanations=Explanations(),
             memory=Memory(database, entropy.bytes(32)),
+            issuers=Issuers(settings.trusted_issuers),
             status_lists=StatusLists(settings, clock, database, ring),
         )
         applications.ensure_standard(rt)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from identity.ambient import Clock, Entropy, Mailer, Origin
 from identity.instruments.epochs import Memory
 from identity.instruments.hashing import Passwords
+from identity.instruments.issuers import Issuers
 from identity.instruments.keyring import Keyring
 from identity.instruments.limits import Limiter
 from identity.instruments.refusals import Explanations
@@ -39,6 +40,7 @@ class Runtime:
     explanations: Explanations
     memory: Memory
     status_lists: StatusLists
+    issuers: Issuers
     strangers: Strangers = field(default_factory=Strangers)
     standard_client: str = ""
     writes_until: float = 0.0  # On the monotonic clock: until when a write that was tried is proof enough.
@@ -51,6 +53,7 @@ class Runtime:
         """Give every connection and file back."""
         self.database.close()
         self.limiter.close()
+        self.issuers.close()
 
     def new_id(self) -> str:
         """A fresh UUIDv7 (RFC 9562 section 5.7): ordered by time, so that indexes grow at their end; 74 random bits."""

@@ -101,6 +101,9 @@ class Settings:
     application_token_seconds: int = _option(
         86_400, "life of an application's tokens where it does not set its own", bounds=(1, _YEAR)
     )
+    federated_token_seconds: int = _option(
+        3_600, "longest life of the tokens that a workload's own token earns", bounds=(60, 86_400)
+    )
     access_token_seconds: int = _option(
         3_600, "life of the tokens of `/auth/*`, `/session/token` and `/keypair/token`", bounds=(1, _YEAR)
     )
@@ -108,6 +111,11 @@ class Settings:
     rsa_bits: int = _option(2_048, "size of new signing keys: 2048, 3072 or 4096")
     key_rotation_days: int = _option(90, "how long a signing key signs; 0: rotate by hand only", bounds=(0, 3_660))
     jwks_max_age_seconds: int = _option(300, "how long verifiers may cache the public keys", bounds=(0, 86_400))
+
+    # Workloads without a secret
+    trusted_issuers: tuple[str, ...] = _option(
+        (), "issuers whose keys may be fetched, to the letter: https, or http on loopback in development"
+    )
 
     # Sessions and second factors
     session_idle_seconds: int = _option(
@@ -270,6 +278,14 @@ class Settings:
             ("portal_urls", u.startswith(("https://", "http://")), f"{u!r} is not an http(s) URL")
             for u in self.portal_urls
         ]
+        checks += [
+            (
+                "trusted_issuers",
+                _is_trustable(u, development=self.development),
+                f"{u!r} is no https URL without query and fragment (http: on loopback, with IDENTITY_DEVELOPMENT=1)",
+            )
+            for u in self.trusted_issuers
+        ]
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.name.startswith("limit_"):
@@ -332,6 +348,14 @@ def _is_issuer(url: str) -> bool:
 def _is_safe(url: str) -> bool:
     parts = _split(url)
     return parts is None or parts.scheme == "https" or parts.hostname in ("127.0.0.1", "localhost", "::1")
+
+
+def _is_trustable(url: str, *, development: bool) -> bool:
+    parts = _split(url)
+    if parts is None or parts.query or parts.fragment or parts.username or not url.isascii() or len(url) > 500:
+        return False
+    loopback = development and parts.scheme == "http" and parts.hostname in ("127.0.0.1", "localhost", "::1")
+    return parts.scheme == "https" or loopback
 
 
 def _split(url: str) -> SplitResult | None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import bcrypt
 import click
+import jwt
 import pytest
 import requests
 from cryptography.hazmat.primitives import serialization
@@ -31,6 +32,8 @@ from identity.core.people.tenancy import Membership
 from identity.core.record import audit
 from identity.settings import Settings
 from tests.builders import a_session, a_tenant, a_token, a_user
+from tests.issuer_world import public_jwk
+from tests.oauth_world import rsa_key
 from tests.world import MASTER_KEY, ORIGIN, Web, environment_of, free_port, launch, stop, wait_until_ready
 
 ADA = ("--email", "ada@acme.example", "--alias", "ada", "--full-name", "Ada Lovelace")
@@ -319,6 +322,39 @@ def test_a_third_secret_needs_force_and_one_in_use_too(run: Run, web: Web) -> No
         "no such secret of this application\n"
     )
     assert web.post("/application/token", {"clientId": client, "secret": made["secret"]}).status_code == 401
+
+
+def test_a_trust_is_added_tried_and_removed(run: Run, web: Web, tmp_path: Path) -> None:
+    client = run("application", "create", "--name", "feed", "--json").json["clientId"]
+    keys, token = tmp_path / "keys.json", tmp_path / "token"
+    keys.write_text(json.dumps({"keys": [public_jwk(rsa_key(), "a")]}))
+    add = ("application", "trust", "add", client, "--name", "deploys", "--jwks", str(keys))
+    lacking = run(*add, "--preset", "github")
+    assert (lacking.status, "--claim repository_id=" in lacking.err) == (2, True)
+    assert run(*add, "--subject", "x").status == 2
+    pins = ("--claim", "repository_id=42", "--claim", "repository_owner_id=7")
+    made = run(*add, "--preset", "github", *pins, "--claim", "private:=true", "--json").json
+    assert made["issuer"] == "https://token.actions.githubusercontent.com"
+    assert made["claims"] == {"repository_id": "42", "repository_owner_id": "7", "private": True}
+    warned = run(*add, "--issuer", made["issuer"], "--subject", "repo:acme/feed:*")
+    assert warned.status == 0
+    assert "registered again" in warned.err
+    now = int(time.time())
+    claims = {"iss": made["issuer"], "aud": web.rt.settings.issuer, "exp": now + 60, "sub": "repo:acme/feed:main"}
+    claims |= {"repository_id": "42", "repository_owner_id": "8", "private": True}
+    token.write_text(jwt.encode(claims, rsa_key(), "RS256", headers={"kid": "a"}) + "\n")
+    tried = run("application", "trust", "test", client, "--token-file", str(token))
+    assert "repository_owner_id" in next(line for line in tried.out.splitlines() if "FAILS" in line)
+    verdicts = run("application", "trust", "test", client, "--token-file", str(token), "--json").json
+    assert verdicts["passes"] is True, "the second trust asks for less"
+    listed = run("application", "trust", "list", client, "--json").json
+    assert listed["items"] == 2
+    assert run("application", "trust", "remove", client, made["trustID"]).status == 0
+    assert run("application", "trust", "remove", client, made["trustID"]).err.endswith(
+        "no such trust of this application\n"
+    )
+    azure = run(*add, "--preset", "azure", "--claim", "tid=t1", "--claim", "oid=o1", "--json").json
+    assert azure["issuer"] == "https://login.microsoftonline.com/t1/v2.0"
 
 
 def test_keys_are_imported_rotated_and_revoked(run: Run, web: Web, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from identity.cli import (
     sessions,
     tenants,
     testkit,
+    trusts,
     users,
 )
 from identity.cli.frame import cli, main
@@ -35,5 +36,6 @@ __all__ = [
     "sessions",
     "tenants",
     "testkit",
+    "trusts",
     "users",
 ]

@@ -18,7 +18,7 @@ def application() -> None:
     """Make and manage applications: machines that get tokens. CLIENT_ID is also their number or name."""
 
 
-def _key_set(_context: click.Context, _parameter: click.Parameter, file: TextIO | None) -> Any:
+def key_set(_context: click.Context, _parameter: click.Parameter, file: TextIO | None) -> Any:
     """A JWK set from a file."""
     if file is None:
         return None
@@ -36,7 +36,7 @@ def _key_set(_context: click.Context, _parameter: click.Parameter, file: TextIO 
 @click.option("--tenant", metavar="T", help="Tenant that it belongs to.")
 @click.option("--audience", "audiences", multiple=True, metavar="A", help="Resource that its tokens are for.")
 @click.option("--token-seconds", type=Duration(), metavar="S", help="Life of its tokens.")
-@click.option("--jwks", type=click.File(encoding="utf-8"), callback=_key_set, help="Public keys for private_key_jwt.")
+@click.option("--jwks", type=click.File(encoding="utf-8"), callback=key_set, help="Public keys for private_key_jwt.")
 def create(opened: Opened, new_role: bool, **options: Any) -> Any:
     """Make an application, and its first secret, which is shown once."""
     check(opened, options["roles"], new_role=new_role)
@@ -69,7 +69,7 @@ def show(opened: Opened, client_id: str) -> Any:
 @click.option("--new-role", is_flag=True, help=NEW_ROLE_HELP)
 @click.option("--audience", "audiences", multiple=True, metavar="A", help="The audiences, the first is the default.")
 @click.option("--token-seconds", type=Duration(), metavar="S", help="Life of its tokens.")
-@click.option("--jwks", type=click.File(encoding="utf-8"), callback=_key_set, help="Public keys for private_key_jwt.")
+@click.option("--jwks", type=click.File(encoding="utf-8"), callback=key_set, help="Public keys for private_key_jwt.")
 def update(opened: Opened, client_id: str, new_role: bool, **options: Any) -> Any:
     """Change an application; what is not named stays."""
     changes = _given(options)

@@ -87,6 +87,11 @@ WATCHED: Final = {
         columns=("client_id", "fingerprint", "expires_at", "retire_after_quiet", "quiet_from", "place"),
         ignored=("id", "created_at", "last_used_at", "last_used_address", "warned_days"),
     ),
+    "application_trust": Watch(
+        of="client_id",
+        columns=("client_id", "issuer", "subject", "claims", "audience", "jwks", "expires_at", "place"),
+        ignored=("id", "name", "created_at", "last_used_at", "last_used_address", "warned_days"),
+    ),
     "revoked_token": Watch(of="jti", columns=(), ignored=("jti", "expires_at"), inserts=True),
     "ring_version": Watch(of=None, columns=("version",), ignored=("id",)),
 }

@@ -80,11 +80,19 @@ def test_the_admin_routes_are_those_of_the_contract() -> None:
         GET /admin/applications|GET /admin/application/{clientId}|PATCH /admin/application/{clientId}
         DELETE /admin/application/{clientId}|POST /admin/application/{clientId}/secret
         GET /admin/application/{clientId}/secrets|DELETE /admin/application/{clientId}/secret/{secretID}
+        POST /admin/application/{clientId}/trust|GET /admin/application/{clientId}/trusts
+        DELETE /admin/application/{clientId}/trust/{trustID}
         POST /admin/tenant|GET /admin/tenants|GET /admin/tenant/{id}|PATCH /admin/tenant/{id}
         PUT /admin/tenant/{id}/disable|PUT /admin/tenant/{id}/enable
         DELETE /admin/tenant/{id}|PUT /admin/tenant/{id}/member/{userID}|DELETE /admin/tenant/{id}/member/{userID}
         GET /admin/tenant/{id}/members|GET /admin/roles|POST /admin/role|GET /admin/signing-keys|POST /admin/signing-keys/rotate
         DELETE /admin/signing-key/{kid}|GET /admin/audit|GET /admin/error/{errorID}
+        DELETE /admin/sessions
+        GET /admin/errors
+        GET /admin/mails
+        GET /admin/user/{id}/export
+        POST /admin/mails/retry
+        PUT /admin/user/{id}/unlock
         """.replace("\n", "|")
         .replace("  ", "")
         .strip("|")
@@ -101,6 +109,7 @@ def test_every_object_that_does_not_exist_is_not_found(web: Web, boss: str) -> N
         "POST /admin/user/{id}/keypair": {"name": "x", "days": 1},
         "POST /admin/user/{id}/email": {"address": "x@acme.example"},
         "PATCH /admin/application/{clientId}": {"name": "x"},
+        "POST /admin/application/{clientId}/trust": {"name": "x", "issuer": "https://i.example", "subject": "x"},
         "PATCH /admin/tenant/{id}": {"name": "x"},
         "PUT /admin/tenant/{id}/member/{userID}": {"roles": []},
     }
@@ -619,6 +628,37 @@ def test_a_third_secret_names_the_older_one_and_force_makes_room(web: Web, boss:
     listed = web.get(f"{path}s", bearer=boss).json["secrets"]
     assert listed[0]["callers"] == ["127.0.0.1"]
     assert listed[0]["retireAfterQuietSeconds"] == 604_800
+
+
+def test_a_trust_is_made_listed_and_removed(web: Web, boss: str) -> None:
+    machine = an_application(web.rt)
+    path = f"/admin/application/{machine.client_id}/trust"
+    key = {"kty": "EC", "crv": "P-256", "kid": "a", "use": "sig"} | {
+        "x": "f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU",
+        "y": "x_FEzRu9m36HLN_tue659LNpXW6pCyStikYjKIWI5a0",
+    }
+    body = {
+        "name": "deploys",
+        "issuer": "https://token.actions.githubusercontent.com",
+        "subject": "repo:acme/feed:ref:refs/heads/main",
+        "claims": {"repository_id": "42", "private": True},
+        "jwks": {"keys": [key]},
+        "expiresIn": 3600,
+    }
+    made = web.post(path, body, bearer=boss)
+    assert made.status_code == 202, made.json
+    assert made.json["warnings"] == []
+    assert made.json["expireAt"] == int(web.clock.now().timestamp()) + 3600
+    warned = web.post(path, body | {"claims": {"repository": "acme/feed"}}, bearer=boss)
+    assert len(warned.json["warnings"]) == 1
+    unlisted = web.post(path, {"name": "x", "issuer": "https://unlisted.example", "subject": "x"}, bearer=boss)
+    assert (unlisted.status_code, unlisted.json["field"]) == (400, "issuer")
+    listed = web.get(f"{path}s", bearer=boss).json
+    assert {one["trustID"] for one in listed["trusts"]} == {made.json["trustID"], warned.json["trustID"]}
+    assert web.delete(f"{path}/{made.json['trustID']}", bearer=boss).status_code == 202
+    assert web.delete(f"{path}/{made.json['trustID']}", bearer=boss).status_code == 404
+    actions = [one["action"] for one in web.get("/admin/audit", bearer=boss).json["events"]]
+    assert {"trust.created", "trust.removed"} <= set(actions)
 
 
 def test_the_standard_application_always_stays(web: Web, boss: str) -> None:

@@ -7,8 +7,9 @@ from typing import Any
 
 from identity.core.admin import roles as named
 from identity.core.admin.by import By
-from identity.core.clients import applications, registration, secrets
+from identity.core.clients import applications, issuers, registration, secrets
 from identity.core.clients.applications import ADMIN_SCOPE, ApplicationInfo
+from identity.core.clients.issuers import TrustInfo
 from identity.core.clients.secrets import MadeSecret
 from identity.core.people.accounts import ADMIN_ROLE, clean_name
 from identity.errors import VALIDATION, Refused
@@ -98,6 +99,19 @@ def delete_secret(rt: Runtime, by: By, client_id: str, secret_id: str, *, force:
     with by.unit(rt) as unit:
         applications.get_row(unit.session, client_id)
         secrets.remove_secret(rt, unit, client_id, secret_id, actor=by.actor, force=force)
+
+
+def add_trust(rt: Runtime, by: By, client_id: str, *, name: str, **options: Any) -> TrustInfo:
+    """Let an application prove itself with the tokens of a platform; see `issuers.add_trust` for `options` and refusals."""
+    with by.unit(rt) as unit:
+        return issuers.add_trust(rt, unit, client_id, actor=by.actor, name=clean_name(name, field="name"), **options)
+
+
+def remove_trust(rt: Runtime, by: By, client_id: str, trust_id: str) -> None:
+    """End a trust and every token that it earned."""
+    with by.unit(rt) as unit:
+        applications.get_row(unit.session, client_id)
+        issuers.remove_trust(rt, unit, client_id, trust_id, actor=by.actor)
 
 
 def _check_grant(tenant: str | None, scopes: Sequence[str], roles: Sequence[str]) -> None:

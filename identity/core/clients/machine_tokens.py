@@ -1,7 +1,7 @@
 """The tokens of applications: stateless, no row and no write on success.
 
-What ends one early is the application (disabled, deleted), the removal of what earned it (a secret, a key set), or its own revocation; all
-are asked of the live rows in one read. A secret that merely expires or is replaced ends nothing.
+What ends one early is the application (disabled, deleted), the removal of what earned it (a secret, a key set, a trust), or its own
+revocation; all are asked of the live rows in one read. A secret that merely expires or is replaced ends nothing.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from identity.ambient import later
 from identity.canonical import canonical_audience
 from identity.core.clients.applications import Application, ApplicationInfo
 from identity.core.clients.assertions import key_proof
+from identity.core.clients.issuers import ApplicationTrust
 from identity.core.clients.secrets import Authenticated, ClientSecret
 from identity.core.people.tenancy import Memberships, Tenant
 from identity.core.tokens import claims, revoked, status
@@ -61,12 +62,18 @@ class _LiveRow(NamedTuple):
     jwks: str | None
     key_set_id: str | None
     secret_id: str | None
+    trust_id: str | None
     revoked: str | None
     disabled_at: datetime | None
     limits: str
     tenant_enabled: bool
     tenant_disabled_at: datetime | None
     ring_version: int
+
+    @property
+    def has_earned(self) -> bool:
+        """Whether the secret or the trust that earned the token is still there, whether it lives or not."""
+        return self.secret_id is not None or self.trust_id is not None
 
 
 _LIVE = Prepared(
@@ -78,6 +85,7 @@ _LIVE = Prepared(
         Application.jwks,
         Application.key_set_id,
         ClientSecret.id,
+        ApplicationTrust.id,
         RevokedToken.jti,
         Application.disabled_at,
         Tenant.limits,
@@ -87,6 +95,10 @@ _LIVE = Prepared(
     )
     .outerjoin(Tenant, Tenant.id == Application.tenant_id)
     .outerjoin(ClientSecret, (ClientSecret.client_id == Application.id) & (ClientSecret.id == bindparam("secret_id")))
+    .outerjoin(
+        ApplicationTrust,
+        (ApplicationTrust.client_id == Application.id) & (ApplicationTrust.id == bindparam("secret_id")),
+    )
     .outerjoin(RevokedToken, RevokedToken.jti == bindparam("jti"))
     .where(Application.id == bindparam("id")),
     into=_LiveRow,
@@ -156,7 +168,7 @@ def live_state(rt: Runtime, client_id: str, token_id: str, *, issued_at: int) ->
     # Enabling again revives nothing: what was issued before the application, or its tenant, was last disabled has ended.
     ends = [moment.timestamp() for moment in (row.disabled_at, row.tenant_disabled_at) if moment is not None]
     is_ended = row.revoked is not None or (bool(ends) and issued_at <= max(ends))
-    is_good = row.enabled and row.tenant_enabled and not is_ended and (by_key or row.secret_id is not None)
+    is_good = row.enabled and row.tenant_enabled and not is_ended and (by_key or row.has_earned)
     belongs = Memberships.alone(row.tenant, row.roles, row.limits) if row.tenant else Memberships()
     return LiveApplication(row.roles, row.scopes, belongs) if is_good else None
 
@@ -173,12 +185,13 @@ def why_ended(rt: Runtime, client_id: str, token_id: str, *, issued_at: int) -> 
         return "this token was revoked by its application (RFC 7009)"
     if row.disabled_at is not None and issued_at <= row.disabled_at.timestamp():
         return "the application was disabled after this token was issued; enabling it again revives nothing"
-    if row.secret_id is None and secret_id != key_proof(row.key_set_id):
-        return (
-            "the key set that earned this token was replaced or taken away"
-            if secret_id.startswith("key")
-            else "the secret that earned this token was removed"
-        )
+    if not row.has_earned and secret_id != key_proof(row.key_set_id):
+        kind = secret_id.partition("-")[0]
+        ended = {
+            "key": "key set that earned this token was replaced or taken away",
+            "trust": "trust that earned this token was removed",
+        }
+        return f"the {ended.get(kind, 'secret that earned this token was removed')}"
     return "the key that signed this token was withdrawn"
 
 
@@ -196,7 +209,11 @@ def revoke(rt: Runtime, unit: Unit, said: Claims, *, actor: str) -> None:
     fresh = status.take(rt, unit)
     secret = (ClientSecret.client_id == said.client_id, ClientSecret.place == place)
     keys = (Application.id == said.client_id, Application.key_place == place)
-    if unit.changed(update(ClientSecret).where(*secret).values(place=fresh)) or unit.changed(
-        update(Application).where(*keys).values(key_place=fresh)
-    ):
+    trust = (ApplicationTrust.client_id == said.client_id, ApplicationTrust.place == place)
+    moves = (
+        update(ClientSecret).where(*secret).values(place=fresh),
+        update(ApplicationTrust).where(*trust).values(place=fresh),
+        update(Application).where(*keys).values(key_place=fresh),
+    )
+    if any(unit.changed(move) for move in moves):
         status.change_grants(rt, unit, select(literal(place)))

@@ -18,6 +18,7 @@ from sqlalchemy.exc import IntegrityError
 from identity.ambient import Origin
 from identity.canonical import canonical_audience, get_names
 from identity.core.clients.applications import STANDARD_APP_ID, Application, ApplicationInfo, from_row, get_row
+from identity.core.clients.issuers import ApplicationTrust
 from identity.core.clients.secrets import ClientSecret, MadeSecret, add_secret
 from identity.core.keeping import Keeping
 from identity.core.people import tenancy
@@ -147,9 +148,13 @@ def end_earned(rt: Runtime, unit: Unit, *which: ColumnElement[bool], for_good: b
     # Locked first: a secret that is being made meanwhile is either seen here, or made after this.
     keyed = unit.execute(select(Application).where(*which).order_by(Application.id).with_for_update()).scalars().all()
     secrets = unit.execute(select(ClientSecret).where(ClientSecret.client_id.in_(apps))).scalars().all()
+    trusts = unit.execute(select(ApplicationTrust).where(ApplicationTrust.client_id.in_(apps))).scalars().all()
     tell(rt, unit, select(ClientSecret.place).where(ClientSecret.client_id.in_(apps)))
+    tell(rt, unit, select(ApplicationTrust.place).where(ApplicationTrust.client_id.in_(apps)))
     tell(rt, unit, select(Application.key_place).where(*which, Application.jwks.is_not(None)))
-    _place(rt, unit, [*((one, "key_place") for one in keyed if one.jwks), *((one, "place") for one in secrets)])
+    _place(
+        rt, unit, [*((one, "key_place") for one in keyed if one.jwks), *((one, "place") for one in (*secrets, *trusts))]
+    )
 
 
 def stop_tenant(rt: Runtime, unit: Unit, tenant_id: str) -> None:
@@ -177,10 +182,12 @@ def place_all(rt: Runtime) -> None:
 
 def purge_lists(_rt: Runtime, unit: Unit) -> int:
     """Forget status lists that nothing can name any more."""
-    return status.purge_lists(unit, ClientSecret.place, Application.key_place)
+    return status.purge_lists(unit, ClientSecret.place, Application.key_place, ApplicationTrust.place)
 
 
-def _place(rt: Runtime, unit: Unit, holders: Sequence[tuple[Application | ClientSecret, str]]) -> None:
+def _place(
+    rt: Runtime, unit: Unit, holders: Sequence[tuple[Application | ClientSecret | ApplicationTrust, str]]
+) -> None:
     """Give fresh places to grants, each named by its row and column."""
     if not holders:
         return

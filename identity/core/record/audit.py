@@ -67,6 +67,8 @@ class Action(StrEnum):
     SECRET_CREATED = "secret.created"
     SECRET_RETIRED = "secret.retired"
     SECRET_REVOKED = "secret.revoked"
+    TRUST_CREATED = "trust.created"
+    TRUST_REMOVED = "trust.removed"
     TENANT_CREATED = "tenant.created"
     TENANT_CHANGED = "tenant.changed"
     TENANT_DELETED = "tenant.deleted"

@@ -19,7 +19,7 @@ from identity import documents, paging
 from identity.core.admin import applications, export, keys, on_behalf, roles, seek, tenants, users
 from identity.core.admin.by import By
 from identity.core.clients import applications as clients
-from identity.core.clients import keypairs, secrets
+from identity.core.clients import issuers, keypairs, secrets
 from identity.core.mail import outbox
 from identity.core.mail.outbox import State
 from identity.core.people import tenancy
@@ -47,6 +47,7 @@ from identity.paging import Part
 from identity.runtime import Runtime
 from identity.wire.dialects import admin_record_schemas as records
 from identity.wire.dialects import admin_schemas as schemas
+from identity.wire.dialects import machine_schemas
 from identity.wire.endpoint import ENVELOPE_400, Call, Dialect, Reads, Reply
 
 admin = Dialect(
@@ -419,8 +420,8 @@ def delete_application(call: Call) -> Reply:
 @_deed(
     "POST",
     "/admin/application/{clientId}/secret",
-    body=schemas.SecretBody,
-    answer=schemas.ReplacedSecretAnswer,
+    body=machine_schemas.SecretBody,
+    answer=machine_schemas.ReplacedSecretAnswer,
     query=("force",),
 )
 def add_secret(call: Call) -> Reply:
@@ -440,7 +441,7 @@ def add_secret(call: Call) -> Reply:
     return Reply(documents.created_secret(made))
 
 
-@_list("/admin/application/{clientId}/secrets", "secrets", schemas.SecretAnswer, refusals=(NOT_FOUND,))
+@_list("/admin/application/{clientId}/secrets", "secrets", machine_schemas.SecretAnswer, refusals=(NOT_FOUND,))
 def list_secrets(call: Call) -> Reply:
     """List the secrets of an application: when and from where each was last used, and by which addresses in the last 24 hours."""
     found = secrets.secrets_of(call.rt, call.params["clientId"])
@@ -453,6 +454,32 @@ def delete_secret(call: Call) -> Reply:
     applications.delete_secret(
         call.rt, _by(call), call.params["clientId"], call.params["secretID"], force=_flag(call, "force")
     )
+    return Reply(_ACKNOWLEDGED)
+
+
+@_deed(
+    "POST", "/admin/application/{clientId}/trust", body=machine_schemas.TrustBody, answer=machine_schemas.TrustAnswer
+)
+def add_trust(call: Call) -> Reply:
+    """Let an application prove itself with the tokens of its platform, so that it needs no secret.
+
+    `subject` is exact, or ends in one `*`; `claims` are exact. Without `jwks` the issuer is one of `IDENTITY_TRUSTED_ISSUERS`.
+    """
+    options = _renamed(call.body, expiresIn="expires_in")
+    return Reply(documents.trust(applications.add_trust(call.rt, _by(call), call.params["clientId"], **options)))
+
+
+@_list("/admin/application/{clientId}/trusts", "trusts", machine_schemas.TrustAnswer, refusals=(NOT_FOUND,))
+def list_trusts(call: Call) -> Reply:
+    """List whose tokens an application may prove itself with, and when and from where each trust was last used."""
+    found = issuers.trusts_of(call.rt, call.params["clientId"])
+    return _page(call, "trusts", documents.trust, lambda part: paging.cut(found, part))
+
+
+@_deed("DELETE", "/admin/application/{clientId}/trust/{trustID}")
+def remove_trust(call: Call) -> Reply:
+    """End a trust and every token that it earned."""
+    applications.remove_trust(call.rt, _by(call), call.params["clientId"], call.params["trustID"])
     return Reply(_ACKNOWLEDGED)
 
 

@@ -153,14 +153,6 @@ class ApplicationChange(Change):
     newRole = Flag()
 
 
-class SecretBody(Body):
-    """A second live secret, and what becomes of the first."""
-
-    expiresIn = Whole(least=1, most=315_360_000)
-    retireOldAfterQuiet = Whole(least=1, most=315_360_000)
-    force = Flag()
-
-
 class NewTenant(Body):
     """A tenant to make."""
 
@@ -339,37 +331,11 @@ class NewSecretAnswer(Schema):
     expireAt = Seconds(required=True, allow_none=True)
 
 
-class PreviousSecret(Schema):
-    """The secret before the new one: when it ends, or after how much quiet."""
-
-    secretID = fields.String(required=True)
-    expireAt = Seconds(required=True, allow_none=True)
-    retireAfterQuietSeconds = fields.Integer(required=True, allow_none=True)
-
-
-class ReplacedSecretAnswer(NewSecretAnswer):
-    """A further client secret, which is shown once, and when the one before it ends."""
-
-    previous = fields.Nested(PreviousSecret, required=True, allow_none=True)
-
-
 class NewApplicationAnswer(NewSecretAnswer):
     """A new application and its first secret."""
 
     clientId = fields.String(required=True)
     appId = fields.Integer(required=True)
-
-
-class SecretAnswer(Schema):
-    """A client secret, without itself."""
-
-    secretID = fields.String(required=True)
-    createdAt = Seconds(required=True)
-    expireAt = Seconds(required=True, allow_none=True)
-    lastUsedAt = Seconds(required=True, allow_none=True)
-    lastUsedIp = fields.String(required=True, allow_none=True)
-    callers = fields.List(fields.String(), required=True)
-    retireAfterQuietSeconds = fields.Integer(required=True, allow_none=True)
 
 
 class TenantAnswer(Schema):

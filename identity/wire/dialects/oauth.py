@@ -26,9 +26,9 @@ from marshmallow import Schema, fields
 
 from identity.canonical import canonical_id
 from identity.core.access import introspection
-from identity.core.clients import assertions, machine_tokens, secrets
+from identity.core.clients import assertions, issuers, machine_tokens, secrets
 from identity.core.clients.machine_tokens import SCOPE_REFUSED, TARGET_REFUSED
-from identity.core.clients.secrets import Authenticated
+from identity.core.clients.secrets import Authenticated, name_of
 from identity.errors import CLIENT_MISMATCH, LOCKED_OUT, MALFORMED, UNAUTHENTICATED, Problem, Refused
 from identity.instruments.jws import unverified_claims
 from identity.instruments.limits import Policy
@@ -37,6 +37,7 @@ from identity.wire.fields import Opaque, Text
 
 GRANT: Final = "client_credentials"
 ASSERTION_TYPE: Final = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
+SPIFFE_TYPE: Final = "urn:ietf:params:oauth:client-assertion-type:jwt-spiffe"
 METHODS: Final = ["client_secret_basic", "client_secret_post", "private_key_jwt"]
 _NO_CACHE: Final = (("Pragma", "no-cache"),)
 
@@ -95,7 +96,7 @@ class ClientForm(Schema):
 
     client_id = Opaque()
     client_secret = Opaque()
-    client_assertion_type = Text(metadata={"enum": [ASSERTION_TYPE]})
+    client_assertion_type = Text(metadata={"enum": [ASSERTION_TYPE, SPIFFE_TYPE]})
     client_assertion = Opaque()
 
 
@@ -341,9 +342,24 @@ def _by_secret(request: _Request, client_id: str, secret: str) -> _Client:
 def _by_assertion(_query_client: Any, request: _Request) -> _Client | None:
     call, form = request.call, request.form
     assertion = form.get("client_assertion")
-    if assertion is None or form.get("client_assertion_type") != ASSERTION_TYPE:
+    way = form.get("client_assertion_type")
+    if assertion is None or way not in (ASSERTION_TYPE, SPIFFE_TYPE):
         return None
-    issuer = call.rt.settings.issuer
+    issuer, named = call.rt.settings.issuer, form.get("client_id", "")
+    maker = str(unverified_claims(assertion).get("iss", ""))
+    if way == SPIFFE_TYPE or (named and name_of(maker) != name_of(named)):
+        # Somebody else made it than the client that is named: the client's platform, if the client trusts it.
+        if not named:
+            raise Refused(
+                NO_CLIENT.saying("Name the client_id that a workload's token is to prove"), detail="no client_id"
+            )
+        with _counted(request, named) as count:
+            return _Client(
+                call,
+                issuers.authenticate_workload(
+                    call.rt, call.origin, named, assertion, spiffe=way == SPIFFE_TYPE, admit=count
+                ),
+            )
     ours = tuple(dict.fromkeys((issuer, f"{issuer}/oauth/token", f"{issuer}{call.endpoint.path}")))
     with _counted(request, str(unverified_claims(assertion).get("sub", ""))) as count:
         return _Client(
