@@ -22,7 +22,7 @@ help:
 	@echo "make test     the whole suite; PYTEST_ARGS='-k token -x' narrows it"
 	@echo "make check    format, lint, types, import contracts"
 	@echo "make format   rewrite to the house format"
-	@echo "make readme   write the README's generated tables anew"
+	@echo "make readme   write the generated parts of README.md and docs/interfaces.md anew"
 	@echo "make recipes  docs/recipes with the real clients and proxies (installs them; needs Node 20)"
 	@echo "make bench    load runs against a private server"
 	@echo "make faults   the long form of the fault suite"

@@ -1,4 +1,4 @@
-"""One spelling of every address, alias, name and id; what has no safe form is refused (security.md rows 30 to 33)."""
+"""One spelling of every address, alias, name and id; what has no safe form is refused."""
 
 from __future__ import annotations
 

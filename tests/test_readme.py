@@ -37,7 +37,22 @@ def tables() -> types.ModuleType:
 
 
 def test_the_tables_are_those_of_the_code(tables: types.ModuleType) -> None:
-    assert tables.spliced(README) == README, "run `make readme`"
+    for page in tables.PAGES:
+        assert tables.spliced(page.read_text()) == page.read_text(), f"{page.name}: run `make readme`"
+
+
+def test_the_interfaces_name_every_dialect_and_every_route(tables: types.ModuleType) -> None:
+    from identity.app import endpoints
+
+    page = (ROOT / "docs" / "interfaces.md").read_text()
+    letters = set(re.findall(r"^\| ([A-Z]) \|", page, re.MULTILINE))
+    for endpoint in endpoints():
+        name = endpoint.tags[0]
+        assert f"\n## {name}\n" in page
+        assert set(name.partition(":")[0].replace(" and ", "")) <= letters, (
+            f"{name}: its letter is explained in no line"
+        )
+        assert f"`{endpoint.path}` |" in page
 
 
 def test_the_minute_works_as_written_and_its_python_verifies_the_tokens(tmp_path: Path) -> None:

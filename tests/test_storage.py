@@ -189,7 +189,6 @@ def test_foreign_keys_are_kept_and_cascade(rt: Runtime) -> None:
 
 
 def test_of_parallel_conditional_updates_exactly_one_wins(rt: Runtime, crowd: ThreadPoolExecutor) -> None:
-    # security.md section 0, finding 4.
     with rt.unit(ORIGIN) as unit:
         unit.add(Lease(name="job", until=rt.clock.now()))
     at_once = threading.Barrier(8)

@@ -1,4 +1,4 @@
-"""Unknown, wrong, disabled and password-less cost the same: interleaved samples show no usable difference (security.md row 34)."""
+"""Unknown, wrong, disabled and password-less cost the same: interleaved samples show no usable difference."""
 
 from __future__ import annotations
 

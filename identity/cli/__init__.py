@@ -1,4 +1,4 @@
-"""The command line: provisioning, keys, and looking after a running service (contract section 11).
+"""The command line: provisioning, keys, and looking after a running service.
 
 Commands ask the routes of group H: in this process over the configured database, while the service runs, or with `--server` over the
 network. `--json` prints one document with group H's field names. Success is exit 0; a refusal is one line on standard error and exit 1,

@@ -21,7 +21,7 @@ from identity.settings import Settings
 
 
 class Policy(StrEnum):
-    """The rows of the limit table of contract section 1; the value is the name of its setting, and of a tier of the gate."""
+    """The limits that docs/interfaces.md lists; the value is the name of its setting, and of a tier of the gate."""
 
     AUTH = "auth"
     APPLICATION = "application"

@@ -113,7 +113,7 @@ class Places:
         self._packed[byte] = self._packed[byte] & ~(_MASK << offset) | value << offset
 
     def encode(self) -> str:
-        """The `lst` of section 4.2 of the draft: lowest bits first in each byte, then zlib, then base64url."""
+        """The `lst` (draft-ietf-oauth-status-list section 4.2): lowest bits first in each byte, then zlib, then base64url."""
         return _all_valid() if self._packed is None else encode_base64url(zlib.compress(self._packed, 9))
 
 

@@ -87,7 +87,7 @@ class Shape:
 
 
 def _envelope(refused: Refused, status: int) -> dict[str, Any]:
-    """The one envelope of contract section 1."""
+    """The one envelope of refusals (docs/interfaces.md)."""
     body: dict[str, Any] = {"error": refused.problem.code, "message": refused.problem.message}
     if refused.field is not None:
         body["field"] = refused.field

@@ -339,7 +339,7 @@ def test_a_key_is_imported_once(rt: Runtime) -> None:
     assert caught.value.problem.code == CONFLICT.code
 
 
-# Keys of clients. Wycheproof's are in test_wycheproof.
+# Keys of clients. More of them are in test_jose_corpus and test_wycheproof.
 
 
 def a_jwk(**changes: Any) -> dict[str, Any]:

@@ -22,8 +22,9 @@ from identity.serve import Service
 from identity.wire.mounts.connections import Connection
 from identity.wire.mounts.fastlane import FastLane
 from tests.builders import a_session, a_token, a_user, an_application
+from tests.conftest import fresh_database
 from tests.wire.sockets import Heard, Wire, get, post
-from tests.world import Live, Web
+from tests.world import Live, Web, start_live
 
 PATIENCE_SECONDS = 2
 LIVE_ENVIRONMENT = {
@@ -230,3 +231,17 @@ def test_a_hot_request_is_answered_before_the_loop_turns(web: Web) -> None:
     assert asyncio.run(answered(verify))[:15] == (b"HTTP/1.1 200 OK" if web.rt.settings.is_embedded else b"")
     for later in (get("/health/live", "Connection: close"), get("/health/live", THE_LONG_WAY), get("/health/ready")):
         assert asyncio.run(answered(later)) == b""
+
+
+def test_a_client_that_leaves_with_its_answer_holds_up_no_stop(tmp_path: Path) -> None:
+    with start_live(tmp_path, fresh_database("sqlite", tmp_path)) as live:
+        host, port = live.url.removeprefix("http://").split(":")
+        for _ in range(300):
+            # It closes in the very moment of the answer, before the server is done with the request.
+            with socket.create_connection((host, int(port)), timeout=10) as client:
+                client.sendall(b"GET /nowhere HTTP/1.1\r\nHost: auth.example\r\n\r\n")
+                assert client.recv(65_536).startswith(b"HTTP/1.1 404")
+        asked = time.monotonic()
+        live.process.terminate()
+        live.process.wait(30)
+        assert time.monotonic() - asked < 10, "its idle connections are no reason to wait"

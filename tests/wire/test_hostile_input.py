@@ -1,7 +1,4 @@
-"""Whatever bytes arrive, over a real socket: refused in the envelope, never 5xx, and the next request works or the connection closes.
-
-security.md section 0 findings 1 and 5 and rows 21 to 25, 28 and 29 are here by name.
-"""
+"""Whatever bytes arrive, over a real socket: refused in the envelope, never 5xx, and the next request works or the connection closes."""
 
 from __future__ import annotations
 

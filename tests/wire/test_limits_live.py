@@ -1,4 +1,4 @@
-"""Rate limits as clients meet them: two worker processes, fifty clients at once, both limiters (security.md finding 5, row 24)."""
+"""Rate limits as clients meet them: two worker processes, fifty clients at once, both limiters."""
 
 from __future__ import annotations
 
@@ -94,7 +94,6 @@ def test_a_window_slides(tmp_path: Path) -> None:
 
 
 def test_without_redis_nothing_is_waved_through_and_all_is_well_soon_after_its_return(tmp_path: Path) -> None:
-    # security.md section 0, finding 5.
     valkey = servers.start_valkey()
     limits = {"limit_auth": "5/minute", "limit_application": "1000/minute"}
     database = fresh_database("sqlite", tmp_path) | {"redis_url": valkey.url}

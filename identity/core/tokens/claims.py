@@ -1,6 +1,6 @@
 """What an access token says: its claims, its life, and what is checked when it comes back.
 
-The claims are those of contract section 2 (RFC 9068). Who is behind a token, and whether they still may use it, is asked of the
+The claims are those of docs/interfaces.md (RFC 9068). Who is behind a token, and whether they still may use it, is asked of the
 live rows by `callers`; here only the token itself speaks.
 """
 

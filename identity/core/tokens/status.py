@@ -1,4 +1,4 @@
-"""What ends or changes a grant, told to verifiers that never ask us: the deeds behind the status lists (contract section 13).
+"""What ends or changes a grant, told to verifiers that never ask us: the deeds behind the status lists (docs/interfaces.md, group J).
 
 A grant is a session, a client secret or a set of keys; it has one place in the lists, and every token that it earns names that place. So
 issuing writes nothing, and one row ends all tokens of a grant. Each deed here runs in the transaction of what it is about, and costs

@@ -1,4 +1,4 @@
-"""Group H: administration (contract section 10), over the same use cases as the command line.
+"""Group H: administration (docs/interfaces.md), over the same use cases as the command line.
 
 Who may call is decided before anything else of a request is read: a user with the role `users_admin`, their key pair, or an
 application's token with the scope `admin`. Every deed answers 202. `ETag` and `If-Match` keep two administrators from overwriting each

@@ -1,4 +1,4 @@
-"""Group G: one hop that tells a proxy whether a request may pass, and as whom (contract section 9).
+"""Group G: one hop that tells a proxy whether a request may pass, and as whom (docs/interfaces.md).
 
 What a route demands stands in the query, which the proxy's configuration writes. Who the caller is, and what they may do, comes from the
 rows of now and never from what their token says. `docs/recipes/gate.md` shows the proxies' side.

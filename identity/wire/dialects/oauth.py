@@ -1,4 +1,4 @@
-"""Group E: OAuth 2.0 for machines, on Authlib's authorization server (contract section 7).
+"""Group E: OAuth 2.0 for machines, on Authlib's authorization server (docs/interfaces.md).
 
 Authlib runs the protocol; what it leaves to its user is decided here: one place for parameters and one way of authentication a request
 (RFC 6749 sections 2.3 and 3.2), who a client is, what a token holds. Its errors become Refused like everybody's. The only grant is

@@ -124,7 +124,7 @@ def _server(rt: Runtime) -> dict[str, object]:
         "jwks_uri": f"{issuer}/.well-known/jwks.json",
         **endpoints,
         "grant_types_supported": ["client_credentials"],
-        # Demanded, and never empty (section 3.2); there is no authorization endpoint that could answer another.
+        # Demanded, and never empty (RFC 8414 section 3.2); there is no authorization endpoint that could answer another.
         "response_types_supported": ["none"],
         **_scopes(rt),
         **{f"{name}_auth_methods_supported": CLIENT_METHODS for name in endpoints},

@@ -1,4 +1,4 @@
-"""Group B: login in two steps, refresh, second factors and passwords, as RiskSage documents them (contract section 4)."""
+"""Group B: login in two steps, refresh, second factors and passwords, as RiskSage documents them (docs/interfaces.md)."""
 
 from __future__ import annotations
 

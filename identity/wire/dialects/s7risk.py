@@ -1,4 +1,4 @@
-"""Group A: user and application tokens, as s7risk documents them (contract section 3)."""
+"""Group A: user and application tokens, as s7risk documents them (docs/interfaces.md)."""
 
 from __future__ import annotations
 

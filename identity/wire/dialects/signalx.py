@@ -1,4 +1,4 @@
-"""Group D: the two-step login as SignalX's clients ask for it, in GraphQL (contract section 6).
+"""Group D: the two-step login as SignalX's clients ask for it, in GraphQL (docs/interfaces.md).
 
 A document may be small and do one thing: what GraphQL offers beyond that (aliases and batches that guess many times in one request, deep or
 quadratic documents) is refused before it costs anything. A refused login answers 200 with the error in the data, as its clients expect;

@@ -1,4 +1,4 @@
-"""Group C: sessions, emails, key pairs and users, as ThreatWinds documents them (contract section 5)."""
+"""Group C: sessions, emails, key pairs and users, as ThreatWinds documents them (docs/interfaces.md)."""
 
 from __future__ import annotations
 

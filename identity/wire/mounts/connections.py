@@ -131,7 +131,10 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # see above
 
     def _arm_keepalive_timer(self) -> None:
         # The beginning of the next request may have come together with the last one.
-        if self._has_begun:
+        if self._is_half_closed:
+            # It had its answer before it closed its side, so nobody waits for another; a stop would wait for it.
+            super()._keepalive_timeout()
+        elif self._has_begun:
             self._arm_patience()
         else:
             super()._arm_keepalive_timer()

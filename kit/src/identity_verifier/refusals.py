@@ -1,6 +1,6 @@
 """Every way the kit says no, and how a refusal looks on the wire.
 
-Codes, statuses and words are those of the service (its contract, section 1), so that a client meets one envelope whoever refuses it.
+Codes, statuses and words are those of the service (docs/interfaces.md), so that a client meets one envelope whoever refuses it.
 What only operators may know stands in `reason`; it never holds a token, and never reaches the caller.
 """
 
