@@ -17,11 +17,13 @@ from identity.wire.dialects.risksage import risksage
 from identity.wire.dialects.s7risk import s7risk
 from identity.wire.dialects.signalx import signalx
 from identity.wire.dialects.status import status
+from identity.wire.dialects.tenant import tenant
 from identity.wire.dialects.threatwinds import threatwinds
+from identity.wire.dialects.welcome import welcome
 from identity.wire.endpoint import Endpoint
 from identity.wire.mounts import flask_mount
 
-DIALECTS = (s7risk, signalx, risksage, threatwinds, oauth, gate, admin, public, status, inbox)
+DIALECTS = (s7risk, signalx, risksage, threatwinds, oauth, gate, admin, tenant, welcome, public, status, inbox)
 
 
 def endpoints() -> list[Endpoint]:

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from identity.core.admin.export import Person
+from identity.core.admin.owners import TenantMember
 from identity.core.admin.roles import RoleInfo
 from identity.core.admin.tenants import Member
 from identity.core.admin.users import CreatedUser, UserDetail
@@ -20,6 +21,8 @@ from identity.core.clients.issuers import TrustInfo, Verdict
 from identity.core.clients.keypairs import KeyPairInfo, Requested
 from identity.core.clients.secrets import MadeSecret, SecretInfo
 from identity.core.mail.outbox import MailInfo
+from identity.core.people import attributes
+from identity.core.people.invitations import InvitationInfo
 from identity.core.people.tenancy import TenantInfo
 from identity.core.record.audit import Event
 from identity.core.record.explain import Explanation
@@ -60,6 +63,7 @@ def user(detail: UserDetail) -> Document:
         "accessWindow": {"startsAt": seconds(info.starts_at), "endsAt": seconds(info.ends_at)},
         "password": info.has_password,
         "mfa": {"totp": detail.has_totp, "fixedOtp": detail.has_fixed_otp},
+        "attributes": dict(detail.attributes),
         "createdAt": seconds(info.created_at),
         "lastLoginAt": seconds(detail.last_login_at),
     }
@@ -159,6 +163,8 @@ def application(info: ApplicationInfo) -> Document:
         "audiences": list(info.audiences),
         "tokenSeconds": info.token_seconds,
         "jwks": info.jwks,
+        "attributes": attributes.read(info.attributes),
+        "tokenClaims": attributes.read(info.token_claims),
         "enabled": info.enabled,
         "createdAt": seconds(info.created_at),
     }
@@ -237,8 +243,41 @@ def tenant(info: TenantInfo) -> Document:
         "name": info.name,
         "enabled": info.enabled,
         "limits": dict(info.limits),
+        "scopes": list(info.scopes),
+        "attributes": dict(info.attributes),
         "createdAt": seconds(info.created_at),
     }
+
+
+def tenant_member(info: TenantMember) -> Document:
+    """A member as the owners of the tenant see one."""
+    return {
+        "userID": info.user_id,
+        "alias": info.alias,
+        "fullName": info.full_name,
+        "email": info.email,
+        "roles": list(info.roles),
+    }
+
+
+def invitation(info: InvitationInfo) -> Document:
+    """An invitation, without its link; nor does it tell whether anybody has the address."""
+    return {
+        "invitationID": info.id,
+        "tenant": info.tenant,
+        "email": info.address,
+        "roles": list(info.roles),
+        "state": info.state,
+        "invitedBy": info.invited_by,
+        "createdAt": seconds(info.created_at),
+        "expireAt": seconds(info.expires_at),
+    }
+
+
+def tenant_event(info: Event) -> Document:
+    """An event as the owners of the tenant read it: who did what, not from where."""
+    kept = ("eventID", "at", "action", "actor", "target", "data", "genuine")
+    return {name: value for name, value in event(info).items() if name in kept}
 
 
 def member(info: Member) -> Document:

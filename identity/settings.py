@@ -20,6 +20,7 @@ from identity.environment import PREFIX, settings_in
 
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://([a-z0-9_][a-z0-9._-]*|\[[0-9a-f:.]+\])(:[1-9][0-9]{0,4})?", re.ASCII)
 _DEFAULT_PORT = re.compile(r"http://.*:80|https://.*:443")
+_URL = re.compile(r"https://[!-~]{1,500}", re.ASCII)
 _LIMIT = re.compile(r"[1-9][0-9]{0,8}/(second|minute|hour|day)")
 
 
@@ -58,6 +59,7 @@ class Settings:
     redis_url: str = _option(
         "", "Redis protocol URL of the shared rate limits; empty: embedded, shared by one host's processes", secret=True
     )
+    logo_url: str = _option("", "https address of a picture at the head of mails; empty: none")
     issuer: str = _option("http://127.0.0.1:8000", "the `iss` of every token and the base of the metadata")
     name: str = _option(
         "", "what people read as the name of this service, in authenticator apps and mails; empty: the issuer's host"
@@ -239,6 +241,11 @@ class Settings:
                 "mail_from",
                 "@" in self.mail_from and self.mail_from.isascii() and self.mail_from.isprintable(),
                 "must be an address",
+            ),
+            (
+                "logo_url",
+                not self.logo_url or bool(_URL.fullmatch(self.logo_url)),
+                "must be an https URL",
             ),
             (
                 "name",

@@ -36,6 +36,8 @@ PUBLIC = {
     "GET /health/ready",
     "GET /openapi.json",
     "GET /docs",
+    "GET /",
+    "GET /style.css",
     "GET /dev/inbox",  # only in development, only from the loopback
 }
 

@@ -265,6 +265,22 @@ def test_a_role_that_nobody_holds_is_a_slip_unless_it_is_said_to_be_new(run: Run
     assert run("role", "delete", "feeder").err == "identity: no such declaration\n"
 
 
+def test_people_are_invited_into_a_tenant(run: Run, web: Web) -> None:
+    a_tenant(web.rt, "acme-bank")
+    invite = ("tenant", "invite", "acme-bank", "--email", "grace@acme.example")
+    made = run(*invite, "--role", "owner", "--json").json
+    assert (made["roles"], made["state"]) == (["owner"], "pending")
+    assert run(*invite, "--role", "ownr").status == 1
+    assert run("tenant", "invitations", "acme-bank", "--json").json["items"] == 1
+    assert run("tenant", "resend-invitation", "acme-bank", made["invitationID"]).status == 0
+    assert run("tenant", "withdraw-invitation", "acme-bank", made["invitationID"]).status == 0
+    assert (
+        run("tenant", "withdraw-invitation", "acme-bank", made["invitationID"]).err == "identity: no such invitation\n"
+    )
+    assert run("tenant", "invitations", "no-such").status == 1
+    assert run("tenant", "invite", "no-such", "--email", "x@acme.example").err == "identity: no such tenant\n"
+
+
 def test_a_tenant_is_changed_stopped_and_goes_on(run: Run, web: Web) -> None:
     a_tenant(web.rt, "acme-bank")
     changed = run("tenant", "update", "acme-bank", "--name", "Acme Bank", "--limit", "standard=5/minute", "--json").json
@@ -275,6 +291,9 @@ def test_a_tenant_is_changed_stopped_and_goes_on(run: Run, web: Web) -> None:
         "bulk-upload": "off"
     }
     assert run("tenant", "update", "acme-bank").status == 2
+    scoped = run("tenant", "update", "acme-bank", "--scope", "read", "--scope", "write", "--json").json
+    assert scoped["scopes"] == ["read", "write"]
+    assert run("tenant", "update", "acme-bank", "--scope", "", "--json").json["scopes"] == []
     assert run("tenant", "disable", "acme-bank", "--json").json["enabled"] is False
     assert run("tenant", "show", "acme-bank", "--json").json["enabled"] is False
     assert run("tenant", "enable", "acme-bank", "--json").json["enabled"] is True

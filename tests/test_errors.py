@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import html
 import json
 import re
 import time
@@ -66,7 +67,11 @@ def test_every_problem_renders_in_every_shape(problem: Problem, shape: Shape, pl
     assert headers.get("Retry-After") == ("7" if problem.status in (RATE_LIMITED.status, UNAVAILABLE.status) else None)
     shown = answer.body.decode() + str(answer.headers)
     assert "hidden" not in shown
-    json.loads(answer.body)
+    if shape.name == "page":
+        assert headers["Content-Type"].startswith("text/html")
+        assert html.unescape(answer.body.decode()).count(problem.message) == 1
+    else:
+        json.loads(answer.body)
 
 
 @pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: f"{problem.code}: {problem.message[:30]}")

@@ -53,6 +53,15 @@ MACHINES = {"POST /application/token", "POST /oauth/token", "POST /oauth/introsp
 CONFIRMS = {"PUT /email/verification", "PUT /keypair/verification"}
 """Takes a code whose id only a live session could ask for, and answers with nothing."""
 
+LINKS = {
+    "GET /invitation/{token}",
+    "POST /invitation/{token}",
+    "PUT /invitation",
+    "GET /password-reset/{token}",
+    "POST /password-reset/{token}",
+}
+"""Takes the token of a mailed link; signs nobody in. Whoever has an account proves it with all their factors (`test_invitations`)."""
+
 PUBLIC = {
     "GET /.well-known/jwks.json",
     "GET /.well-known/oauth-authorization-server",
@@ -64,6 +73,8 @@ PUBLIC = {
     "GET /openapi.json",
     "GET /docs",
     "GET /dev/inbox",
+    "GET /",
+    "GET /style.css",
 }
 """Reads only, and the same for everybody; the inbox shows itself to the machine of an embedded service alone."""
 
@@ -81,6 +92,8 @@ MAKES_SECRETS = {
     "POST /admin/user/{id}/keypair",
     "POST /admin/application",
     "POST /admin/application/{clientId}/secret",
+    "POST /tenant/applications",
+    "POST /tenant/application/{clientId}/secret",
 }
 """Makes a credential for later, for who is signed in or for an administrator."""
 
@@ -112,7 +125,7 @@ def answers_with_a_secret(endpoint: Endpoint) -> bool:
 
 def test_every_route_without_a_credential_is_placed() -> None:
     open_routes = {one.name for one in endpoints() if one.reads in (Reads.NOTHING, Reads.CLIENT)}
-    assert open_routes == set(DOORS) | CONTINUES | MACHINES | CONFIRMS | PUBLIC
+    assert open_routes == set(DOORS) | CONTINUES | MACHINES | CONFIRMS | LINKS | PUBLIC
 
 
 def test_every_route_that_answers_with_a_secret_is_placed() -> None:

@@ -47,12 +47,15 @@ class Kind(Enum):
     ALIAS = "tells the alias behind an id to whoever is authenticated, by contract"
     ADMIN = "is for administrators of the whole service; a tenant's own is none"
     GATE = "is for members of the tenant in the header"
+    LINK = "acts on the token of a mailed link, and on nothing else"
+    TENANT = "is for owners of the tenant in the header; none of these subjects is one (`test_owners_matrix` has those)"
 
 
 ROUTES: dict[Kind, str] = {
     Kind.PUBLIC: """
         GET /.well-known/jwks.json, GET /.well-known/oauth-authorization-server, GET /.well-known/openid-configuration,
-        GET /.well-known/status-lists, GET /.well-known/status-lists/{id}, GET /health/live, GET /health/ready, GET /openapi.json, GET /docs
+        GET /.well-known/status-lists, GET /.well-known/status-lists/{id}, GET /health/live, GET /health/ready, GET /openapi.json,
+        GET /docs, GET /style.css
     """,
     Kind.LOGIN: """
         POST /user/token, POST /query, POST /auth/login, POST /auth/mfa/challenge, POST /auth/refresh, POST /auth/password/forgot,
@@ -83,15 +86,27 @@ ROUTES: dict[Kind, str] = {
         POST /admin/tenant, GET /admin/tenants, GET /admin/tenant/{id},
         PATCH /admin/tenant/{id}, DELETE /admin/tenant/{id}, PUT /admin/tenant/{id}/disable,
         PUT /admin/tenant/{id}/enable, PUT /admin/tenant/{id}/member/{userID},
-        DELETE /admin/tenant/{id}/member/{userID}, GET /admin/tenant/{id}/members, GET /admin/roles, POST /admin/role,
+        DELETE /admin/tenant/{id}/member/{userID}, GET /admin/tenant/{id}/members, GET /admin/tenant/{id}/invitations,
+        POST /admin/tenant/{id}/invitations, POST /admin/tenant/{id}/invitation/{invitationID}/resend,
+        DELETE /admin/tenant/{id}/invitation/{invitationID}, GET /admin/roles, POST /admin/role,
         GET /admin/signing-keys,
         POST /admin/signing-keys/rotate, DELETE /admin/signing-key/{kid}, GET /admin/audit, GET /admin/error/{errorID}
     """,
     Kind.GATE: "GET /verify",
+    Kind.LINK: """
+        GET /invitation/{token}, POST /invitation/{token}, PUT /invitation, GET /password-reset/{token}, POST /password-reset/{token}
+    """,
+    Kind.TENANT: """
+        GET /tenant, GET /tenant/members, PUT /tenant/member/{userID}, DELETE /tenant/member/{userID}, GET /tenant/invitations,
+        POST /tenant/invitations, POST /tenant/invitation/{id}/resend, DELETE /tenant/invitation/{id}, GET /tenant/applications,
+        POST /tenant/applications, PATCH /tenant/application/{clientId}, DELETE /tenant/application/{clientId},
+        POST /tenant/application/{clientId}/secret, GET /tenant/application/{clientId}/secrets,
+        DELETE /tenant/application/{clientId}/secret/{secretID}, GET /tenant/audit, GET /tenant/limits
+    """,
 }
 KINDS = {" ".join(route.split()): kind for kind, routes in ROUTES.items() for route in routes.split(",")}
-# What shows mails to whoever sits at the machine has tests of its own.
-EXEMPT = {"GET /dev/inbox"}
+# What shows mails to whoever sits at the machine, and what only browsers get, have tests of their own.
+EXEMPT = {"GET /dev/inbox", "GET /"}
 ENDPOINTS = {endpoint.name: endpoint for endpoint in endpoints() if endpoint.name not in EXEMPT}
 TENANTS: tuple[dict[str, str], ...] = (
     {},
@@ -163,6 +178,8 @@ def a_victim(rt: Runtime) -> Victim:
         "kid": rt.ring.list()[0].kid,
         "errorID": NOBODYS_ID,
         "role": SECRET,
+        "invitationID": NOBODYS_ID,
+        "token": "no-token",
     }
     return Victim(person, ids)
 
@@ -226,7 +243,7 @@ def _tenant_admin(rt: Runtime) -> dict[str, str]:
 
 
 def _machine(rt: Runtime) -> dict[str, str]:
-    feed = an_application(rt, tenant="acme-bank", scopes=("read",), roles=("users_admin",))
+    feed = an_application(rt, tenant="acme-bank", scopes=("read",), roles=("users_admin", "owner"))
     proven = secrets.authenticate(rt, ORIGIN, feed.client_id, feed.secret)
     token = machine_tokens.issue_token(rt, proven, scope=None, audience=(rt.settings.issuer,))
     return {"Authorization": f"Bearer {token.text}"}
@@ -317,6 +334,9 @@ def assert_fitting(kind: Kind, subject: str, tenant: str, answer: TestResponse, 
         case Kind.LOGIN | Kind.CLIENT:
             # 429: the same guess at the same account, again and again.
             assert status in (200, 202, 400, 401, 422, 429), where
+        case Kind.LINK:
+            # 403: an application accepts no invitation. 415: a form is posted, not JSON.
+            assert status in (401, 403, 415, 422, 429), where
         case _ if subject == "nobody":
             assert status == 401, where
         case Kind.ADMIN:
@@ -327,6 +347,8 @@ def assert_fitting(kind: Kind, subject: str, tenant: str, answer: TestResponse, 
             assert status in (401, 403, 404), where
         case Kind.GATE:
             assert status == {"acme-bank": 200, "": 400}.get(tenant, 403), where
+        case Kind.TENANT:
+            assert status == (403 if tenant else 400), where
         case Kind.ALIAS:
             assert (status, answer.json) == (200, {"alias": "eve"}), where
         case Kind.OWN:

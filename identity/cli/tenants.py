@@ -64,15 +64,57 @@ def members(_opened: Opened, tenant_id: str) -> tuple[tuple[str, ...], Mapping[s
 @click.option(
     "--limit", "limits", multiple=True, metavar="TIER=N/PERIOD", callback=_limits, help="Its own budget; the rest stay."
 )
-def update(opened: Opened, tenant_id: str, name: str | None, limits: dict[str, str]) -> Any:
-    """Change a tenant's name or its own budgets: standard, ai-assisted, bulk-upload; an empty one takes it away."""
+@click.option("--scope", "scopes", multiple=True, metavar="S", help="Scopes that its owners may give; all of them.")
+def update(opened: Opened, tenant_id: str, name: str | None, limits: dict[str, str], scopes: tuple[str, ...]) -> Any:
+    """Change a tenant: its name, its own budgets (standard, ai-assisted, bulk-upload; an empty one takes it away), its owners' scopes."""
     changes: dict[str, Any] = {} if name is None else {"name": name}
     if limits:
         both = {**opened.ask("GET", "tenant", tenant_id)["limits"], **limits}
         changes["limits"] = {tier: budget for tier, budget in both.items() if budget}
+    if scopes:
+        changes["scopes"] = [scope for scope in scopes if scope]
     if not changes:
         raise click.UsageError("Name something to change")
     return opened.ask("PATCH", "tenant", tenant_id, body=changes)
+
+
+@command(tenant, "invite")
+@click.argument("tenant_id", metavar="ID")
+@click.option("--email", required=True, metavar="E")
+@click.option("--role", "roles", multiple=True, metavar="R", help="Role in this tenant; owner administers it.")
+@click.option("--expires-in", "expiresIn", type=click.IntRange(60, 2_592_000), metavar="S", help="A week without it.")
+@click.option("--portal-url", "portalURL", metavar="URL", help="Where the link leads; see IDENTITY_PORTAL_URLS.")
+@click.option("--new-role", is_flag=True, help=NEW_ROLE_HELP)
+def invite(opened: Opened, tenant_id: str, roles: tuple[str, ...], new_role: bool, **options: Any) -> Any:
+    """Mail an invitation into a tenant; whoever has the address accepts it once."""
+    check(opened, roles, new_role=new_role)
+    given = {name: value for name, value in options.items() if value is not None}
+    body = {"roles": list(roles), **given} | ({"newRole": True} if new_role else {})
+    return opened.ask("POST", "tenant", tenant_id, "invitations", body=body)
+
+
+@lists(tenant, "invitations", "invitations")
+@click.argument("tenant_id", metavar="ID")
+def list_invitations(_opened: Opened, tenant_id: str) -> tuple[tuple[str, ...], Mapping[str, Any]]:
+    """List the invitations of a tenant that wait to be accepted."""
+    return ("tenant", tenant_id, "invitations"), {}
+
+
+@command(tenant, "resend-invitation")
+@click.argument("tenant_id", metavar="ID")
+@click.argument("invitation_id", metavar="INVITATION")
+def resend_invitation(opened: Opened, tenant_id: str, invitation_id: str) -> Any:
+    """Mail a new link for an invitation; the link before is dead."""
+    return opened.ask("POST", "tenant", tenant_id, "invitation", invitation_id, "resend")
+
+
+@command(tenant, "withdraw-invitation")
+@click.argument("tenant_id", metavar="ID")
+@click.argument("invitation_id", metavar="INVITATION")
+def withdraw_invitation(opened: Opened, tenant_id: str, invitation_id: str) -> Any:
+    """Withdraw an invitation: its link is dead."""
+    opened.ask("DELETE", "tenant", tenant_id, "invitation", invitation_id)
+    return {"invitationID": invitation_id, "withdrawn": True}
 
 
 @command(tenant, "disable", asks="Stop the tenant {tenant_id} at once?")

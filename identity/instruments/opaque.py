@@ -29,6 +29,8 @@ class Kind(StrEnum):
     API_KEY = "idk"
     API_SECRET = "idx"
     CLIENT_SECRET = "idc"
+    INVITATION = "idi"
+    RESET = "idp"
 
 
 class Secret:

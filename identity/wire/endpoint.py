@@ -24,6 +24,7 @@ from identity.runtime import Runtime
 from identity.wire.fields import Body, SaidAgain, reader
 
 MAX_BODY: Final = 64 * 1024
+HTML: Final = "text/html; charset=utf-8"
 
 
 class Reads(Enum):
@@ -114,6 +115,8 @@ class Call:
     presented: Presented = field(default_factory=Presented)
     window: Window | None = None
     identified: Caller | None = None
+    #: The tenant that the caller administers, on routes of `owners`.
+    tenant: str = ""
 
     @property
     def caller(self) -> Caller:
@@ -181,6 +184,9 @@ class Endpoint:
     hot: bool = False
     writes: bool = False
     admin: bool = False
+    #: About the tenant in `X-Tenant-Id`, for whoever administers it; `recent_login`: only soon after signing in.
+    owners: bool = False
+    recent_login: bool = False
     any_method: bool = False
     ignores_body: bool = False
     ignores_query: bool = False

@@ -36,6 +36,7 @@ from identity.settings import Settings
 from identity.storage import Contention, is_race
 from identity.wire import metrics
 from identity.wire.endpoint import (
+    HTML,
     Answer,
     Call,
     Endpoint,
@@ -136,7 +137,12 @@ class Exchange:
                 call.origin = replace(call.origin, credential=call.caller.credential)
                 if endpoint.admin:
                     call.caller.require_admin()
-                if endpoint.limit is not None:
+                if endpoint.owners:
+                    named = call.header("x-tenant-id") or ""
+                    call.tenant = passage.administer(
+                        call.rt, call.caller, named, call.limit, recent=endpoint.recent_login
+                    )
+                elif endpoint.limit is not None:
                     passage.count_request(call.caller, call.header("x-tenant-id") or "", endpoint.limit, call.limit)
         # 4. What they ask.
         call.query = {} if endpoint.ignores_query else read_query(request.query)
@@ -256,7 +262,10 @@ def _refusal(call: Call, refused: Refused) -> Reply:
         challenge = _challenge(call, problem)
         if challenge:
             headers.append(("WWW-Authenticate", challenge))
-    return Reply(shape.render(refused, status), status, tuple(headers))
+    shown = shape.render(refused, status)
+    if isinstance(shown, str):
+        return Reply(raw=shown.encode(), status=status, headers=tuple(headers), content_type=HTML)
+    return Reply(shown, status, tuple(headers))
 
 
 def _challenge(call: Call, problem: Problem) -> str:

@@ -85,7 +85,9 @@ def test_the_admin_routes_are_those_of_the_contract() -> None:
         POST /admin/tenant|GET /admin/tenants|GET /admin/tenant/{id}|PATCH /admin/tenant/{id}
         PUT /admin/tenant/{id}/disable|PUT /admin/tenant/{id}/enable
         DELETE /admin/tenant/{id}|PUT /admin/tenant/{id}/member/{userID}|DELETE /admin/tenant/{id}/member/{userID}
-        GET /admin/tenant/{id}/members|GET /admin/roles|POST /admin/role|GET /admin/signing-keys|POST /admin/signing-keys/rotate
+        GET /admin/tenant/{id}/members|GET /admin/tenant/{id}/invitations|POST /admin/tenant/{id}/invitations
+        POST /admin/tenant/{id}/invitation/{invitationID}/resend|DELETE /admin/tenant/{id}/invitation/{invitationID}
+        GET /admin/roles|POST /admin/role|GET /admin/signing-keys|POST /admin/signing-keys/rotate
         DELETE /admin/signing-key/{kid}|GET /admin/audit|GET /admin/error/{errorID}
         DELETE /admin/sessions
         GET /admin/errors
@@ -112,6 +114,7 @@ def test_every_object_that_does_not_exist_is_not_found(web: Web, boss: str) -> N
         "POST /admin/application/{clientId}/trust": {"name": "x", "issuer": "https://i.example", "subject": "x"},
         "PATCH /admin/tenant/{id}": {"name": "x"},
         "PUT /admin/tenant/{id}/member/{userID}": {"roles": []},
+        "POST /admin/tenant/{id}/invitations": {"email": "x@acme.example", "roles": []},
     }
     for endpoint in ADMIN_ROUTES:
         if "{" in endpoint.path:
@@ -272,7 +275,8 @@ class TestInvitations:
         assert answer.json.keys() == {"userID", "email"}
         mail = web.mails()[-1]
         assert mail["To"] == "grace@acme.example"
-        assert "https://portal.acme.example/app/welcome?x=1" in mail.get_body(("plain",)).get_content()
+        linked = re.escape("https://portal.acme.example/app/welcome/invitation/") + r"idi_\w{33}\?x=1"
+        assert re.search(linked, mail.get_body(("plain",)).get_content())
 
     def test_a_portal_off_the_list_is_refused_and_mails_nobody(self, web: Web, boss: str) -> None:
         body = NEW_USER | {"notify": True, "portalURL": "https://portal.acme.example.evil.example/app"}

@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from identity.ambient import Origin
-from identity.core.access import callers
+from identity.core.access import callers, passage
 from identity.core.access.callers import Caller, Presented
 from identity.core.clients import machine_tokens
 from identity.core.clients.applications import INTROSPECT_SCOPE, ApplicationInfo
-from identity.core.tokens import claims, sessions
+from identity.core.tokens import claims, custom_claims, sessions
 from identity.core.tokens.claims import Claims
 from identity.core.tokens.session_rows import SessionInfo
 from identity.errors import INVALID_TOKEN, TOKEN_EXPIRED, Refused
@@ -53,14 +53,14 @@ def revoke(rt: Runtime, origin: Origin, asking: ApplicationInfo, token: str) -> 
 
 
 def _facts(rt: Runtime, caller: Caller) -> dict[str, Any]:
-    rights = {
+    rights: dict[str, Any] = {
         "roles": sorted(caller.roles),
         "groups": sorted(caller.groups),
         "tenants": {tenant: sorted(roles) for tenant, roles in caller.memberships.roles().items()},
     }
     # Nothing is left out here, whatever did not fit into the token.
-    raw = caller.claims.raw if caller.claims else {}
-    said: Mapping[str, Any] = {name: value for name, value in raw.items() if not name.endswith("_omitted")}
+    said: Mapping[str, Any] = custom_claims.without(caller.claims.raw) if caller.claims else {}
+    rights |= passage.claims_of(rt, caller)
     if caller.session is None:
         return {
             **said,

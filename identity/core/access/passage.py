@@ -7,12 +7,15 @@ now, whatever a token says.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
-from identity.core.access.callers import Caller
-from identity.core.people.tenancy import Belonging
+from identity.core.access.callers import Caller, CallerKind
+from identity.core.people import tenancy
+from identity.core.people.tenancy import LIMITED_TIERS, OWNER_ROLE, Belonging
+from identity.core.tokens import custom_claims
 from identity.errors import FORBIDDEN, MISSING_TENANT, Refused
 from identity.instruments.limits import Policy
+from identity.runtime import Runtime
 
 
 class Count(Protocol):
@@ -81,6 +84,50 @@ def require_member(held: Belonging | None, tenant: str) -> None:
         raise Refused(
             FORBIDDEN, detail="the tenant is disabled", evidence=seen | {"near_miss": "the caller is a member"}
         )
+
+
+def administer(rt: Runtime, caller: Caller, tenant: str, count: Count, *, recent: bool) -> str:
+    """The tenant that a caller administers by what they are in it; decided before anything else of the request is read.
+
+    Its owners do (a user's bearer or key pair), and so do administrators of the whole service. `recent`: only soon after signing in, which
+    a key pair never is. Raises Refused(MISSING_TENANT), Refused(FORBIDDEN), Refused(NOT_FOUND) for an administrator's slip,
+    Refused(STALE_LOGIN), Refused(RATE_LIMITED).
+    """
+    held = count_request(caller, tenant, Policy.STANDARD, count)
+    if not tenant:
+        raise Refused(MISSING_TENANT, detail="the route is about the tenant in X-Tenant-Id")
+    if caller.is_admin:
+        tenancy.describe(rt, tenant)
+    else:
+        require_member(held, tenant)
+        roles = held.roles if held is not None and caller.kind is not CallerKind.APPLICATION else ()
+        _require("role", (OWNER_ROLE,), frozenset(roles))
+    if recent:
+        caller.require_recent_login(rt)
+    return tenant
+
+
+def claims_of(rt: Runtime, caller: Caller) -> dict[str, Any]:
+    """The claims of one's own that a token of this caller would carry now, for the audiences of what was presented."""
+    if caller.claims is not None:
+        audiences: Sequence[str] = caller.claims.audience
+    else:
+        audiences = (caller.session.session.resource if caller.session else rt.settings.default_audience,)
+    if caller.kind is CallerKind.APPLICATION:
+        return custom_claims.of(rt, audiences, client_id=caller.subject)
+    return custom_claims.of(rt, _meant_for(rt, audiences), user_id=caller.subject)
+
+
+def _meant_for(rt: Runtime, audiences: Sequence[str]) -> Sequence[str]:
+    """The audiences of a user's token without our own, which stands in every one of them, unless it stands there alone."""
+    return [one for one in audiences if one != rt.settings.issuer] or audiences
+
+
+def budgets(rt: Runtime, tenant: str) -> dict[str, Any]:
+    """The budgets in force for a tenant by tier, and the names of those that are its own."""
+    own = tenancy.describe(rt, tenant).limits
+    usual = {str(tier): getattr(rt.settings, f"limit_{tier.name.lower()}") for tier in LIMITED_TIERS}
+    return {"limits": {**usual, **own}, "own": sorted(own)}
 
 
 def _require(name: str, needed: Sequence[str], held: frozenset[str]) -> None:

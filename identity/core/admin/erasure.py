@@ -8,7 +8,7 @@ from sqlalchemy.orm import aliased
 from identity.ambient import Origin
 from identity.core.keeping import keepings
 from identity.core.mail import outbox
-from identity.core.people import accounts
+from identity.core.people import accounts, invitations
 from identity.core.people.accounts import ADMIN_ROLE, Email
 from identity.core.record import audit
 from identity.core.record.audit import Action
@@ -33,6 +33,7 @@ def erase(rt: Runtime, unit: Unit, user_id: str, *, actor: str) -> None:
     was_admin = row.enabled and ADMIN_ROLE in row.roles
     for address in _only_theirs(unit, user_id):
         outbox.forget(unit, address)
+        invitations.forget_address(unit, address)
     status.end_sessions(rt, unit, UserSession.user_id == user_id)
     for keeping in keepings().values():
         if keeping.forget is not None:

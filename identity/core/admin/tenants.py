@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import select
 
@@ -13,16 +13,19 @@ from identity.canonical import canonical_id
 from identity.core.admin import roles as named
 from identity.core.admin.by import By
 from identity.core.clients import registration
+from identity.core.clients.applications import ADMIN_SCOPE, INTROSPECT_SCOPE
 from identity.core.mail import outbox
 from identity.core.mail.letters import Template
 from identity.core.people import accounts, addresses, tenancy
 from identity.core.people.accounts import ADMIN_ROLE, User, clean_name
 from identity.core.people.tenancy import Membership, TenantInfo
-from identity.core.tokens import status
+from identity.core.tokens import belonging
 from identity.errors import NOT_FOUND, VALIDATION, Refused
 from identity.paging import Listed, Part
 from identity.runtime import Runtime
 from identity.storage import Unit
+
+NEVER_AN_OWNERS: Final = frozenset({ADMIN_SCOPE, INTROSPECT_SCOPE})
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +46,16 @@ def create_tenant(rt: Runtime, by: By, *, tenant_id: str, name: str) -> TenantIn
 def change_tenant(
     rt: Runtime, by: By, tenant_id: str, *, versions: Collection[int] | None = None, **changes: Any
 ) -> TenantInfo:
-    """Rename a tenant, or set its budgets; see `tenancy.change`."""
+    """Change a tenant; see `tenancy.change`. Scopes that reach beyond a tenant are never its owners' to give: Refused(VALIDATION)."""
+    if not NEVER_AN_OWNERS.isdisjoint(changes.get("scopes") or ()):
+        raise Refused(VALIDATION.saying("The scopes admin and introspect are never a tenant's to give"), field="scopes")
     if "name" in changes:
         changes["name"] = clean_name(changes["name"], field="name")
     with by.unit(rt) as unit:
-        return tenancy.change(rt, unit, tenant_id, actor=by.actor, versions=versions, **changes)
+        info = tenancy.change(rt, unit, tenant_id, actor=by.actor, versions=versions, **changes)
+        if "attributes" in changes:
+            registration.change_rights_of_tenant(rt, unit, tenant_id)
+        return info
 
 
 def set_tenant_enabled(rt: Runtime, by: By, tenant_id: str, *, enabled: bool) -> TenantInfo:
@@ -82,8 +90,7 @@ def remove_member(rt: Runtime, by: By, tenant_id: str, user_id: str) -> None:
     with by.unit(rt) as unit:
         if not canonical_id(user_id):
             raise Refused(NOT_FOUND, detail="no such membership")
-        tenancy.remove_member(rt, unit, tenant_id, user_id, actor=by.actor)
-        status.change_subjects(rt, unit, User.id == user_id)
+        belonging.end(rt, unit, tenant_id, user_id, actor=by.actor)
 
 
 def list_members(rt: Runtime, tenant_id: str, part: Part) -> Listed[Member]:
@@ -107,13 +114,13 @@ def put_member(
     rt: Runtime, unit: Unit, tenant_id: str, user_id: str, *, roles: Sequence[str], actor: str
 ) -> tuple[str, ...]:
     """Make a user a member with exactly these roles, in the caller's unit. Raises Refused(VALIDATION) for a role that only users hold."""
+    refuse_global_role(roles)
+    return belonging.put(rt, unit, tenant_id, user_id, roles=roles, actor=actor)
+
+
+def refuse_global_role(roles: Sequence[str]) -> None:
+    """Refuse (VALIDATION) the role that no membership holds."""
     if ADMIN_ROLE in roles:
         raise Refused(
             VALIDATION.saying("A membership cannot hold the role users_admin, which is global"), field="roles"
         )
-    held = unit.session.get(Membership, (user_id, tenant_id))
-    before = held and held.roles
-    after = tenancy.set_member(rt, unit, tenant_id, user_id, roles=roles, actor=actor)
-    if after != before:
-        status.change_subjects(rt, unit, User.id == user_id)
-    return after

@@ -23,9 +23,7 @@ from identity.core.admin.portal import check_portal
 from identity.core.admin.tenants import put_member
 from identity.core.clients import keypairs
 from identity.core.clients.keypairs import KeyPairInfo
-from identity.core.mail import outbox
-from identity.core.mail.letters import Template
-from identity.core.people import accounts, addresses
+from identity.core.people import accounts, addresses, attributes, invitations
 from identity.core.people.accounts import ADMIN_ROLE, AccessWindow, Email, User, UserInfo, clean_name
 from identity.core.people.addresses import EmailInfo
 from identity.core.people.tenancy import Membership
@@ -54,6 +52,7 @@ class UserDetail:
     tenants: Mapping[str, tuple[str, ...]]
     has_totp: bool
     has_fixed_otp: bool
+    attributes: Mapping[str, Any]
     last_login_at: datetime | None = None
 
 
@@ -113,10 +112,7 @@ def create_user(
             named.check(unit, held, insists=new_role, field="tenants")
             put_member(rt, unit, tenant, user_id, roles=held, actor=by.actor)
         if notify:
-            values = {"account": get_alias(alias), "by": "an administrator"}
-            outbox.queue(
-                rt, unit, Template.INVITATION, to=address, values=values | ({"url": portal_url} if portal_url else {})
-            )
+            invitations.issue(rt, unit, address=address, actor=by.actor, user_id=user_id, portal_url=portal_url)
             return CreatedUser(user_id, address, None, None)
         key, secret = keypairs.create(
             rt, unit, user_id, name=FIRST_KEY_NAME, days=FIRST_KEY_DAYS, actor=by.actor, verified=True
@@ -211,7 +207,7 @@ def change_user(
     new_role: bool = False,
     **changes: Any,
 ) -> UserDetail:
-    """Change `full_name`, `alias`, `roles` or `groups`; a callable makes the new value of the present one.
+    """Change `full_name`, `alias`, `roles`, `groups` or `attributes`; a callable makes the new value of the present one.
 
     `versions` are those that the caller has seen. `new_role`: see `roles.check`. Raises Refused(NOT_FOUND), Refused(VALIDATION),
     Refused(STALE) for another version, Refused(CONFLICT) for an alias in use or the last administrator.
@@ -221,6 +217,7 @@ def change_user(
         "alias": get_alias,
         "roles": lambda value: get_names(tuple(value), field="roles"),
         "groups": lambda value: get_names(tuple(value), field="groups"),
+        "attributes": attributes.checked,
     }
     with by.unit(rt) as unit:
         row = accounts.get_row(unit.session, user_id, for_update=True)
@@ -239,7 +236,7 @@ def change_user(
             raise Refused(CONFLICT.saying("That alias is in use"), field="alias", cause=exc) from exc
         if ADMIN_ROLE in before.get("roles", ()) and ADMIN_ROLE not in after["roles"]:
             accounts.guard_last_admin(unit, user_id)
-        if before != after:
+        if before != after or "attributes" in values:
             status.change_subjects(rt, unit, User.id == user_id)
         audit.record(
             rt,
@@ -361,6 +358,8 @@ def _details(rt: Runtime, users: Sequence[UserInfo]) -> list[UserDetail]:
         for row in session.scalars(select(Email).where(Email.user_id.in_(ids)).order_by(Email.created_at, Email.id)):
             info = EmailInfo(row.id, row.user_id, row.address, row.verified, row.preferred)
             addresses.setdefault(row.user_id, []).append(info)
+        rows = session.execute(select(User.id, User.attributes).where(User.id.in_(ids)))
+        noted: dict[str, str] = {row.id: row.attributes for row in rows}
         held = select(Membership).where(Membership.user_id.in_(ids)).order_by(Membership.tenant_id)
         for belonging in session.scalars(held):
             tenants.setdefault(belonging.user_id, {})[belonging.tenant_id] = belonging.roles
@@ -372,6 +371,7 @@ def _details(rt: Runtime, users: Sequence[UserInfo]) -> list[UserDetail]:
             tenants.get(user.id, {}),
             factors.is_enrolled(rt, user.id),
             factors.has_fixed_otp(rt, user.id),
+            attributes.read(noted.get(user.id)),
             logins.get(user.id),
         )
         for user in users

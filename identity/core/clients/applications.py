@@ -63,6 +63,8 @@ class Application(Base):
     # Which set of keys this is, and its place in the status lists: another set is another grant.
     key_set_id: Mapped[str | None] = mapped_column(String(16))
     key_place: Mapped[int | None] = mapped_column(BigInteger)
+    attributes: Mapped[str] = mapped_column(Text, default="{}", server_default="{}")
+    token_claims: Mapped[str] = mapped_column(Text, default="{}", server_default="{}")
     enabled: Mapped[bool] = mapped_column(Boolean, default=True)
     disabled_at: Mapped[datetime | None] = mapped_column(Instant)
     created_at: Mapped[datetime] = mapped_column(Instant)
@@ -93,6 +95,9 @@ class ApplicationInfo(NamedTuple):
     tenant_enabled: bool
     key_set_id: str | None
     key_place: int | None
+    #: JSON, as they are stored: most who read an application need neither.
+    attributes: str
+    token_claims: str
 
     @property
     def is_usable(self) -> bool:
@@ -116,6 +121,8 @@ COLUMNS = (
     Application.tenant_enabled,
     Application.key_set_id,
     Application.key_place,
+    Application.attributes,
+    Application.token_claims,
 )
 WIDTH: Final = len(COLUMNS)
 _BY_ID = Prepared(select(*COLUMNS).where(Application.id == bindparam("id")))

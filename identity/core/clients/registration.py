@@ -21,18 +21,21 @@ from identity.core.clients.applications import STANDARD_APP_ID, Application, App
 from identity.core.clients.issuers import ApplicationTrust
 from identity.core.clients.secrets import ClientSecret, MadeSecret, add_secret
 from identity.core.keeping import Keeping
-from identity.core.people import tenancy
+from identity.core.people import attributes, tenancy
 from identity.core.people.accounts import User
 from identity.core.people.tenancy import Membership
 from identity.core.record import audit
 from identity.core.record.audit import Action
-from identity.core.tokens import status
+from identity.core.tokens import custom_claims, status
 from identity.core.versions import check as check_version
 from identity.errors import CONFLICT, VALIDATION, Refused
 from identity.instruments.jws import load_jwks
 from identity.instruments.statuslists import StatusList
 from identity.runtime import Runtime
 from identity.storage import Contention, Unit
+
+#: What of an application its tokens tell.
+_RIGHTS: Final = ("roles", "scopes", "attributes", "token_claims")
 
 
 def register(
@@ -93,8 +96,9 @@ def register(
 def change(
     rt: Runtime, unit: Unit, client_id: str, *, actor: str, versions: Collection[int] | None = None, **changes: Any
 ) -> ApplicationInfo:
-    """Change `name`, `scopes`, `roles`, `audiences`, `token_seconds`, `jwks` or `enabled`; `versions` are those that the caller has
-    seen.
+    """Change `name`, `scopes`, `roles`, `audiences`, `token_seconds`, `jwks`, `attributes`, `token_claims` or `enabled`.
+
+    `versions` are those that the caller has seen.
 
     Raises Refused(NOT_FOUND), Refused(VALIDATION), Refused(STALE) for another version.
     """
@@ -106,6 +110,8 @@ def change(
         "audiences": _checked_audiences,
         "token_seconds": _checked_seconds,
         "jwks": _checked_jwks,
+        "attributes": attributes.checked,
+        "token_claims": custom_claims.checked,
     }
     values = {name: checks[name](value) if name in checks else value for name, value in changes.items()}
     before = {name: getattr(row, name) for name in values}
@@ -120,9 +126,18 @@ def change(
     unit.session.refresh(row)
     if before.get("enabled") and not row.enabled:
         end_earned(rt, unit, Application.id == client_id)
-    elif any(before[name] != values[name] for name in ("roles", "scopes") if name in values):
+    elif any(before[name] != values[name] for name in _RIGHTS if name in values):
         end_earned(rt, unit, Application.id == client_id, for_good=False)
-    audit.record(rt, unit, Action.APPLICATION_CHANGED, actor=actor, target=client_id, before=before, after=values)
+    audit.record(
+        rt,
+        unit,
+        Action.APPLICATION_CHANGED,
+        actor=actor,
+        target=client_id,
+        tenant=row.tenant_id,
+        before=before,
+        after=values,
+    )
     return from_row(row)
 
 
@@ -134,7 +149,14 @@ def remove(rt: Runtime, unit: Unit, client_id: str, *, actor: str) -> None:
     end_earned(rt, unit, Application.id == client_id)
     unit.execute(delete(ClientSecret).where(ClientSecret.client_id == client_id))
     unit.execute(delete(Application).where(Application.id == client_id))
-    audit.record(rt, unit, Action.APPLICATION_DELETED, actor=actor, target=client_id)
+    audit.record(rt, unit, Action.APPLICATION_DELETED, actor=actor, target=client_id, tenant=row.tenant_id)
+
+
+def change_rights_of_tenant(rt: Runtime, unit: Unit, tenant_id: str) -> None:
+    """Tell offline verifiers that tokens of a tenant's members and applications say what is no longer so."""
+    members = select(Membership.user_id).where(Membership.tenant_id == tenant_id)
+    status.change_subjects(rt, unit, User.id.in_(members))
+    end_earned(rt, unit, Application.tenant_id == tenant_id, for_good=False)
 
 
 def end_earned(rt: Runtime, unit: Unit, *which: ColumnElement[bool], for_good: bool = True) -> None:

@@ -119,6 +119,8 @@ class _ProofRow(NamedTuple):
     tenant_enabled: bool
     key_set_id: str | None
     key_place: int | None
+    attributes: str
+    token_claims: str
     ring_version: int
     failures: str | None
     secret_id: str | None
@@ -215,7 +217,7 @@ def _flaw(rows: Sequence[_ProofRow], presented: bytes, secret: str, now: datetim
         evidence: dict[str, Any] = {"seen": {"secret": row.secret_id}, "near_miss": "the secret was right"}
         end = row.ends_at
         if end is None or now < end:
-            return "the application or its tenant is disabled", evidence
+            return f"the {'application' if not row.enabled else 'tenant'} is disabled", evidence
         late = int((now - end).total_seconds())
         return "the secret has expired", evidence | {"expected": "a secret that lives", "skew_seconds": late}
     evidence = {"expected": {"secret": [row.secret_id for row in rows if row.secret_id]}}
@@ -289,7 +291,15 @@ def remove_secret(rt: Runtime, unit: Unit, client_id: str, secret_id: str, *, ac
         raise Refused(_in_use(row), detail="the secret is in use")
     status.end_grants(rt, unit, select(ClientSecret.place).where(*mine))
     unit.execute(delete(ClientSecret).where(*mine))
-    audit.record(rt, unit, Action.SECRET_REVOKED, actor=actor, target=client_id, secret=secret_id)
+    audit.record(
+        rt,
+        unit,
+        Action.SECRET_REVOKED,
+        actor=actor,
+        target=client_id,
+        tenant=_tenant_of(unit, client_id),
+        secret=secret_id,
+    )
 
 
 def secrets_of(rt: Runtime, client_id: str) -> list[SecretInfo]:
@@ -316,7 +326,15 @@ def retire_quiet(rt: Runtime) -> int:
                 continue
             if unit.changed(update(ClientSecret).where(ClientSecret.id == row.id, unchanged).values(expires_at=end)):
                 retired += 1
-                audit.record(rt, unit, Action.SECRET_RETIRED, actor="background", target=row.client_id, secret=row.id)
+                audit.record(
+                    rt,
+                    unit,
+                    Action.SECRET_RETIRED,
+                    actor="background",
+                    target=row.client_id,
+                    tenant=_tenant_of(unit, row.client_id),
+                    secret=row.id,
+                )
     return retired
 
 
@@ -349,7 +367,14 @@ def _make_room(rt: Runtime, unit: Unit, client_id: str, *, actor: str, force: bo
     longest_ago = min(living, key=lambda row: (row.last_used_at is not None, row.last_used_at or row.created_at))
     longest_ago.expires_at = unit.now
     audit.record(
-        rt, unit, Action.SECRET_RETIRED, actor=actor, target=client_id, secret=longest_ago.id, reason="a third was made"
+        rt,
+        unit,
+        Action.SECRET_RETIRED,
+        actor=actor,
+        target=client_id,
+        tenant=_tenant_of(unit, client_id),
+        secret=longest_ago.id,
+        reason="a third was made",
     )
     return [row for row in living if row is not longest_ago]
 
@@ -368,8 +393,24 @@ def _add(
         place=status.take(rt, unit),
     )
     unit.add(row)
-    audit.record(rt, unit, Action.SECRET_CREATED, actor=actor, target=client_id, secret=row.id)
+    audit.record(
+        rt,
+        unit,
+        Action.SECRET_CREATED,
+        actor=actor,
+        target=client_id,
+        tenant=_tenant_of(unit, client_id),
+        secret=row.id,
+    )
     return MadeSecret(_secret_info(row), secret, _secret_info(living[-1]) if living else None)
+
+
+def _tenant_of(unit: Unit, client_id: str) -> str | None:
+    """Whose affair the secrets of an application are, for the audit."""
+    tenant: str | None = unit.execute(
+        select(Application.tenant_id).where(Application.id == client_id)
+    ).scalar_one_or_none()
+    return tenant
 
 
 def _lives(now: datetime) -> ColumnElement[bool]:

@@ -34,6 +34,7 @@ class Template(StrEnum):
     LOGIN_CODE = "login_code"
     RESET_CODE = "reset_code"
     INVITATION = "invitation"
+    TENANT_INVITATION = "tenant_invitation"
     ADDRESS_IN_USE = "address_in_use"
     KEYPAIR_ADDED = "keypair_added"
     EMAIL_ADDED = "email_added"
@@ -54,6 +55,7 @@ class Letter:
     who: str
     otherwise: str
     has_code: bool = False
+    call: str = "Open the page"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +81,17 @@ class _Page:
     facts: list[tuple[str, str]]
     otherwise: str
     issuer: str
+    service: str
+    logo: str
+    call: str
 
 
+_CELL: Final = "background:#ffffff;color:#1b1b1f;font:16px/1.5 Arial,sans-serif;padding:24px"
+# No colour of six digits: whoever looks for a code, by eye or by machine, must find one.
+_DARK: Final = (
+    ":root{color-scheme:light dark}@media(prefers-color-scheme:dark){.b{background:#16171a!important}"
+    ".c{background:#1f2226!important;color:#e8e6e3!important}}"
+)
 _SOMEBODY: Final = "somebody who gave this address"
 _SIGNED_IN: Final = "somebody signed in to your account"
 _IGNORE: Final = "If this was not you, you need not do anything: without the code nothing happens. Never pass the code on to anybody."
@@ -121,17 +132,26 @@ LETTERS: Final[Mapping[Template, Letter]] = {
     ),
     Template.RESET_CODE: Letter(
         "Choose a new password for $service",
-        "Enter this code, with the verification ID below, to choose a new password for $service.",
+        "Follow the link to choose a new password for $service, or enter this code, with the verification ID below, where you are asked "
+        "for it. Either works once.",
         _SOMEBODY,
         "If this was not you, you need not do anything: your password stays as it is. Never pass the code on to anybody.",
         has_code=True,
+        call="Choose a password",
+    ),
+    Template.TENANT_INVITATION: Letter(
+        "$by invites you to $tenant at $service",
+        "$by invites you to $tenant at $service. Follow the link to accept: it works once, and only for this address.",
+        "an administrator",
+        "If you do not know what this is about, you need not do anything: nothing happens until you accept.",
+        call="See the invitation",
     ),
     Template.INVITATION: Letter(
         "An account for you at $service",
-        "An account was made for you at $service, under this address. Sign in with a code that we mail to you, or ask for a "
-        "password reset to choose a password.",
+        "An account was made for you at $service, under this address. Follow the link to choose your password: it works once.",
         "an administrator",
         "If you expect no such account, you need not do anything.",
+        call="Choose a password",
     ),
     Template.ADDRESS_IN_USE: Letter(
         "You already have an account at $service",
@@ -188,7 +208,7 @@ LETTERS: Final[Mapping[Template, Letter]] = {
         "$tenant goes on at $service",
         "The tenant $tenant, which you own, works again at $service. Its applications must ask for new tokens.",
         "an administrator",
-        "You need not do anything.",
+        "If you did not expect this, ask your administrator.",
     ),
 }
 VALUES: Final = frozenset(
@@ -206,6 +226,7 @@ def render(
     asked_from: str = "",
     user_agent: str = "",
     service: str = "",
+    logo: str = "",
 ) -> Rendered:
     """Write the letter. `service`: what people call us, where that is not the issuer's host.
 
@@ -237,7 +258,16 @@ def render(
     ]
     known = [(label, value) for label, value in facts if value]
     page = _Page(
-        subject, _filled(opening), words.get("code", ""), words.get("url", ""), known, _filled(letter.otherwise), issuer
+        subject,
+        _filled(opening),
+        words.get("code", ""),
+        words.get("url", ""),
+        known,
+        _filled(letter.otherwise),
+        issuer,
+        words["service"],
+        logo,
+        letter.call,
     )
     return Rendered(subject, _as_text(page), _as_html(page))
 
@@ -277,21 +307,35 @@ def _as_text(page: _Page) -> str:
 
 
 def _as_html(page: _Page) -> str:
-    lines = [
-        "<!doctype html>",
-        '<html lang="en"><head><meta charset="utf-8">',
-        f"<title>{escape(page.subject)}</title></head>",
-        '<body style="font-family:sans-serif;max-width:36em">',
-        f"<p>{escape(page.opening)}</p>",
-    ]
+    """The letter for programs that show HTML: tables and attributes, which Outlook reads too, and colours of its own in the dark."""
+    cell = f'<td class="c" style="{_CELL}">'
+    rows = [f"<p>{escape(page.opening)}</p>"]
     if page.code:
-        lines.append(f'<p style="font-size:2em;letter-spacing:.2em"><b>{escape(page.code)}</b></p>')
+        rows.append(f'<p style="font-size:2em;letter-spacing:.2em"><b>{escape(page.code)}</b></p>')
     if page.url:
-        lines.append(f'<p><a href="{escape(page.url)}">{escape(page.url)}</a></p>')
-    lines.append("<p>")
-    lines += [f"{escape(label)}: {escape(value)}<br>" for label, value in page.facts]
-    lines += ["</p>", f"<p>{escape(page.otherwise)}</p>"]
-    lines += [f"<p><small>{escape(page.issuer)}</small></p>", "</body></html>"]
+        url = escape(page.url)
+        rows.append(
+            f'<table role="presentation" cellpadding="0" cellspacing="0"><tr><td bgcolor="#0b57d0" style="padding:10px 18px">'
+            f'<a href="{url}" style="color:#ffffff;text-decoration:none"><b>{escape(page.call)}</b></a></td></tr></table>'
+        )
+        rows.append(f'<p style="word-break:break-all"><small>{url}</small></p>')
+    facts = "".join(f"{escape(label)}: {escape(value)}<br>\n" for label, value in page.facts)
+    rows += [f"<p>{facts}</p>", f"<p>{escape(page.otherwise)}</p>", f"<p><small>{escape(page.issuer)}</small></p>"]
+    logo = f'<img src="{escape(page.logo)}" alt="{escape(page.service)}" height="40" border="0">' if page.logo else ""
+    lines = [
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width"><meta name="color-scheme" content="light dark">',
+        f"<title>{escape(page.subject)}</title><style>{_DARK}</style></head>",
+        '<body class="b" bgcolor="#f4f4f6" style="margin:0">',
+        '<table role="presentation" width="100%" cellpadding="0" cellspacing="0"><tr><td align="center">',
+        '<!--[if mso]><table role="presentation" width="560"><tr><td><![endif]-->',
+        f'<table role="presentation" width="100%" style="max-width:560px" cellpadding="0" cellspacing="0"><tr>{cell}',
+        *([logo] if logo else []),
+        *rows,
+        "</td></tr></table>",
+        "<!--[if mso]></td></tr></table><![endif]-->",
+        "</td></tr></table></body></html>",
+    ]
     return "\n".join(lines) + "\n"
 
 

@@ -292,6 +292,7 @@ def _insert(
         asked_at=unit.now,
         asked_from=unit.origin.address,
         user_agent=unit.origin.user_agent,
+        logo=rt.settings.logo_url,
     )
     body = json.dumps({"subject": letter.subject, "text": letter.text, "html": letter.html}).encode()
     unit.add(

@@ -72,6 +72,7 @@ class User(Base):
     verified: Mapped[bool] = mapped_column(Boolean, default=False)
     roles: Mapped[tuple[str, ...]] = mapped_column(Names, default=())
     groups: Mapped[tuple[str, ...]] = mapped_column(Names, default=())
+    attributes: Mapped[str] = mapped_column(Text, default="{}", server_default="{}")
     starts_at: Mapped[datetime | None] = mapped_column(Instant)
     ends_at: Mapped[datetime | None] = mapped_column(Instant)
     created_at: Mapped[datetime] = mapped_column(Instant)

@@ -36,6 +36,7 @@ from sqlalchemy.orm import InstrumentedAttribute, Mapped, Session, mapped_column
 from identity import paging
 from identity.canonical import get_names, is_name
 from identity.core.keeping import Keeping
+from identity.core.people import attributes as noted
 from identity.core.people.accounts import User
 from identity.core.record import audit
 from identity.core.record.audit import Action
@@ -59,6 +60,10 @@ class Tenant(Base):
     id: Mapped[str] = mapped_column(String(64), primary_key=True)
     name: Mapped[str] = mapped_column(String(200))
     limits: Mapped[str] = mapped_column(Text, default="{}")
+    # What its owners may give to its applications; the rest is an administrator's to give.
+    scopes: Mapped[tuple[str, ...]] = mapped_column(Names, default=(), server_default="")
+    attributes: Mapped[str] = mapped_column(Text, default="{}", server_default="{}")
+    policy: Mapped[str] = mapped_column(Text, default="{}", server_default="{}")
     enabled: Mapped[bool] = mapped_column(Boolean, default=True, server_default=true())
     disabled_at: Mapped[datetime | None] = mapped_column(Instant)
     created_at: Mapped[datetime] = mapped_column(Instant)
@@ -87,6 +92,8 @@ class TenantInfo:
     name: str
     enabled: bool
     limits: Mapping[str, str]
+    scopes: tuple[str, ...]
+    attributes: Mapping[str, Any]
     created_at: datetime
     version: int
 
@@ -190,21 +197,29 @@ def change(
     actor: str,
     name: str | None = None,
     limits: Mapping[str, str] | None = None,
+    scopes: Sequence[str] | None = None,
+    attributes: Mapping[str, Any] | None = None,
     versions: Collection[int] | None = None,
 ) -> TenantInfo:
-    """Rename a tenant or set its own budgets (`{"standard": "500/minute"}`); `versions` are those that the caller has seen."""
+    """Rename a tenant, set its own budgets (`{"standard": "500/minute"}`) or the scopes that its owners may give to its applications.
+
+    `versions` are those that the caller has seen.
+    """
     row = get(unit.session, tenant_id, for_update=True)
     check_version(row.version, versions)
-    before = {"name": row.name, "limits": json.loads(row.limits)}
+    before = _told(row)
     values: dict[str, Any] = {"version": Tenant.version + 1}
     if name is not None:
         values["name"] = name
     if limits is not None:
         values["limits"] = json.dumps(_checked_limits(limits), sort_keys=True)
+    if attributes is not None:
+        values["attributes"] = noted.checked(attributes)
+    if scopes is not None:
+        values["scopes"] = get_names(tuple(scopes), field="scopes")
     unit.changed(update(Tenant).where(Tenant.id == tenant_id).values(**values))
     unit.session.refresh(row)
-    after = {"name": row.name, "limits": json.loads(row.limits)}
-    audit.record(rt, unit, Action.TENANT_CHANGED, actor=actor, target=tenant_id, before=before, after=after)
+    audit.record(rt, unit, Action.TENANT_CHANGED, actor=actor, target=tenant_id, before=before, after=_told(row))
     return info_of(row)
 
 
@@ -280,6 +295,16 @@ def _checked_limits(limits: Mapping[str, str]) -> dict[str, str]:
         raise Refused(unfit, field="limits", cause=exc) from exc
 
 
+def _told(row: Tenant) -> dict[str, Any]:
+    """What the audit keeps of a tenant's settings."""
+    return {
+        "name": row.name,
+        "limits": json.loads(row.limits),
+        "scopes": list(row.scopes),
+        "attributes": json.loads(row.attributes),
+    }
+
+
 def _belonging(tenant: str, rest: str) -> Belonging:
     roles, state, limits = rest.split("\t")
     return Belonging(tenant, tuple(roles.split()), _limits(limits), state == _ENABLED)
@@ -292,7 +317,16 @@ def _limits(text: str) -> Mapping[str, str]:
 
 def info_of(row: Tenant) -> TenantInfo:
     """The tenant in a row."""
-    return TenantInfo(row.id, row.name, row.enabled, _limits(row.limits), row.created_at, row.version)
+    return TenantInfo(
+        row.id,
+        row.name,
+        row.enabled,
+        _limits(row.limits),
+        row.scopes,
+        noted.read(row.attributes),
+        row.created_at,
+        row.version,
+    )
 
 
 KEEPING: Final = Keeping((Tenant, Membership), forget=forget)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hmac
 import math
 import re
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -21,11 +22,13 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from identity.ambient import Entropy, later
 from identity.core.keeping import Keeping, delete_batch
-from identity.core.mail import outbox
+from identity.core.mail import links, outbox
 from identity.core.mail.letters import Template
 from identity.core.record import audit
 from identity.core.record.audit import Action
 from identity.errors import INVALID_CODE, RATE_LIMITED, Refused
+from identity.instruments import opaque
+from identity.instruments.opaque import Kind, Secret
 from identity.runtime import Runtime
 from identity.storage import Base, Instant, Prepared, Unit
 
@@ -34,6 +37,8 @@ MAX_ATTEMPTS: Final = 5
 MAX_SENDS: Final = 5
 SEND_WINDOW_SECONDS: Final = 600
 KEEP_SECONDS: Final = 86_400
+_LINK_BYTES: Final = 19
+_MOST: Final = 999_999
 
 _DIGITS: Final = re.compile(r"[0-9]{6}", re.ASCII)
 _UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
@@ -314,6 +319,8 @@ def _issue(
     # 4. The mail, in the same transaction.
     filled = {**(values or {}), "code": code, "verification_id": code_id, "until": expires_at}
     letter = template or _LETTER[purpose]
+    if purpose is Purpose.RESET:
+        filled["url"] = links.link(rt, "password-reset", _token_of(code_id, code))
     if is_real:
         outbox.queue(rt, unit, letter, to=address, values=filled, expires_at=expires_at)
     elif instead is not None:
@@ -321,6 +328,18 @@ def _issue(
     else:
         outbox.queue_void(rt, unit, letter, values=filled, expires_at=expires_at)
     return code_id
+
+
+def in_link(token: str) -> tuple[str, str] | None:
+    """The verification id and the code in the token of a mailed link; None for what is no such token."""
+    payload = opaque.decode(Kind.RESET, token, _LINK_BYTES)
+    if payload is None or int.from_bytes(payload[16:]) > _MOST:
+        return None
+    return str(uuid.UUID(bytes=payload[:16])), f"{int.from_bytes(payload[16:]):06d}"
+
+
+def _token_of(code_id: str, code: str) -> Secret:
+    return opaque.encode(Kind.RESET, uuid.UUID(code_id).bytes + int(code).to_bytes(_LINK_BYTES - 16))
 
 
 def _check_budget(unit: Unit, purpose: Purpose, address_key: bytes) -> None:

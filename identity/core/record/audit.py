@@ -74,6 +74,9 @@ class Action(StrEnum):
     TENANT_DELETED = "tenant.deleted"
     TENANT_ENABLED = "tenant.enabled"
     TENANT_DISABLED = "tenant.disabled"
+    INVITATION_SENT = "invitation.sent"
+    INVITATION_WITHDRAWN = "invitation.withdrawn"
+    INVITATION_ACCEPTED = "invitation.accepted"
     ROLE_DECLARED = "role.declared"
     ROLE_WITHDRAWN = "role.withdrawn"
     MEMBER_SET = "tenant.member-set"
@@ -88,6 +91,18 @@ _NO_ACTION: Final = VALIDATION.saying("There is no such action; the catalogue is
 #: What a refused request leaves behind. Only these carry the `x-error-id` that their client was told.
 REFUSALS: Final = frozenset(
     {Action.LOGIN_FAILED, Action.CODE_REFUSED, Action.REFRESH_REUSED, Action.APPLICATION_REFUSED}
+)
+
+
+# Events whose target is a tenant.
+_OF_TENANTS: Final = frozenset(
+    {
+        Action.TENANT_CREATED,
+        Action.TENANT_CHANGED,
+        Action.TENANT_DELETED,
+        Action.TENANT_ENABLED,
+        Action.TENANT_DISABLED,
+    }
 )
 
 
@@ -166,7 +181,7 @@ def record(
     `credential`: what was presented, where it is not what proved the caller (a refused key pair). A `tenant` in `data` makes it an
     event of that tenant, as does a tenant that is the target.
     """
-    is_of_tenant = action in (Action.TENANT_CREATED, Action.TENANT_CHANGED, Action.TENANT_DELETED)
+    is_of_tenant = action in _OF_TENANTS
     values = {
         "id": rt.new_id(),
         "at": unit.now,
@@ -189,6 +204,7 @@ def search(
     actor: str | None = None,
     action: str | None = None,
     target: str | None = None,
+    tenant: str | None = None,
     since: datetime | None = None,
     until: datetime | None = None,
     limit: int = 50,
@@ -196,7 +212,8 @@ def search(
 ) -> list[Event]:
     """Events, newest first."""
     query = select(AuditEvent).order_by(AuditEvent.at.desc(), AuditEvent.id.desc()).limit(limit).offset(offset)
-    for condition in _conditions(actor, action, target, since, until):
+    given = {"actor": actor, "action": action, "target": target, "tenant": tenant, "since": since, "until": until}
+    for condition in _conditions(given):
         query = query.where(condition)
     with rt.database.reading() as session:
         return [_event(rt, row) for row in session.scalars(query)]
@@ -223,9 +240,8 @@ def listing(
         near = difflib.get_close_matches(action, list(Action), 1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise Refused(_NO_ACTION, field="action", detail=f"no such action{hint}")
-    query = select(AuditEvent).where(*_conditions(actor, action, target, since, until))
-    if tenant is not None:
-        query = query.where(AuditEvent.tenant == tenant)
+    given = {"actor": actor, "action": action, "target": target, "tenant": tenant, "since": since, "until": until}
+    query = select(AuditEvent).where(*_conditions(given))
     if credential is not None:
         kinds = ("",) if ":" in credential else ("session:", "key:", "secret:")
         query = query.where(AuditEvent.credential.in_([f"{kind}{credential}" for kind in kinds]))
@@ -265,7 +281,7 @@ def last_logins(session: Session, user_ids: Sequence[str]) -> dict[str, datetime
 def count(rt: Runtime, **filters: Any) -> int:
     """How many events `search` would find without its limit."""
     query = select(func.count()).select_from(AuditEvent)
-    for condition in _conditions(*(filters.get(name) for name in ("actor", "action", "target", "since", "until"))):
+    for condition in _conditions(filters):
         query = query.where(condition)
     with rt.database.reading() as session:
         return session.scalar(query) or 0
@@ -276,15 +292,15 @@ def purge(rt: Runtime, unit: Unit) -> int:
     return delete_batch(unit, AuditEvent, AuditEvent.at < later(unit.now, -86_400 * rt.settings.audit_days))
 
 
-def _conditions(
-    actor: str | None, action: str | None, target: str | None, since: datetime | None, until: datetime | None
-) -> list[ColumnElement[bool]]:
-    equal = ((AuditEvent.actor, actor), (AuditEvent.action, action), (AuditEvent.target, target))
-    conditions = [column == value for column, value in equal if value is not None]
-    if since is not None:
-        conditions.append(AuditEvent.at >= since)
-    if until is not None:
-        conditions.append(AuditEvent.at < until)
+_EQUAL: Final = ("actor", "action", "target", "tenant")
+
+
+def _conditions(filters: Mapping[str, Any]) -> list[ColumnElement[bool]]:
+    conditions = [getattr(AuditEvent, name) == filters[name] for name in _EQUAL if filters.get(name) is not None]
+    if filters.get("since") is not None:
+        conditions.append(AuditEvent.at >= filters["since"])
+    if filters.get("until") is not None:
+        conditions.append(AuditEvent.at < filters["until"])
     return conditions
 
 

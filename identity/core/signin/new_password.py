@@ -80,6 +80,20 @@ def reset(rt: Runtime, origin: Origin, *, verification_id: str, code: str, new_p
         _replace(rt, unit, user, hashed, keep="", how="with a code")
 
 
+def can_reset(rt: Runtime, token: str) -> bool:
+    """Whether the link with this token may still be tried. Looking uses nothing up, and tells nothing of whether its code is right."""
+    found = codes.in_link(token)
+    return found is not None and codes.find_account(rt, Purpose.RESET, found[0]) is not None
+
+
+def reset_by_link(rt: Runtime, origin: Origin, token: str, *, new_password: str) -> None:
+    """`reset` with the verification id and the code of a mailed link."""
+    found = codes.in_link(token)
+    if found is None:
+        raise Refused(INVALID_CODE, detail="no token of ours")
+    reset(rt, origin, verification_id=found[0], code=found[1], new_password=new_password)
+
+
 def _replace(rt: Runtime, unit: Unit, user: UserInfo, password_hash: str, *, keep: str, how: str) -> None:
     accounts.set_password_hash(unit, user.id, password_hash)
     codes.cancel(unit, Purpose.RESET, user.id)

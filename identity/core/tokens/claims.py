@@ -14,7 +14,7 @@ from datetime import datetime
 from typing import Any, Final, NamedTuple
 
 from identity.canonical import canonical_id, canonical_origin
-from identity.core.tokens import status
+from identity.core.tokens import custom_claims, status
 from identity.errors import FORBIDDEN, INVALID_TOKEN, TOKEN_EXPIRED, VALIDATION, Refused
 from identity.instruments.jws import TOKEN_MAX_CHARACTERS
 from identity.instruments.keyring import SKEW_SECONDS
@@ -97,7 +97,10 @@ def audience_claim(*audiences: str) -> str | list[str]:
 def issue_user_token(
     rt: Runtime, subject: Subject, *, resource: str, seconds: int, now: datetime, ends: Sequence[datetime | None] = ()
 ) -> AccessToken:
-    """A token for a user with a session, of exactly `seconds`; never beyond one of `ends`, as far as they are known."""
+    """A token for a user with a session, of exactly `seconds`; never beyond one of `ends`, as far as they are known.
+
+    It says beside our own claims what applications add to tokens for `resource`.
+    """
     issuer = rt.settings.issuer
     claims: dict[str, Any] = {
         "iss": issuer,
@@ -118,6 +121,7 @@ def issue_user_token(
     }
     personal = {"email": subject.email, "name": subject.full_name}
     claims |= {name: personal[name] for name in rt.settings.user_claims}
+    claims |= custom_claims.of(rt, (resource,), user_id=subject.user_id)
     return AccessToken(_signed(rt, claims, now), claims["exp"] - claims["iat"])
 
 
@@ -152,6 +156,7 @@ def issue_application_token(
             tenants={tenant: sorted(roles)} if tenant else {},
             scope=" ".join(sorted(scope)),
         ),
+        **custom_claims.of(rt, audience, client_id=client_id),
     }
     return AccessToken(_signed(rt, claims, now), claims["exp"] - claims["iat"], tuple(sorted(scope)))
 

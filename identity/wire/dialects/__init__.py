@@ -9,5 +9,7 @@ public       F and I: keys, metadata, health
 status       J: the status lists
 gate         G: may this request pass
 admin        H: administration
+tenant       L: a tenant administered by its owners
+welcome      M: the pages behind mailed links, the front page
 documentation, inbox   what is known of all of them; the mails of development
 """

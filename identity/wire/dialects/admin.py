@@ -7,16 +7,15 @@ other.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from datetime import datetime
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from marshmallow import Schema
 
 from identity import documents, paging
-from identity.core.admin import applications, export, keys, on_behalf, roles, seek, tenants, users
+from identity.core.admin import applications, export, invitations, keys, on_behalf, roles, seek, tenants, users
 from identity.core.admin.by import By
 from identity.core.clients import applications as clients
 from identity.core.clients import issuers, keypairs, secrets
@@ -25,7 +24,6 @@ from identity.core.mail.outbox import State
 from identity.core.people import tenancy
 from identity.core.record import audit, explain
 from identity.core.tokens import sessions
-from identity.documents import Document
 from identity.errors import (
     CONFLICT,
     FORBIDDEN,
@@ -43,11 +41,11 @@ from identity.errors import (
     Refused,
 )
 from identity.instruments.limits import Policy
-from identity.paging import Part
 from identity.runtime import Runtime
 from identity.wire.dialects import admin_record_schemas as records
 from identity.wire.dialects import admin_schemas as schemas
-from identity.wire.dialects import machine_schemas
+from identity.wire.dialects import machine_schemas, tenant_schemas
+from identity.wire.dialects.lists import PAGING, changes_of, flag, one, page, renamed, seen_versions, tagged, whole
 from identity.wire.endpoint import ENVELOPE_400, Call, Dialect, Reads, Reply
 
 admin = Dialect(
@@ -65,11 +63,7 @@ _USER_FIELDS: Final = {
     "passwordHash": "password_hash",
     "newRole": "new_role",
 }
-_PAGING: Final = ("limit", "page", "after")
 _EVENT_FILTERS: Final = ("actor", "action", "target", "tenant", "credential", "address")
-_MAX_PAGE: Final = 1_000_000
-_WHOLE: Final = re.compile(r"[0-9]{1,7}", re.ASCII)
-_TAG: Final = re.compile(r'"([0-9]{1,18})"', re.ASCII)
 _ACKNOWLEDGED: Final = {"message": "acknowledged"}
 _ALWAYS: Final = (
     UNAUTHENTICATED,
@@ -82,7 +76,6 @@ _ALWAYS: Final = (
     FORBIDDEN,
     VALIDATION,
 )
-_T = TypeVar("_T")
 _Handler = Callable[[Call], Reply]
 
 
@@ -99,7 +92,7 @@ def _list(
         "GET",
         path,
         answer=schemas.page_of(plural, item),
-        query=(*_PAGING, *filters),
+        query=(*PAGING, *filters),
         ignores_body=True,
         refusals=(*_ALWAYS, *refusals),
     )
@@ -127,7 +120,7 @@ def create_user(call: Call) -> Reply:
     made = users.create_user(
         call.rt,
         _by(call),
-        **_renamed(
+        **renamed(
             call.body, fullName="full_name", portalURL="portal_url", passwordHash="password_hash", newRole="new_role"
         ),
     )
@@ -137,12 +130,12 @@ def create_user(call: Call) -> Reply:
 @_list("/admin/users", "users", schemas.UserAnswer, filters=("enabled", "role", "tenant", "email", "alias", "q"))
 def list_users(call: Call) -> Reply:
     """List users in the order in which they were made."""
-    enabled = _one(call, "enabled")
+    enabled = one(call, "enabled")
     if enabled not in (None, "true", "false"):
         raise Refused(VALIDATION.saying("enabled is true or false"), field="enabled")
-    filters = {name: _one(call, name) for name in ("role", "email", "alias", "q")}
+    filters = {name: one(call, name) for name in ("role", "email", "alias", "q")}
     filters["tenant"] = _sought(call, "tenant", seek.tenant_id)
-    return _page(
+    return page(
         call,
         "users",
         documents.user,
@@ -159,8 +152,8 @@ def show_user(call: Call) -> Reply:
 @_deed("PATCH", "/admin/user/{id}", body=schemas.UserChange, answer=schemas.UserAnswer)
 def change_user(call: Call) -> Reply:
     """Change a user's name, alias, roles or groups; `If-Match` guards against a change in between."""
-    changes = _renamed(_changes(call), fullName="full_name", newRole="new_role")
-    return _user(users.change_user(call.rt, _by(call), call.params["id"], versions=_seen_versions(call), **changes))
+    changes = renamed(changes_of(call), fullName="full_name", newRole="new_role")
+    return _user(users.change_user(call.rt, _by(call), call.params["id"], versions=seen_versions(call), **changes))
 
 
 @_deed("DELETE", "/admin/user/{id}")
@@ -207,7 +200,7 @@ def show_roles(call: Call) -> Reply:
 @_deed("POST", "/admin/user/{id}/roles", body=schemas.RoleBody, answer=schemas.RolesAnswer)
 def grant_role(call: Call) -> Reply:
     """Give a user a global role."""
-    return _roles(users.grant_role(call.rt, _by(call), call.params["id"], **_renamed(call.body, newRole="new_role")))
+    return _roles(users.grant_role(call.rt, _by(call), call.params["id"], **renamed(call.body, newRole="new_role")))
 
 
 @_deed("DELETE", "/admin/user/{id}/roles/{role}", answer=schemas.RolesAnswer)
@@ -226,7 +219,7 @@ def reset_password(call: Call) -> Reply:
 @_deed("PUT", "/admin/user/{id}/access-window", body=schemas.AccessWindowBody, answer=schemas.UserAnswer)
 def set_access_window(call: Call) -> Reply:
     """Set when a user may come in; outside of it every session ends, and none revives."""
-    bounds: dict[str, datetime | None] = _renamed(_changes(call), startsAt="starts_at", endsAt="ends_at")
+    bounds: dict[str, datetime | None] = renamed(changes_of(call), startsAt="starts_at", endsAt="ends_at")
     return _user(users.set_access_window(call.rt, _by(call), call.params["id"], **bounds))
 
 
@@ -277,7 +270,7 @@ def add_email(call: Call) -> Reply:
 @_list("/admin/sessions", "sessions", schemas.SessionAnswer, filters=("user", "tenant", "application"))
 def list_sessions(call: Call) -> Reply:
     """List living sessions, newest first."""
-    return _page(
+    return page(
         call,
         "sessions",
         documents.session,
@@ -288,7 +281,7 @@ def list_sessions(call: Call) -> Reply:
 @_list("/admin/keypairs", "keypairs", schemas.KeyPairAnswer, filters=("user",))
 def list_keypairs(call: Call) -> Reply:
     """List key pairs, oldest first."""
-    return _page(
+    return page(
         call,
         "keypairs",
         documents.keypair,
@@ -300,7 +293,7 @@ def list_keypairs(call: Call) -> Reply:
 def revoke_sessions(call: Call) -> Reply:
     """End every session of a `user`, of the members of a `tenant`, that an `application` asked for, or (`all=true`) of everybody."""
     owners = {name: value for name, value in _owners(call).items() if value is not None}
-    if len(owners) + _flag(call, "all") != 1:
+    if len(owners) + flag(call, "all") != 1:
         raise Refused(VALIDATION.saying("Name one of user, tenant, application, or all=true"))
     return Reply({"ended": on_behalf.revoke_sessions(call.rt, _by(call), **owners)})
 
@@ -372,14 +365,14 @@ def remove_email(call: Call) -> Reply:
 @_deed("POST", "/admin/application", body=schemas.NewApplication, answer=schemas.NewApplicationAnswer)
 def create_application(call: Call) -> Reply:
     """Register an application; its first secret is shown once."""
-    options = _renamed(call.body, tokenSeconds="token_seconds", newRole="new_role")
+    options = renamed(call.body, tokenSeconds="token_seconds", newRole="new_role")
     return Reply(documents.created_application(*applications.create_application(call.rt, _by(call), **options)))
 
 
 @_list("/admin/applications", "applications", schemas.ApplicationAnswer, filters=("tenant", "name", "appId", "q"))
 def list_applications(call: Call) -> Reply:
     """List applications by their number."""
-    return _page(
+    return page(
         call,
         "applications",
         documents.application,
@@ -387,9 +380,9 @@ def list_applications(call: Call) -> Reply:
             call.rt,
             part,
             tenant=_sought(call, "tenant", seek.tenant_id),
-            name=_one(call, "name"),
-            app_id=_whole(call, "appId", default=0, most=9_999_999) or None,
-            q=_one(call, "q"),
+            name=one(call, "name"),
+            app_id=whole(call, "appId", default=0, most=9_999_999) or None,
+            q=one(call, "q"),
         ),
     )
 
@@ -403,8 +396,8 @@ def show_application(call: Call) -> Reply:
 @_deed("PATCH", "/admin/application/{clientId}", body=schemas.ApplicationChange, answer=schemas.ApplicationAnswer)
 def change_application(call: Call) -> Reply:
     """Change an application; disabling it ends its tokens at once. `If-Match` guards against a change in between."""
-    changes = _renamed(_changes(call), tokenSeconds="token_seconds", newRole="new_role")
-    versions = _seen_versions(call)
+    changes = renamed(changes_of(call), tokenSeconds="token_seconds", newRole="new_role", tokenClaims="token_claims")
+    versions = seen_versions(call)
     return _application(
         applications.change_application(call.rt, _by(call), call.params["clientId"], versions=versions, **changes)
     )
@@ -436,7 +429,7 @@ def add_secret(call: Call) -> Reply:
         call.params["clientId"],
         expires_in=call.body.get("expiresIn"),
         retire_old_after_quiet=call.body.get("retireOldAfterQuiet"),
-        force=call.body.get("force", False) or _flag(call, "force"),
+        force=call.body.get("force", False) or flag(call, "force"),
     )
     return Reply(documents.created_secret(made))
 
@@ -445,14 +438,14 @@ def add_secret(call: Call) -> Reply:
 def list_secrets(call: Call) -> Reply:
     """List the secrets of an application: when and from where each was last used, and by which addresses in the last 24 hours."""
     found = secrets.secrets_of(call.rt, call.params["clientId"])
-    return _page(call, "secrets", documents.secret, lambda part: paging.cut(found, part))
+    return page(call, "secrets", documents.secret, lambda part: paging.cut(found, part))
 
 
 @_deed("DELETE", "/admin/application/{clientId}/secret/{secretID}", query=("force",))
 def delete_secret(call: Call) -> Reply:
     """End a secret and every token that it earned; one that was used in the last 24 hours only with `force=true`."""
     applications.delete_secret(
-        call.rt, _by(call), call.params["clientId"], call.params["secretID"], force=_flag(call, "force")
+        call.rt, _by(call), call.params["clientId"], call.params["secretID"], force=flag(call, "force")
     )
     return Reply(_ACKNOWLEDGED)
 
@@ -465,7 +458,7 @@ def add_trust(call: Call) -> Reply:
 
     `subject` is exact, or ends in one `*`; `claims` are exact. Without `jwks` the issuer is one of `IDENTITY_TRUSTED_ISSUERS`.
     """
-    options = _renamed(call.body, expiresIn="expires_in")
+    options = renamed(call.body, expiresIn="expires_in")
     return Reply(documents.trust(applications.add_trust(call.rt, _by(call), call.params["clientId"], **options)))
 
 
@@ -473,7 +466,7 @@ def add_trust(call: Call) -> Reply:
 def list_trusts(call: Call) -> Reply:
     """List whose tokens an application may prove itself with, and when and from where each trust was last used."""
     found = issuers.trusts_of(call.rt, call.params["clientId"])
-    return _page(call, "trusts", documents.trust, lambda part: paging.cut(found, part))
+    return page(call, "trusts", documents.trust, lambda part: paging.cut(found, part))
 
 
 @_deed("DELETE", "/admin/application/{clientId}/trust/{trustID}")
@@ -486,38 +479,38 @@ def remove_trust(call: Call) -> Reply:
 # Tenants.
 
 
-@_deed("POST", "/admin/tenant", body=schemas.NewTenant, answer=schemas.TenantAnswer)
+@_deed("POST", "/admin/tenant", body=tenant_schemas.NewTenant, answer=tenant_schemas.TenantAnswer)
 def create_tenant(call: Call) -> Reply:
     """Make a tenant; its id is what callers send as `X-Tenant-Id`."""
     return _tenant(tenants.create_tenant(call.rt, _by(call), tenant_id=call.body["id"], name=call.body["name"]))
 
 
-@_list("/admin/tenants", "tenants", schemas.TenantAnswer, filters=("q",))
+@_list("/admin/tenants", "tenants", tenant_schemas.TenantAnswer, filters=("q",))
 def list_tenants(call: Call) -> Reply:
     """List tenants by id."""
-    return _page(call, "tenants", documents.tenant, lambda part: tenancy.listing(call.rt, part, q=_one(call, "q")))
+    return page(call, "tenants", documents.tenant, lambda part: tenancy.listing(call.rt, part, q=one(call, "q")))
 
 
-@_show("/admin/tenant/{id}", schemas.TenantAnswer)
+@_show("/admin/tenant/{id}", tenant_schemas.TenantAnswer)
 def show_tenant(call: Call) -> Reply:
     """Show a tenant; the `ETag` guards a change of it."""
     return _tenant(tenancy.describe(call.rt, call.params["id"]))
 
 
-@_deed("PATCH", "/admin/tenant/{id}", body=schemas.TenantChange, answer=schemas.TenantAnswer)
+@_deed("PATCH", "/admin/tenant/{id}", body=tenant_schemas.TenantChange, answer=tenant_schemas.TenantAnswer)
 def change_tenant(call: Call) -> Reply:
     """Rename a tenant or give it budgets of its own; `If-Match` guards against a change in between."""
-    versions = _seen_versions(call)
-    return _tenant(tenants.change_tenant(call.rt, _by(call), call.params["id"], versions=versions, **_changes(call)))
+    versions = seen_versions(call)
+    return _tenant(tenants.change_tenant(call.rt, _by(call), call.params["id"], versions=versions, **changes_of(call)))
 
 
-@_deed("PUT", "/admin/tenant/{id}/disable", answer=schemas.TenantAnswer)
+@_deed("PUT", "/admin/tenant/{id}/disable", answer=tenant_schemas.TenantAnswer)
 def disable_tenant(call: Call) -> Reply:
     """Stop a tenant at once: nobody acts in it, its applications' tokens end, and its owners hear of it."""
     return _tenant(tenants.set_tenant_enabled(call.rt, _by(call), call.params["id"], enabled=False))
 
 
-@_deed("PUT", "/admin/tenant/{id}/enable", answer=schemas.TenantAnswer)
+@_deed("PUT", "/admin/tenant/{id}/enable", answer=tenant_schemas.TenantAnswer)
 def enable_tenant(call: Call) -> Reply:
     """Let a tenant go on, with its members and applications; tokens that were ended stay ended."""
     return _tenant(tenants.set_tenant_enabled(call.rt, _by(call), call.params["id"], enabled=True))
@@ -530,10 +523,10 @@ def delete_tenant(call: Call) -> Reply:
     return Reply(_ACKNOWLEDGED)
 
 
-@_deed("PUT", "/admin/tenant/{id}/member/{userID}", body=schemas.MemberBody, answer=schemas.MemberAnswer)
+@_deed("PUT", "/admin/tenant/{id}/member/{userID}", body=tenant_schemas.MemberBody, answer=tenant_schemas.MemberAnswer)
 def set_member(call: Call) -> Reply:
     """Make a user a member with exactly these roles."""
-    options = _renamed(call.body, newRole="new_role")
+    options = renamed(call.body, newRole="new_role")
     made = tenants.set_member(call.rt, _by(call), call.params["id"], call.params["userID"], **options)
     return Reply(documents.member(made))
 
@@ -545,10 +538,10 @@ def remove_member(call: Call) -> Reply:
     return Reply(_ACKNOWLEDGED)
 
 
-@_list("/admin/tenant/{id}/members", "members", schemas.MemberAnswer, refusals=(NOT_FOUND,))
+@_list("/admin/tenant/{id}/members", "members", tenant_schemas.MemberAnswer, refusals=(NOT_FOUND,))
 def list_members(call: Call) -> Reply:
     """List the members of a tenant and their roles in it."""
-    return _page(
+    return page(
         call,
         "members",
         documents.member,
@@ -556,16 +549,45 @@ def list_members(call: Call) -> Reply:
     )
 
 
+@_list("/admin/tenant/{id}/invitations", "invitations", tenant_schemas.InvitationAnswer, refusals=(NOT_FOUND,))
+def list_invitations(call: Call) -> Reply:
+    """List the invitations of a tenant that wait to be accepted, newest first."""
+    by = _within(call)
+    return page(call, "invitations", documents.invitation, lambda part: invitations.listing(call.rt, by, part))
+
+
+@_deed(
+    "POST", "/admin/tenant/{id}/invitations", body=tenant_schemas.InvitationBody, answer=tenant_schemas.InvitationAnswer
+)
+def invite(call: Call) -> Reply:
+    """Mail an invitation into a tenant; the answer is the same whether or not anybody has the address."""
+    options = renamed(call.body, expiresIn="expires_in", portalURL="portal_url", newRole="new_role")
+    return Reply(documents.invitation(invitations.invite(call.rt, _within(call), **options)))
+
+
+@_deed("POST", "/admin/tenant/{id}/invitation/{invitationID}/resend", answer=tenant_schemas.InvitationAnswer)
+def resend_invitation(call: Call) -> Reply:
+    """Mail a new link for an invitation; the link before is dead."""
+    return Reply(documents.invitation(invitations.resend(call.rt, _within(call), call.params["invitationID"])))
+
+
+@_deed("DELETE", "/admin/tenant/{id}/invitation/{invitationID}")
+def withdraw_invitation(call: Call) -> Reply:
+    """Withdraw an invitation: its link is dead."""
+    invitations.withdraw(call.rt, _within(call), call.params["invitationID"])
+    return Reply(_ACKNOWLEDGED)
+
+
 # Roles.
 
 
-@_list("/admin/roles", "roles", schemas.RoleAnswer)
+@_list("/admin/roles", "roles", tenant_schemas.RoleAnswer)
 def list_roles(call: Call) -> Reply:
     """List the roles that are declared or held, with those who hold them."""
-    return _page(call, "roles", documents.role, lambda part: roles.listing(call.rt, part))
+    return page(call, "roles", documents.role, lambda part: roles.listing(call.rt, part))
 
 
-@_deed("POST", "/admin/role", body=schemas.NewRole, answer=schemas.RoleAnswer)
+@_deed("POST", "/admin/role", body=tenant_schemas.NewRole, answer=tenant_schemas.RoleAnswer)
 def declare_role(call: Call) -> Reply:
     """Declare a role, everywhere or in one tenant, so that it is known before anybody holds it."""
     return Reply(documents.role(roles.declare(call.rt, _by(call), **call.body)))
@@ -577,10 +599,10 @@ def declare_role(call: Call) -> Reply:
 @_list("/admin/mails", "mails", records.MailAnswer, filters=("state",))
 def list_mails(call: Call) -> Reply:
     """List mails, newest first, never what they say: all but void ones, or those in a `state`."""
-    state = _one(call, "state")
+    state = one(call, "state")
     if state is not None and state not in set(State):
         raise Refused(VALIDATION.saying("state is pending, sent, dead or void"), field="state")
-    return _page(
+    return page(
         call, "mails", documents.mail, lambda part: outbox.listing(call.rt, part, state=State(state) if state else None)
     )
 
@@ -598,7 +620,7 @@ def retry_mails(call: Call) -> Reply:
 def list_keys(call: Call) -> Reply:
     """List signing keys, oldest first: next, active or retired."""
     found = call.rt.ring.list()
-    return _page(call, "keys", documents.signing_key, lambda part: paging.cut(found, part))
+    return page(call, "keys", documents.signing_key, lambda part: paging.cut(found, part))
 
 
 @_deed("POST", "/admin/signing-keys/rotate", answer=schemas.SigningKeyAnswer)
@@ -620,19 +642,19 @@ def revoke_key(call: Call) -> Reply:
 @_list("/admin/audit", "events", records.EventAnswer, filters=(*_EVENT_FILTERS, "since", "until"))
 def list_events(call: Call) -> Reply:
     """List audit events, newest first; `since` and `until` are RFC 3339 or Unix seconds, names serve as `actor` and `target`."""
-    filters: dict[str, Any] = {name: _one(call, name) for name in ("action", "credential", "address")}
-    filters |= {"tenant": _one(call, "tenant"), **_period(call)}
+    filters: dict[str, Any] = {name: one(call, name) for name in ("action", "credential", "address")}
+    filters |= {"tenant": one(call, "tenant"), **_period(call)}
     for name in ("actor", "target"):
         filters[name] = _sought(call, name, partial(seek.subject, field=name))
-    return _page(call, "events", documents.event, lambda part: audit.listing(call.rt, part, **filters))
+    return page(call, "events", documents.event, lambda part: audit.listing(call.rt, part, **filters))
 
 
 @_list("/admin/errors", "errors", records.ExplanationAnswer, filters=("caller", "address", "error", "since", "until"))
 def list_errors(call: Call) -> Reply:
     """List refusals, newest first, and why each was refused; `caller` is who was refused, where that is known."""
-    filters: dict[str, Any] = {name: _one(call, name) for name in ("address", "error")}
+    filters: dict[str, Any] = {name: one(call, name) for name in ("address", "error")}
     filters |= {"caller": _sought(call, "caller", partial(seek.subject, field="caller")), **_period(call)}
-    return _page(call, "errors", documents.explanation, lambda part: explain.listing(call.rt, part, **filters))
+    return page(call, "errors", documents.explanation, lambda part: explain.listing(call.rt, part, **filters))
 
 
 @_show("/admin/error/{errorID}", records.ExplanationAnswer)
@@ -648,45 +670,9 @@ def _by(call: Call) -> By:
     return By(call.caller.subject, call.origin)
 
 
-def _one(call: Call, name: str) -> str | None:
-    """The only value of a query parameter, or None."""
-    values = call.query.get(name, [])
-    if len(values) > 1:
-        raise Refused(VALIDATION.saying("A query parameter must not be sent twice"), field=name)
-    return values[0] if values else None
-
-
-def _flag(call: Call, name: str) -> bool:
-    text = _one(call, name)
-    if text not in (None, "true", "false"):
-        raise Refused(VALIDATION.saying(f"{name} is true or false"), field=name)
-    return text == "true"
-
-
-def _whole(call: Call, name: str, *, default: int, most: int) -> int:
-    text = _one(call, name)
-    if text is None:
-        return default
-    if not _WHOLE.fullmatch(text) or not 1 <= int(text) <= most:
-        raise Refused(VALIDATION.saying("limit is from 1 to 200, page from 1"), field=name)
-    return int(text)
-
-
-def _page(
-    call: Call, plural: str, document: Callable[[_T], Document], find: Callable[[Part], paging.Listed[_T]]
-) -> Reply:
-    """The part that the query asks for of what `find` finds."""
-    limit = _whole(call, "limit", default=50, most=200)
-    after = _one(call, "after") or ""
-    if after and "page" in call.query:
-        raise Refused(VALIDATION.saying("Give a page or a cursor, not both"), field="after")
-    part = Part(limit, _whole(call, "page", default=1, most=_MAX_PAGE), after)
-    return Reply(documents.page(plural, find(part), document, limit=limit))
-
-
 def _sought(call: Call, name: str, find: Callable[[Runtime, str], str]) -> str | None:
     """The id of whoever a query parameter names, or None where it is absent. Raises Refused(VALIDATION) for nobody."""
-    text = _one(call, name)
+    text = one(call, name)
     return None if text is None else find(call.rt, text)
 
 
@@ -701,46 +687,27 @@ def _owners(call: Call) -> dict[str, str | None]:
 
 def _period(call: Call) -> dict[str, datetime | None]:
     """The moments that `since` and `until` name."""
-    given = {name: _one(call, name) for name in ("since", "until")}
+    given = {name: one(call, name) for name in ("since", "until")}
     return {name: None if text is None else documents.moment(text, field=name) for name, text in given.items()}
 
 
-def _renamed(body: dict[str, Any], **names: str) -> dict[str, Any]:
-    """The body with the domain's names for its fields."""
-    return {names.get(name, name): value for name, value in body.items()}
-
-
-def _changes(call: Call) -> dict[str, Any]:
-    if not call.body:
-        raise Refused(VALIDATION.saying("The body names nothing to change"))
-    return call.body
-
-
-def _seen_versions(call: Call) -> frozenset[int] | None:
-    """The versions that `If-Match` names (RFC 9110 section 13.1.1), or None where any will do."""
-    asked = call.header("if-match")
-    if asked is None or asked.strip() == "*":
-        return None
-    tags = [_TAG.fullmatch(each.strip()) for each in asked.split(",")]
-    # A tag that we never gave out names no version that there is.
-    return frozenset(int(tag[1]) for tag in tags if tag)
-
-
-def _tagged(document: Document, version: int) -> Reply:
-    return Reply(document, headers=(("ETag", f'"{version}"'),))
+def _within(call: Call) -> By:
+    """An administrator's rights, narrowed to the tenant of the path. Raises Refused(NOT_FOUND)."""
+    tenancy.describe(call.rt, call.params["id"])
+    return _by(call).within(call.params["id"])
 
 
 def _user(detail: users.UserDetail) -> Reply:
-    return _tagged(documents.user(detail), detail.info.version)
+    return tagged(documents.user(detail), detail.info.version)
 
 
 def _roles(detail: users.UserDetail) -> Reply:
-    return _tagged({"roles": list(detail.info.roles)}, detail.info.version)
+    return tagged({"roles": list(detail.info.roles)}, detail.info.version)
 
 
 def _application(info: clients.ApplicationInfo) -> Reply:
-    return _tagged(documents.application(info), info.version)
+    return tagged(documents.application(info), info.version)
 
 
 def _tenant(info: tenancy.TenantInfo) -> Reply:
-    return _tagged(documents.tenant(info), info.version)
+    return tagged(documents.tenant(info), info.version)

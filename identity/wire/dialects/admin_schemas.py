@@ -47,6 +47,13 @@ class Table(fields.Dict):
         return super()._deserialize(value, attr, data, **kwargs)  # type: ignore[no-untyped-call]  # marshmallow's own gap
 
 
+class Attributes(fields.Dict):
+    """Attributes of one's own, all of them: names with text, a number, a truth or a list of texts; the domain checks them."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(keys=fields.String(), metadata={"description": "at most 4 KiB; replaces all"}, **options)
+
+
 # Bodies.
 
 
@@ -73,6 +80,7 @@ class UserChange(Change):
     alias = Text(max_length=64)
     roles = Names()
     groups = Names()
+    attributes = Attributes()
     newRole = Flag()
 
 
@@ -150,36 +158,9 @@ class ApplicationChange(Change):
     tokenSeconds = Whole(least=60, most=86_400, allow_none=True)
     jwks = fields.Dict(keys=fields.String(), allow_none=True)
     enabled = Flag()
+    attributes = Attributes()
+    tokenClaims = Table(Text(max_length=200), most=20)
     newRole = Flag()
-
-
-class NewTenant(Body):
-    """A tenant to make."""
-
-    id = Text(required=True, max_length=64)
-    name = Text(required=True, max_length=200)
-
-
-class TenantChange(Change):
-    """What of a tenant to change; `limits` are its own budgets by tier."""
-
-    name = Text(max_length=200)
-    limits = Table(Text(max_length=32), most=10)
-
-
-class MemberBody(Body):
-    """The roles of a member: exactly these."""
-
-    roles = Names(required=True)
-    newRole = Flag()
-
-
-class NewRole(Body):
-    """A role to declare, everywhere or in one tenant."""
-
-    name = Text(required=True, max_length=64)
-    description = Text(required=True, max_length=200)
-    tenant = Text(max_length=64)
 
 
 # Answers.
@@ -224,6 +205,7 @@ class UserAnswer(Schema):
     accessWindow = fields.Nested(AccessWindowAnswer, required=True)
     password = fields.Boolean(required=True, metadata={"description": "whether the user has one"})
     mfa = fields.Nested(FactorsAnswer, required=True)
+    attributes = fields.Dict(required=True)
     createdAt = Seconds(required=True)
     lastLoginAt = Seconds(required=True, allow_none=True)
 
@@ -319,6 +301,8 @@ class ApplicationAnswer(Schema):
     audiences = fields.List(fields.String(), required=True)
     tokenSeconds = fields.Integer(required=True, allow_none=True)
     jwks = fields.Dict(required=True, allow_none=True)
+    attributes = fields.Dict(required=True)
+    tokenClaims = fields.Dict(keys=fields.String(), values=fields.String(), required=True)
     enabled = fields.Boolean(required=True)
     createdAt = Seconds(required=True)
 
@@ -336,43 +320,6 @@ class NewApplicationAnswer(NewSecretAnswer):
 
     clientId = fields.String(required=True)
     appId = fields.Integer(required=True)
-
-
-class TenantAnswer(Schema):
-    """A tenant."""
-
-    id = fields.String(required=True)
-    name = fields.String(required=True)
-    enabled = fields.Boolean(required=True)
-    limits = fields.Dict(keys=fields.String(), values=fields.String(), required=True)
-    createdAt = Seconds(required=True)
-
-
-class MemberAnswer(Schema):
-    """A member of a tenant."""
-
-    userID = fields.String(required=True)
-    alias = fields.String(required=True)
-    roles = fields.List(fields.String(), required=True)
-
-
-class HolderAnswer(Schema):
-    """Who holds a role."""
-
-    kind = fields.String(required=True, metadata={"enum": ["user", "application"]})
-    id = fields.String(required=True)
-    name = fields.String(required=True, metadata={"description": "alias of a user, name of an application"})
-
-
-class RoleAnswer(Schema):
-    """A role; `holders` are the first of those that hold it."""
-
-    name = fields.String(required=True)
-    tenant = fields.String(required=True, allow_none=True)
-    description = fields.String(required=True)
-    declared = fields.Boolean(required=True)
-    count = fields.Integer(required=True, metadata={"description": "how many hold it"})
-    holders = fields.List(fields.Nested(HolderAnswer), required=True)
 
 
 class SigningKeyAnswer(Schema):

@@ -6,11 +6,13 @@ rows of now and never from what their token says. `docs/recipes/gate.md` shows t
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Final, TypeVar
 
 from marshmallow import Schema
 
+from identity.canonical import encode_base64url
 from identity.core.access import callers, passage
 from identity.core.access.passage import Demand
 from identity.core.people.tenancy import LIMITED_TIERS
@@ -56,7 +58,7 @@ class Passed(Schema):
     limits_itself=True,
     hot=True,
     ignores_body=True,
-    query=("role", "scope", "tier", "tenant"),
+    query=("role", "scope", "tier", "tenant", "claims"),
     answer=Passed,
     refusals=(
         NOT_THE_PROXYS,
@@ -82,6 +84,10 @@ def verify(call: Call) -> Reply:
     # 2. For which tenant, and with which rights.
     demand = Demand(call.query.get("role", ()), call.query.get("scope", ()), tier, needs_tenant)
     passed = passage.decide(caller, call.header("x-tenant-id") or "", demand, call.limit)
+    told: tuple[tuple[str, str], ...] = ()
+    if _choice(call, "claims", {"1": True}, False):
+        custom = passage.claims_of(call.rt, caller)
+        told = (("X-Auth-Claims", encode_base64url(json.dumps(custom, separators=(",", ":")).encode())),)
     # All six, always: a proxy that copies them must overwrite whatever the client sent under these names.
     return Reply(
         raw=b"{}",
@@ -92,6 +98,7 @@ def verify(call: Call) -> Reply:
             ("X-Auth-Roles", ",".join(sorted(passed.roles))),
             ("X-Auth-Scopes", " ".join(caller.scopes)),
             ("X-Auth-Session", caller.session_id),
+            *told,
         ),
     )
 

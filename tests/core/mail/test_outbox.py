@@ -465,6 +465,7 @@ def test_mails_are_listed_newest_first_by_state(world: World) -> None:
 
 VALUES: dict[str, str | datetime] = {
     "key_name": "build",
+    "tenant": "Acme Bank",
     "address": "new@example.com",
     "change": "switched on",
     "until": START,
