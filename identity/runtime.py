@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections import deque
 from dataclasses import dataclass, field
+from typing import Any
 
 from identity.ambient import Clock, Entropy, Mailer, Origin
 from identity.instruments.epochs import Memory
@@ -43,6 +45,7 @@ class Runtime:
     issuers: Issuers
     strangers: Strangers = field(default_factory=Strangers)
     standard_client: str = ""
+    owed: deque[Any] = field(default_factory=lambda: deque(maxlen=10_000))  # Guesses to give back, see `attempts`.
     writes_until: float = 0.0  # On the monotonic clock: until when a write that was tried is proof enough.
 
     def unit(self, origin: Origin, *, lasting: bool = True) -> Unit:

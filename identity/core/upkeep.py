@@ -23,6 +23,7 @@ from identity.ambient import Origin, later
 from identity.core.clients import expiry, registration, secrets
 from identity.core.keeping import Keeping, keepings
 from identity.core.mail import outbox
+from identity.core.proofs import attempts
 from identity.core.record import audit, explain
 from identity.core.record.audit import Action
 from identity.core.tokens import status
@@ -158,7 +159,8 @@ def tend_keys(rt: Runtime) -> None:
 
 
 def write_notes(rt: Runtime) -> None:
-    """Write down what this process only noted: uses of credentials, and why it refused."""
+    """Write down what this process only noted: guesses to give back, uses of credentials, and why it refused."""
+    attempts.pay_back(rt, Origin.background())
     rt.usage.flush(rt.database, rt.clock.now())
     rt.explanations.flush(rt.database, rt.clock.now())
 

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
@@ -26,6 +26,8 @@ from identity.runtime import Runtime
 from identity.storage import Base, Contention, Instant, Prepared, Unit, from_micros, to_micros
 
 _ABANDONED_SECONDS: Final = 30
+CLOCKS_APART: Final = 60_000_000
+"""How far, in microseconds, the clocks of several hosts may be apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +121,7 @@ class Reservation:
 
     id: str
     charges: tuple[Charge, ...]
+    at: int
 
 
 class Busy(Exception):
@@ -150,29 +153,43 @@ def charge(unit: Unit, reservation: Reservation) -> None:
     for count in counts:
         # What no longer counts goes: a key that is never reserved would otherwise grow as long as somebody fails.
         failed = [*count.failed, count.pending.pop(reservation.id, now)]
-        count.failed = sorted(at for at in failed if at > now - count.charge.budget.seconds * 1_000_000)
+        count.failed = _living(count.charge.budget, failed, now)
     _store(unit, counts)
 
 
 def refund(unit: Unit, reservation: Reservation) -> None:
-    """Forget the reserved guess: it was right."""
+    """Forget the reserved guess: it was right, or never evaluated. Also where it was taken for abandoned meanwhile."""
     counts = _locked(unit, reservation.charges)
     for count in counts:
-        count.pending.pop(reservation.id, None)
+        if count.pending.pop(reservation.id, None) is None and reservation.at in count.failed:
+            count.failed.remove(reservation.at)
     _store(unit, counts)
 
 
 @contextmanager
 def given_back(rt: Runtime, origin: Origin, *reservations: Reservation) -> Iterator[None]:
-    """Around the unit that settles guesses: refund them when it rolls back, since what it decided was then not told to anybody."""
+    """Around what evaluates or settles guesses: refund them when it rolls back, since what it decided was then not told to anybody.
+
+    An outage is not held against the user: what cannot be given back now, because the database is away, is given back when it returns.
+    """
     try:
         yield
     except (Refused, Contention) as exc:
         if not (isinstance(exc, Refused) and exc.problem.keeps_writes):
-            with rt.unit(origin) as unit:
-                for each in reservations:
-                    refund(unit, each)
+            rt.owed.extend(reservations)
+            with suppress(Refused, Contention):
+                pay_back(rt, origin)
         raise
+
+
+def pay_back(rt: Runtime, origin: Origin) -> None:
+    """Give back every guess of this process that is owed. Raises Refused(UNAVAILABLE) or Contention; what is left is owed still."""
+    while rt.owed:
+        reservation = rt.owed[0]
+        with rt.unit(origin) as unit:
+            refund(unit, reservation)
+        with suppress(ValueError):
+            rt.owed.remove(reservation)  # Not by place: two threads may pay the same one, which is the same as once.
 
 
 def locked_meter(unit: Unit, key: bytes, expires_at: datetime) -> str:
@@ -198,7 +215,7 @@ def judge(rt: Runtime, charge: Charge, failed: str | None) -> None:
     if failed is None or failed == "[]":
         return
     now = to_micros(rt.clock.now())
-    living = [at for at in json.loads(failed) if at > now - charge.budget.seconds * 1_000_000]
+    living = _living(charge.budget, json.loads(failed), now)
     if len(living) >= charge.budget.amount:
         raise _locked_out(charge, living, now)
 
@@ -216,17 +233,17 @@ def purge(_rt: Runtime, unit: Unit) -> int:
 
 def _reserve(rt: Runtime, unit: Unit, charges: Sequence[Charge]) -> Reservation:
     now = to_micros(unit.now)
-    reservation = Reservation(rt.new_id(), tuple(charges))
+    reservation = Reservation(rt.new_id(), tuple(charges), now)
     busy = False
     counts = _locked(unit, charges)
     for count in counts:
         budget = count.charge.budget
         # A guess whose process died before it could say how it ended counts as a failure.
         abandoned = {name: at for name, at in count.pending.items() if at < now - _ABANDONED_SECONDS * 1_000_000}
-        count.failed = sorted(
-            at for at in [*count.failed, *abandoned.values()] if at > now - budget.seconds * 1_000_000
-        )
-        count.pending = {name: at for name, at in count.pending.items() if name not in abandoned}
+        count.failed = _living(budget, [*count.failed, *abandoned.values()], now)
+        count.pending = {
+            name: at for name, at in count.pending.items() if name not in abandoned and at <= now + CLOCKS_APART
+        }
         if len(count.failed) >= budget.amount:
             raise _locked_out(count.charge, count.failed, now)
         busy = busy or len(count.failed) + len(count.pending) >= budget.amount
@@ -235,6 +252,11 @@ def _reserve(rt: Runtime, unit: Unit, charges: Sequence[Charge]) -> Reservation:
         raise Busy
     _store(unit, counts)
     return reservation
+
+
+def _living(budget: Budget, failed: Sequence[int], now: int) -> list[int]:
+    """The failures that count, oldest first. One of the future does not: the clock was turned back, and no lockout outlasts its window."""
+    return sorted(at for at in failed if now - budget.seconds * 1_000_000 < at <= now + CLOCKS_APART)
 
 
 def _locked(unit: Unit, charges: Sequence[Charge]) -> list[_Count]:

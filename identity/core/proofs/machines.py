@@ -14,7 +14,7 @@ from typing import Final
 from sqlalchemy import bindparam, select
 
 from identity.ambient import Origin, later
-from identity.core.proofs.attempts import Budget, Meter, locked_meter, stored_meter
+from identity.core.proofs.attempts import CLOCKS_APART, Budget, Meter, locked_meter, stored_meter
 from identity.errors import LOCKED_OUT, Refused
 from identity.instruments.epochs import shard_of_meter, turn
 from identity.instruments.limits import address_key
@@ -68,7 +68,7 @@ def record(unit: Unit, name: str) -> None:
 def _living(failed: str, now: int) -> Failures:
     """What still counts. A failure of the future does not: the clock was turned back, and a lockout never outlasts its window."""
     return [
-        (at, named) for at, named in json.loads(failed) if now - ADDRESS.seconds * 1_000_000 < at <= now + 1_000_000
+        (at, named) for at, named in json.loads(failed) if now - ADDRESS.seconds * 1_000_000 < at <= now + CLOCKS_APART
     ]
 
 

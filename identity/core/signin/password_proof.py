@@ -45,14 +45,15 @@ def check_password(rt: Runtime, origin: Origin, identifier: str, password: str) 
         reservation = attempts.reserve(rt, origin, guess_charges(account, origin))
         # 2. The slow work, outside of any unit.
         stored = found[1] if found else None
-        right = rt.passwords.verify(stored, password)
-        fresh = rt.passwords.hash(password) if right and stored and rt.passwords.is_outdated(stored) else None
+        with attempts.given_back(rt, origin, reservation):
+            right = rt.passwords.verify(stored, password)
+            fresh = rt.passwords.hash(password) if right and stored and rt.passwords.is_outdated(stored) else None
     # 3. The verdict.
     if not right or found is None or stored is None or not found[0].enabled:
         refuse_guess(rt, origin, reservation, actor=found[0].id if found else "", detail=_flaw(found, right=right))
     user = found[0]
     if not user.window.is_open(rt.clock.now()):
-        with rt.unit(origin) as unit:
+        with attempts.given_back(rt, origin, reservation), rt.unit(origin) as unit:
             attempts.refund(unit, reservation)
             audit.record(rt, unit, Action.LOGIN_FAILED, actor=user.id, reason="access window")
         evidence = {
@@ -83,7 +84,7 @@ def admit(unit: Unit, proof: PasswordProof) -> UserInfo:
 
 def waste(rt: Runtime, origin: Origin, proof: PasswordProof) -> None:
     """End a proof that leads nowhere (a second factor is missing): the password was right, so it counts as no failure."""
-    with rt.unit(origin) as unit:
+    with attempts.given_back(rt, origin, proof.reservation), rt.unit(origin) as unit:
         attempts.refund(unit, proof.reservation)
 
 

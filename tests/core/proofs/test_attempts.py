@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 
 from identity.ambient import Origin
+from identity.core import upkeep
 from identity.core.clients import secrets
 from identity.core.proofs import attempts, machines
 from identity.core.proofs.attempts import (
@@ -22,7 +23,7 @@ from identity.core.proofs.attempts import (
     Meter,
 )
 from identity.core.signin import password_proof
-from identity.errors import Refused
+from identity.errors import UNAVAILABLE, Refused
 from identity.runtime import Runtime
 from identity.settings import Settings
 from tests.builders import PASSWORD, Person, a_user, an_application
@@ -280,7 +281,7 @@ def test_failures_that_no_longer_count_are_not_kept(rt: Runtime, clock: FakeCloc
     charge = Charge(SMALL, "someone")
     for _ in range(20):
         with rt.unit(ORIGIN) as unit:
-            attempts.charge(unit, attempts.Reservation(rt.new_id(), (charge,)))
+            attempts.charge(unit, attempts.Reservation(rt.new_id(), (charge,), 0))
         clock.tick(200)
     with rt.database.reading() as session:
         assert len(session.get_one(Meter, charge.key).failed) < 60
@@ -301,3 +302,37 @@ def test_the_janitor_forgets_only_what_is_over(rt: Runtime, clock: FakeClock) ->
 def test_budgets_of_different_names_and_subjects_never_meet() -> None:
     keys = {Charge(budget, subject).key for budget in (SMALL, ACCOUNT, ADDRESS) for subject in ("a", "b", "a b", "")}
     assert len(keys) == 12
+
+
+# Outages and clocks.
+
+
+def test_a_right_guess_that_an_outage_kept_from_its_end_is_given_back(
+    rt: Runtime, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ada = a_user(rt)
+    proofs = [password_proof.check_password(rt, ORIGIN, ada.email, PASSWORD) for _ in range(4)]
+
+    def down(*_: object, **__: object) -> None:
+        raise Refused(UNAVAILABLE)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Runtime, "unit", down)
+        for proof in proofs:
+            with pytest.raises(Refused):
+                password_proof.waste(rt, ORIGIN, proof)
+    # Longer than any guess takes, and somebody asked before what is owed was paid: all of them were taken for abandoned.
+    clock.tick(31)
+    assert guess(rt, ada.email) == "INVALID_CREDENTIALS"
+    assert guess(rt, ada.email, PASSWORD) == "RATE_LIMITED"
+    upkeep.write_notes(rt)
+    assert guess(rt, ada.email, PASSWORD) == "right"
+    assert len(rt.owed) == 0
+
+
+def test_a_clock_that_is_turned_back_locks_nobody_out_for_longer_than_the_window(rt: Runtime, clock: FakeClock) -> None:
+    ada = a_user(rt)
+    clock.tick(3_600)
+    assert [guess(rt, ada.email) for _ in range(6)][-1] == "RATE_LIMITED"
+    clock.tick(-3_600)
+    assert guess(rt, ada.email, PASSWORD) == "right"
