@@ -77,9 +77,9 @@ def issuer() -> Iterator[Issuer]:
 
 
 @contextmanager
-def serving(service: str, issuer: Issuer, folder: Path) -> Iterator[str]:
+def serving(service: str, issuer: str, folder: Path) -> Iterator[str]:
     for name, text in files(service).items():
-        (folder / name).write_text(text.replace("https://auth.example", issuer.url))
+        (folder / name).write_text(text.replace("https://auth.example", issuer))
     port = free_port()
     worker = "asgi" if service == "fastapi" else "gthread"
     command = [
@@ -122,7 +122,7 @@ def tried(issuer: Issuer) -> list[Attempt]:
 @pytest.mark.parametrize("service", ["flask", "fastapi", "django"])
 def test_a_service_of_the_readme_passes(service: str, issuer: Issuer, tmp_path: Path) -> None:
     attempts = tried(issuer)
-    with serving(service, issuer, tmp_path) as url:
+    with serving(service, issuer.url, tmp_path) as url:
         outcomes = conformance.judge(conformance.http_sender(url), attempts)
     assert [each for each in outcomes if each.verdict is not Verdict.RIGHT] == []
     assert len(outcomes) > 100
@@ -130,7 +130,7 @@ def test_a_service_of_the_readme_passes(service: str, issuer: Issuer, tmp_path: 
 
 def test_a_careless_service_fails_in_at_least_forty_ways(issuer: Issuer, tmp_path: Path) -> None:
     attempts = tried(issuer)
-    with serving("careless", issuer, tmp_path) as url:
+    with serving("careless", issuer.url, tmp_path) as url:
         outcomes = conformance.judge(conformance.http_sender(url), attempts)
     let_in = [each.attempt.name for each in outcomes if each.verdict is Verdict.LET_IN]
     assert len(let_in) >= 40

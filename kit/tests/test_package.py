@@ -43,5 +43,5 @@ def test_it_is_typed() -> None:
 
 
 def test_the_version_is_in_the_changelog() -> None:
-    changelog = HERE.parents[1] / "CHANGELOG.md"
+    changelog = Path(__file__).parents[1] / "CHANGELOG.md"
     assert f"## [{identity_verifier.__version__}]" in changelog.read_text()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -17,6 +18,7 @@ from identity_verifier import conformance
 from identity_verifier.testing import Issuer, Token
 from tests.conftest import fresh_database
 from tests.recipes.blocks import AUDIENCE, a_machine, block, run
+from tests.test_kit_live import a_testkit
 from tests.world import free_port, start_live, stop
 
 TENANT = "acme-bank"
@@ -30,13 +32,13 @@ def issuer() -> Iterator[Issuer]:
 
 
 @contextmanager
-def node_service(issuer: Issuer, folder: Path) -> Iterator[str]:
+def node_service(issuer: str, folder: Path) -> Iterator[str]:
     """Both blocks of the recipe as files, and Node running the second."""
     (folder / "verify.mjs").write_text(block("jose.md", "js", 0))
     (folder / "service.mjs").write_text(block("jose.md", "js", 1))
     (folder / "node_modules").symlink_to(Path(__file__).parent / "node_modules")
     port = free_port()
-    environment = {"PATH": os.environ["PATH"], "ISSUER": issuer.url, "AUDIENCE": AUDIENCE, "PORT": str(port)}
+    environment = {"PATH": os.environ["PATH"], "ISSUER": issuer, "AUDIENCE": AUDIENCE, "PORT": str(port)}
     process = subprocess.Popen(["node", "service.mjs"], cwd=folder, env=environment)
     try:
         for _ in range(200):
@@ -74,7 +76,7 @@ def test_it_passes_the_conformance_run(issuer: Issuer, tmp_path: Path) -> None:
         if not name.startswith(("roles", "scope", "tenants that", "a session"))
     ]
     bad = [{"name": name, "token": issuer.signed_bad_tokens()[name]} for name in ours]
-    with node_service(issuer, tmp_path) as url:
+    with node_service(issuer.url, tmp_path) as url:
         tried = [
             *conformance.attempts(good, issuer.keys[-1].jwk, tenant=TENANT),
             *conformance.attempts_of_testkit({"good": [], "bad": bad}, tenant=TENANT),
@@ -84,9 +86,20 @@ def test_it_passes_the_conformance_run(issuer: Issuer, tmp_path: Path) -> None:
     assert len(outcomes) > 90
 
 
+def test_it_passes_the_conformance_run_with_our_testkit(tmp_path: Path) -> None:
+    folder = tmp_path / "service"
+    folder.mkdir()
+    (tmp_path / "node").mkdir()
+    with start_live(folder, fresh_database("sqlite", folder), {"development": "1"}) as live:
+        testkit = a_testkit(live, tmp_path)
+        good = json.loads(testkit.read_text())["good"][0]["token"]
+        with node_service(live.url, tmp_path / "node") as url:
+            assert conformance.main([url, "--token", good, "--testkit", str(testkit), "--tenant", TENANT]) == 0
+
+
 def test_it_hears_of_revocations_and_goes_on_while_we_are_down(issuer: Issuer, tmp_path: Path) -> None:
     good, ended, alone, changed = (issuer.user_token(tenants={TENANT: []}) for _ in range(4))
-    with node_service(issuer, tmp_path) as url:
+    with node_service(issuer.url, tmp_path) as url:
         assert [status_of(url, each) for each in (good, ended, alone, changed)] == [200] * 4
         assert status_of(url, good, "other") == status_of(url, good, "constructor") == 403
         issuer.revoke(ended)
@@ -106,5 +119,5 @@ def test_it_hears_of_revocations_and_goes_on_while_we_are_down(issuer: Issuer, t
         assert status_of(url, issuer.user_token(tenants={TENANT: []})) == 200
     issuer.down = True
     (tmp_path / "cold").mkdir()
-    with node_service(issuer, tmp_path / "cold") as url:
+    with node_service(issuer.url, tmp_path / "cold") as url:
         assert status_of(url, good) == 503

@@ -15,7 +15,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Generic, TypeVar
 
 from identity_verifier.clocks import Clock
@@ -34,14 +34,14 @@ _all: Final[weakref.WeakSet[Cached[Any]]] = weakref.WeakSet()
 class Loaded(Generic[T]):
     """A checked answer, the seconds that it is good for, and the ETag to ask again with."""
 
-    value: T
+    value: T = field(repr=False)
     seconds: float
     etag: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class _Held(Generic[T]):
-    value: T
+    value: T = field(repr=False)
     etag: str | None
     renew_at: float
     until: float

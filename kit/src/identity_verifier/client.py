@@ -17,7 +17,7 @@ import uuid
 from collections.abc import Callable, Iterable
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 from urllib.parse import quote, urlencode
 
 import jwt
@@ -85,7 +85,8 @@ class Machine:
         if resource is not None:
             self._asked["resource"] = resource
         self._endpoint = token_endpoint or issuer.rstrip("/") + "/oauth/token"
-        self._transport = transport or HttpTransport()
+        self._own_transport = HttpTransport() if transport is None else None
+        self._transport: Transport = transport or cast("Transport", self._own_transport)
         self._wall = wall
         self._elapsed = elapsed
         self._pause = pause
@@ -119,6 +120,11 @@ class Machine:
     def authorization(self) -> str:
         """The value of an `Authorization` header."""
         return f"Bearer {self.token()}"
+
+    def close(self) -> None:
+        """Close connections. A machine may be used again afterwards."""
+        if self._own_transport is not None:
+            self._own_transport.close()
 
     def give_up(self, token: str) -> bool:
         """Get another token next time, since somebody refused this one; tell whether that is worth a try.
