@@ -121,7 +121,7 @@ class Reservation:
 
     id: str
     charges: tuple[Charge, ...]
-    at: int
+    at: int = 0
 
 
 class Busy(Exception):
