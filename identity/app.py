@@ -15,6 +15,7 @@ from identity.wire.dialects.oauth import oauth
 from identity.wire.dialects.public import public
 from identity.wire.dialects.risksage import risksage
 from identity.wire.dialects.s7risk import s7risk
+from identity.wire.dialects.signalx import SCHEMA as GRAPHQL_SCHEMA
 from identity.wire.dialects.signalx import signalx
 from identity.wire.dialects.status import status
 from identity.wire.dialects.tenant import tenant
@@ -28,7 +29,9 @@ DIALECTS = (s7risk, signalx, risksage, threatwinds, oauth, gate, admin, tenant, 
 
 def endpoints() -> list[Endpoint]:
     """Every endpoint of the service."""
-    return with_documentation(endpoint for dialect in DIALECTS for endpoint in dialect.endpoints)
+    return with_documentation(
+        (endpoint for dialect in DIALECTS for endpoint in dialect.endpoints), graphql=GRAPHQL_SCHEMA
+    )
 
 
 def create_app(settings: Settings | None = None, *, runtime: Runtime | None = None) -> Flask:

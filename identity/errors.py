@@ -102,6 +102,7 @@ CONFLICT = Problem("CONFLICT", 409, "That conflicts with what exists already")
 STALE = Problem("PRECONDITION_FAILED", 412, "It has changed in between; read it again")
 RATE_LIMITED = Problem("RATE_LIMITED", 429, "Too many requests", oauth="temporarily_unavailable")
 LOCKED_OUT = RATE_LIMITED.saying("Too many authentication attempts. Try again in 5 minutes")
+MAIL_LIMITED = RATE_LIMITED.saying("Too many codes were mailed to this address. Try again in a few minutes")
 
 # What the service cannot do now.
 INTERNAL = Problem("INTERNAL_ERROR", 500, "Something went wrong on our side", oauth="server_error")

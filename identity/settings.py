@@ -22,6 +22,7 @@ _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://([a-z0-9_][a-z0-9._-]*|\[[0-9a-f:.]+\
 _DEFAULT_PORT = re.compile(r"http://.*:80|https://.*:443")
 _URL = re.compile(r"https://[!-~]{1,500}", re.ASCII)
 _LIMIT = re.compile(r"[1-9][0-9]{0,8}/(second|minute|hour|day)")
+_MAIL_LIMIT = re.compile(r"[1-9][0-9]{0,2}/(([1-9][0-9]? )?minutes?|(([1-9]|1[0-9]|2[0-3]) )?hours?)")
 
 
 class BadSettings(ValueError):
@@ -152,6 +153,10 @@ class Settings:
 
     # Limits
     limit_auth: str = _option("10/minute", "logins, per client address; `off` for none")
+    limit_mail: str = _option(
+        "5/10 minutes",
+        "codes mailed to one address, per client address, and four times as many over all clients; `off` for none",
+    )
     limit_application: str = _option("600/minute", "application tokens, per client and client address")
     limit_standard: str = _option("120/minute", "authenticated routes, per tenant or subject")
     limit_ai_assisted: str = _option("20/minute", "`/verify?tier=ai-assisted`, per tenant")
@@ -295,7 +300,10 @@ class Settings:
         ]
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.name.startswith("limit_"):
+            if field.name == "limit_mail":
+                fits = value == "off" or bool(_MAIL_LIMIT.fullmatch(value))
+                checks.append((field.name, fits, "must be like `5/10 minutes`, within a day, or `off`"))
+            elif field.name.startswith("limit_"):
                 checks.append(
                     (field.name, value == "off" or bool(_LIMIT.fullmatch(value)), "must be like `10/minute`, or `off`")
                 )

@@ -38,6 +38,7 @@ PUBLIC = {
     "GET /docs",
     "GET /",
     "GET /style.css",
+    "GET /docs.md",
     "GET /dev/inbox",  # only in development, only from the loopback
 }
 

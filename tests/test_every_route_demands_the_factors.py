@@ -72,6 +72,7 @@ PUBLIC = {
     "GET /health/ready",
     "GET /openapi.json",
     "GET /docs",
+    "GET /docs.md",
     "GET /dev/inbox",
     "GET /",
     "GET /style.css",

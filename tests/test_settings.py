@@ -161,6 +161,8 @@ def test_an_unknown_name_is_a_fault_because_it_is_a_typing_error() -> None:
         ("limit_auth", "10/fortnight"),
         ("limit_auth", "10/minute;20/hour"),
         ("limit_auth", ""),
+        ("limit_mail", "5/25 hours"),
+        ("limit_mail", "0/minute"),
     ],
 )
 def test_a_value_that_makes_no_sense_is_named(name: str, value: str) -> None:

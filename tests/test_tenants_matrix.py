@@ -55,7 +55,7 @@ ROUTES: dict[Kind, str] = {
     Kind.PUBLIC: """
         GET /.well-known/jwks.json, GET /.well-known/oauth-authorization-server, GET /.well-known/openid-configuration,
         GET /.well-known/status-lists, GET /.well-known/status-lists/{id}, GET /health/live, GET /health/ready, GET /openapi.json,
-        GET /docs, GET /style.css
+        GET /docs, GET /docs.md, GET /style.css
     """,
     Kind.LOGIN: """
         POST /user/token, POST /query, POST /auth/login, POST /auth/mfa/challenge, POST /auth/refresh, POST /auth/password/forgot,

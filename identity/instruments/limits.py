@@ -111,6 +111,12 @@ def parse_budget(text: str) -> str:
     return text
 
 
+def budget_of(text: str) -> tuple[int, int] | None:
+    """How many in how many seconds a budget permits (`5/10 minutes`); None for `off`."""
+    item = _item(text)
+    return None if item is None else (item.amount, item.get_expiry())
+
+
 @lru_cache(maxsize=4096)
 def address_key(address: str) -> str:
     """What of a client address is counted: all of IPv4, the /64 of IPv6, of which one host commands every address."""

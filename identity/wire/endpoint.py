@@ -178,7 +178,9 @@ class Endpoint:
     body: type[Schema] | None = None
     form: bool = False
     query: tuple[str, ...] = ()
+    headers: tuple[str, ...] = ()
     answer: type[Schema] | None = None
+    answer_headers: tuple[str, ...] = ()
     status: int = 200
     shape: Shape = ENVELOPE
     hot: bool = False

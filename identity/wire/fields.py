@@ -79,6 +79,7 @@ class Opaque(Text):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(max_length=OPAQUE_MAX, **options)
+        self.metadata.pop("maxLength", None)
 
 
 class Code(Opaque):

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import html
 import json
 import re
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from identity.app import endpoints
+from identity.wire.dialects.signalx import SCHEMA
 from tests.world import Web
 
 
@@ -30,7 +34,7 @@ def document(web: Web) -> dict[str, Any]:
     return found
 
 
-def test_the_document_holds_every_route_that_flask_serves_and_no_other(web: Web, document: dict[str, Any]) -> None:
+def test_the_document_holds_every_route_that_flask_serves_once_and_no_other(web: Web, document: dict[str, Any]) -> None:
     anything = {prefix + one.path for one in endpoints() if one.any_method for prefix in one.mounts}
     served = set()
     for rule in web.app.url_map.iter_rules():
@@ -38,7 +42,89 @@ def test_the_document_holds_every_route_that_flask_serves_and_no_other(web: Web,
             continue  # Answers 405: a fixed path is no id.
         path = re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule)
         served |= {("GET" if path in anything else method, path) for method in rule.methods - {"HEAD"}}
-    assert {(method, path) for method, path, _ in operations(document)} == served
+    told = [(method, path) for method, path, _ in operations(document)]
+    aliases = [
+        (method, alias) for method, _, operation in operations(document) for alias in operation.get("x-also-at", ())
+    ]
+    assert set(told) | set(aliases) == served
+    assert len(told) + len(aliases) == len(served), "each once"
+
+
+def test_every_field_and_parameter_has_a_sentence(document: dict[str, Any]) -> None:
+    silent = [
+        f"{schema}.{name}"
+        for schema, said in document["components"]["schemas"].items()
+        for name, field in said.get("properties", {}).items()
+        if not field.get("description")
+    ]
+    silent += [
+        f"{method} {path} {one['name']}"
+        for method, path, operation in operations(document)
+        for one in operation["parameters"]
+        if not one.get("description")
+    ]
+    assert silent == [], "say what they mean in identity/wire/dialects/vocabulary.py"
+
+
+def test_parameters_have_the_types_that_the_routes_read(document: dict[str, Any]) -> None:
+    def schema(path: str, name: str) -> Any:
+        return next(one for one in document["paths"][path]["get"]["parameters"] if one["name"] == name)["schema"]
+
+    assert schema("/verify", "role")["type"] == "array"
+    assert schema("/verify", "tenant")["enum"] == ["required", "optional"]
+    assert schema("/verify", "tier")["enum"] == ["standard", "ai-assisted", "bulk-upload"]
+    assert schema("/admin/users", "limit") == {"type": "integer", "minimum": 1, "maximum": 200, "default": 50}
+    assert schema("/admin/users", "enabled")["type"] == "boolean"
+    headers = document["paths"]["/verify"]["get"]["responses"]["200"]["headers"]
+    assert {"X-Auth-Subject", "X-Auth-Roles", "X-Auth-Tenant"} <= headers.keys()
+    assert "Origin" in {one["name"] for one in document["paths"]["/user/token"]["post"]["parameters"]}
+
+
+def test_a_machine_may_use_the_oauth2_scheme(web: Web, document: dict[str, Any]) -> None:
+    scheme = document["components"]["securitySchemes"]["clientCredentials"]
+    assert scheme["flows"]["clientCredentials"]["tokenUrl"] == f"{web.rt.settings.issuer}/oauth/token"
+
+
+def test_names_read_well_and_leak_nothing(document: dict[str, Any]) -> None:
+    names = [operation["operationId"] for _, _, operation in operations(document)]
+    names += [*document["components"]["schemas"], *document["components"]["responses"]]
+    assert all(re.fullmatch(r"[A-Za-z][A-Za-z0-9]*", name) for name in names), names
+
+
+@pytest.mark.parametrize("path", ["/openapi.json", "/docs", "/docs.md"])
+def test_it_is_built_once_and_known_by_its_etag(web: Web, path: str) -> None:
+    first, second = web.get(path), web.get(path)
+    assert first.data == second.data
+    etag = first.headers["ETag"]
+    for known in (etag, f"W/{etag}", "*", f'"x", {etag}'):
+        again = web.get(path, headers={"If-None-Match": known})
+        assert (again.status_code, again.data, again.headers["ETag"]) == (304, b"", etag)
+    started = time.perf_counter()
+    for _ in range(50):
+        web.get(path)
+    assert (time.perf_counter() - started) / 50 < 0.02, "from memory; the rest is this test's client"
+
+
+def test_the_graphql_schema_is_on_the_page_and_in_a_file(web: Web) -> None:
+    told = SCHEMA.strip()
+    assert told in html.unescape(web.get("/docs").text)
+    assert told in web.get("/docs.md").text
+    assert (Path(__file__).parents[2] / "docs" / "schema.graphql").read_text().strip() == told
+
+
+def test_refusals_lead_to_their_row_in_the_table_of_errors(web: Web) -> None:
+    text = web.get("/docs").text
+    targets = set(re.findall(r'href="#(error-[A-Z_]+)"', text))
+    assert len(targets) > 10
+    assert all(f'id="{target}"' in text for target in targets)
+
+
+def test_the_text_says_what_the_page_says(web: Web, document: dict[str, Any]) -> None:
+    text = web.get("/docs.md")
+    assert text.content_type == "text/markdown; charset=utf-8"
+    for method, path, operation in operations(document):
+        assert f"### {method} {path}\n" in text.text
+        assert operation["summary"] in text.text
 
 
 def test_it_is_openapi_3_1_of_this_issuer(web: Web, document: dict[str, Any]) -> None:
@@ -97,8 +183,8 @@ def test_a_form_is_documented_as_a_form(document: dict[str, Any]) -> None:
 
 def test_refusals_are_documented_in_the_shape_of_their_group(document: dict[str, Any]) -> None:
     schemas = document["components"]["schemas"]
-    assert schemas["Error_envelope"]["required"] == ["error", "message", "status"]
-    assert schemas["Error_RFC_6749_section_5_2"]["required"] == ["error", "error_description"]
+    assert schemas["Refusal"]["required"] == ["error", "message", "status"]
+    assert schemas["OAuthRefusal"]["required"] == ["error", "error_description"]
 
 
 def test_the_page_shows_every_operation(web: Web, document: dict[str, Any]) -> None:
@@ -112,7 +198,7 @@ def test_the_page_shows_every_operation(web: Web, document: dict[str, Any]) -> N
 def test_the_page_needs_nothing_from_elsewhere(web: Web) -> None:
     answer = web.get("/docs")
     assert not re.search(r"<(script|img|link|iframe|object|embed|form)\b|\bsrc=|@import|url\(", answer.text)
-    assert set(re.findall(r'href="([^"#]*)', answer.text)) <= {"", "/openapi.json"}
+    assert set(re.findall(r'href="([^"#]*)', answer.text)) <= {"", "/openapi.json", "/docs.md"}
     assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
 
 
@@ -127,5 +213,5 @@ def test_the_policy_of_the_page_lets_its_own_style_pass(web: Web) -> None:
 
 def test_the_page_shows_a_seed_as_a_picture(web: Web) -> None:
     text = web.get("/docs").text
-    entry = text[text.index('id="post_auth_mfa_totp"') :]
+    entry = text[text.index('id="enrolTotp"') :]
     assert "<svg" in entry[: entry.index("</details>")]

@@ -26,16 +26,16 @@ from identity.core.mail import links, outbox
 from identity.core.mail.letters import Template
 from identity.core.record import audit
 from identity.core.record.audit import Action
-from identity.errors import INVALID_CODE, RATE_LIMITED, Refused
-from identity.instruments import opaque
+from identity.errors import INVALID_CODE, MAIL_LIMITED, Refused
+from identity.instruments import limits, opaque
 from identity.instruments.opaque import Kind, Secret
 from identity.runtime import Runtime
 from identity.storage import Base, Instant, Prepared, Unit
 
 LIFE_SECONDS: Final = 600
 MAX_ATTEMPTS: Final = 5
-MAX_SENDS: Final = 5
-SEND_WINDOW_SECONDS: Final = 600
+# How many times what one client may send goes to an address over all clients: whoever wants to shut its owner out needs as many.
+CLIENTS_AT_ONCE: Final = 4
 KEEP_SECONDS: Final = 86_400
 _LINK_BYTES: Final = 19
 _MOST: Final = 999_999
@@ -99,6 +99,7 @@ class Code(Base):
     user_id: Mapped[str | None] = mapped_column(String(36))
     address: Mapped[str] = mapped_column(String(254))
     address_key: Mapped[bytes] = mapped_column(LargeBinary)
+    client_key: Mapped[bytes | None] = mapped_column(LargeBinary)
     digest: Mapped[bytes] = mapped_column(LargeBinary)
     attempts: Mapped[int] = mapped_column(BigInteger, default=0)
     state: Mapped[str] = mapped_column(String(8))
@@ -148,8 +149,9 @@ def issue(
 
     The previous code for this purpose and subject is dead from then on. `values` are the letter's, but for `code`,
     `verification_id` and `until`, which come from here; `template` replaces the purpose's own letter. Raises
-    Refused(RATE_LIMITED) with `retry_after_seconds` for the sixth code to an address in 10 minutes; one budget is counted for
-    what anybody may ask for, another for what needs a password or a session.
+    Refused(MAIL_LIMITED) with `retry_after_seconds` beyond `IDENTITY_LIMIT_MAIL`, counted by address and client, and beyond four
+    times as many to the address over all clients; one budget is for what anybody may ask for, another for what needs a password or a
+    session.
     """
     return _issue(
         rt,
@@ -296,7 +298,8 @@ def _issue(
     if not rt.database.is_sqlite:
         unit.execute(select(*(func.pg_advisory_xact_lock(_lock_number(k)) for k in (address_key, subject_key))))
     # 2. Throttle, in a window that slides.
-    _check_budget(unit, purpose, address_key)
+    client_key = hmac.digest(key, f"client:{limits.address_key(unit.origin.address)}".encode(), "sha256")
+    _check_budget(rt, unit, purpose, address_key, client_key)
     # 3. The old code dies before the new one lives; the schema allows only one.
     cancel(unit, purpose, subject)
     code_id, code = rt.new_id(), _six_digits(rt.entropy)
@@ -310,6 +313,7 @@ def _issue(
             user_id=user_id,
             address=address if is_real else "",
             address_key=address_key,
+            client_key=client_key,
             digest=digest if is_real else rt.entropy.bytes(len(digest)),
             state=State.LIVE,
             created_at=unit.now,
@@ -342,22 +346,41 @@ def _token_of(code_id: str, code: str) -> Secret:
     return opaque.encode(Kind.RESET, uuid.UUID(code_id).bytes + int(code).to_bytes(_LINK_BYTES - 16))
 
 
-def _check_budget(unit: Unit, purpose: Purpose, address_key: bytes) -> None:
-    """Raise Refused(RATE_LIMITED) unless fewer than MAX_SENDS codes of this budget went to the address in the window."""
+def _check_budget(rt: Runtime, unit: Unit, purpose: Purpose, address_key: bytes, client_key: bytes) -> None:
+    """Raise Refused(MAIL_LIMITED) where this client, or all of them together, have sent the address what they may in the window."""
+    budget = limits.budget_of(rt.settings.limit_mail)
+    if budget is None:
+        return
+    amount, seconds = budget
     recent = (
-        select(Code.created_at)
+        select(Code.created_at, Code.client_key)
         .where(
             Code.address_key == address_key,
-            Code.created_at > later(unit.now, -SEND_WINDOW_SECONDS),
+            Code.created_at > later(unit.now, -seconds),
             Code.purpose.in_(_PROVEN if purpose in _PROVEN else _UNPROVEN),
         )
         .order_by(Code.created_at.desc())
-        .limit(MAX_SENDS)
+        .limit(amount * CLIENTS_AT_ONCE)
     )
-    sent = unit.execute(recent).scalars().all()
-    if len(sent) == MAX_SENDS:
-        wait = (later(sent[-1], SEND_WINDOW_SECONDS) - unit.now).total_seconds()
-        raise Refused(RATE_LIMITED, detail="too many codes to one address", retry_after_seconds=max(1, math.ceil(wait)))
+    sent = unit.execute(recent).all()
+    own = [at for at, key in sent if key == client_key]
+    if len(own) >= amount:
+        frees, whose = own[amount - 1], "from one client"
+    elif len(sent) >= amount * CLIENTS_AT_ONCE:
+        frees, whose = sent[-1][0], "from all clients"
+    else:
+        return
+    wait = (later(frees, seconds) - unit.now).total_seconds()
+    evidence = {
+        "expected": f"{rt.settings.limit_mail}, {CLIENTS_AT_ONCE} times that over all",
+        "seen": {"own": len(own), "all": len(sent)},
+    }
+    raise Refused(
+        MAIL_LIMITED,
+        detail=f"too many codes to one address, {whose}",
+        evidence=evidence,
+        retry_after_seconds=max(1, math.ceil(wait)),
+    )
 
 
 def _why_not(unit: Unit, purpose: Purpose, verification_id: str) -> dict[str, object]:

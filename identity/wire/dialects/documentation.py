@@ -6,13 +6,11 @@ What every endpoint of a kind may answer (malformed, too large, unauthenticated,
 
 from __future__ import annotations
 
-import base64
 import functools
 import hashlib
 import json
 import re
 from collections.abc import Iterable, Sequence
-from html import escape
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -22,7 +20,6 @@ from marshmallow import Schema
 
 from identity import __version__
 from identity.errors import (
-    CATALOGUE,
     FORBIDDEN,
     INTERNAL,
     INVALID_TOKEN,
@@ -42,16 +39,26 @@ from identity.errors import (
     Problem,
     Refused,
 )
+from identity.wire.dialects import documentation_pages as pages
+from identity.wire.dialects import vocabulary
 from identity.wire.endpoint import Call, Dialect, Endpoint, Reads, Reply, Shape
+from identity.wire.head import is_known
 
 _PARAMETER: Final = re.compile(r"\{(\w+)\}")
-_ADDRESS_OF_A_SEED: Final = "otpauth://totp/identity:ada%40acme.example?secret=JBSWY3DPEHPK3PXP&issuer=identity&algorithm=SHA1&digits=6&period=30"
 _SECURITY: Final[dict[Reads, list[dict[str, list[str]]]]] = {
     Reads.NOTHING: [],
-    Reads.BEARER: [{"bearer": []}],
-    Reads.BEARER_OR_KEY: [{"bearer": []}, {"apiKey": [], "apiSecret": []}],
+    Reads.BEARER: [{"bearer": []}, {"clientCredentials": []}],
+    Reads.BEARER_OR_KEY: [{"bearer": []}, {"clientCredentials": []}, {"apiKey": [], "apiSecret": []}],
     Reads.KEY: [{"apiKey": [], "apiSecret": []}],
     Reads.CLIENT: [{"clientBasic": []}, {}],
+}
+# Where two dialects chose the same name for a schema, whose it is.
+_WHOSE: Final = {"admin_schemas": "Admin", "admin_record_schemas": "Admin", "threatwinds": "Passwordless", "risksage": "Login", "oauth": "OAuth"}
+_ERROR_NAMES: Final = {
+    "envelope": "Refusal",
+    "envelope, validation is 400": "RefusalOfGroupsCAndH",
+    "GraphQL": "GraphQLRefusal",
+    "RFC 6749 section 5.2": "OAuthRefusal",
 }
 _SCHEMES: Final = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "A session bearer or an access token"},
@@ -75,30 +82,50 @@ _HEADERS: Final = {
 }
 
 
-def with_documentation(declared: Iterable[Endpoint]) -> list[Endpoint]:
-    """The given endpoints, and the two that document them and themselves."""
+def with_documentation(declared: Iterable[Endpoint], *, graphql: str = "") -> list[Endpoint]:
+    """The given endpoints, and those that document them and themselves."""
     dialect = Dialect("I: documentation", cacheable=True, ignores_body=True)
     everything: list[Endpoint] = []
-    document = functools.lru_cache(maxsize=4)(lambda issuer: build(everything, issuer))
-    headers = (("Cache-Control", "public, max-age=300"),)
+    document = functools.lru_cache(maxsize=4)(lambda issuer: build(everything, issuer) | {"x-graphql": graphql})
+
+    # Built once for an issuer: 45 ms of work that nobody may ask for with each request.
+    @functools.lru_cache(maxsize=4)
+    def written(issuer: str, kind: str) -> tuple[bytes, str]:
+        made = document(issuer)
+        if kind == "json":
+            raw = json.dumps(made, separators=(",", ":")).encode()
+        else:
+            raw = (pages.html(made) if kind == "html" else pages.markdown(made)).encode()
+        return raw, f'"{hashlib.sha256(raw).hexdigest()[:32]}"'
+
+    def answer(call: Call, kind: str, content_type: str, *more: tuple[str, str]) -> Reply:
+        raw, etag = written(call.rt.settings.issuer, kind)
+        headers = (("Cache-Control", "public, max-age=300"), ("ETag", etag), *more)
+        if is_known(call.header("if-none-match"), etag):
+            return Reply(raw=b"", status=304, headers=headers)
+        return Reply(raw=raw, content_type=content_type, headers=headers)
 
     @dialect.endpoint("GET", "/openapi.json", is_page=True, any_origin=True, ignores_query=True)
     def openapi(call: Call) -> Reply:
         """This API as an OpenAPI 3.1 document."""
-        return Reply(document(call.rt.settings.issuer), headers=headers)
+        return answer(call, "json", "application/json")
 
     @dialect.endpoint("GET", "/docs", is_page=True, ignores_query=True, produces="text/html; charset=utf-8")
     def docs(call: Call) -> Reply:
         """This API as a page to read."""
-        page = _page(document(call.rt.settings.issuer)).encode()
-        return Reply(raw=page, content_type="text/html; charset=utf-8", headers=(*headers, _POLICY))
+        return answer(call, "html", "text/html; charset=utf-8", pages.POLICY)
+
+    @dialect.endpoint("GET", "/docs.md", is_page=True, ignores_query=True, produces="text/markdown; charset=utf-8")
+    def docs_as_text(call: Call) -> Reply:
+        """This API as text to read, for people and machines."""
+        return answer(call, "md", "text/markdown; charset=utf-8")
 
     everything.extend([*declared, *dialect.endpoints])
     return everything
 
 
 def build(endpoints: Sequence[Endpoint], issuer: str) -> dict[str, Any]:
-    """The OpenAPI 3.1 document of `endpoints`, at each of their mounts."""
+    """The OpenAPI 3.1 document of `endpoints`, each once; `x-also-at` names its other mounts."""
     spec = APISpec(
         title="identity",
         version=__version__,
@@ -108,19 +135,58 @@ def build(endpoints: Sequence[Endpoint], issuer: str) -> dict[str, Any]:
         servers=[{"url": issuer}],
         tags=[{"name": name} for name in dict.fromkeys(tag for endpoint in endpoints for tag in endpoint.tags)],
     )
-    for name, scheme in _SCHEMES.items():
+    flow: dict[str, Any] = {"tokenUrl": f"{issuer}/oauth/token", "scopes": {}}
+    machine: dict[str, Any] = {
+        "type": "oauth2",
+        "description": "A machine's token",
+        "flows": {"clientCredentials": flow},
+    }
+    for name, scheme in {**_SCHEMES, "clientCredentials": machine}.items():
         spec.components.security_scheme(name, scheme)
-    for name, meaning in _HEADERS.items():
+    for name, meaning in {
+        **_HEADERS,
+        **{name: vocabulary.HEADERS[name] for each in endpoints for name in each.answer_headers},
+    }.items():
         kind = "integer" if name.startswith(("X-RateLimit", "Retry")) else "string"
         spec.components.header(name, {"description": meaning, "schema": {"type": kind}})
     for shape in {endpoint.shape.name: endpoint.shape for endpoint in endpoints}.values():
         spec.components.schema(_error_name(shape), _error_schema(shape))
     share = _Shared(spec)
-    for endpoint in endpoints:
-        for prefix in endpoint.mounts:
-            spec.path(prefix + endpoint.path, operations={_method(endpoint): _operation(endpoint, prefix, share)})
+    names = _operation_ids(endpoints)
+    for endpoint, name in zip(endpoints, names, strict=True):
+        path = endpoint.mounts[0] + endpoint.path
+        spec.path(path, operations={_method(endpoint): _operation(endpoint, name, share)})
     document: dict[str, Any] = spec.to_dict()
+    _describe(document)
     return document
+
+
+def _describe(document: dict[str, Any]) -> None:
+    """Give every field that says nothing of its own the sentence of the vocabulary."""
+    for schema in document["components"]["schemas"].values():
+        for name, field in schema.get("properties", {}).items():
+            meaning = vocabulary.FIELDS.get(name)
+            if meaning and "description" not in field:
+                # Beside a reference a description is allowed since 3.1, but most generators drop one of the two.
+                target = field if "$ref" not in field else {"allOf": [dict(field)]}
+                schema["properties"][name] = target | {"description": meaning}
+
+
+def _operation_ids(endpoints: Sequence[Endpoint]) -> list[str]:
+    """A name for each operation that reads well in a generated client: its handler's, with whose it is where two have the same."""
+    found: list[str] = []
+    for endpoint in endpoints:
+        own = endpoint.handler.__name__.strip("_")
+        first = endpoint.path.strip("/").partition("/")[0]
+        last = re.sub(r"[^a-z]+", "_", endpoint.path).strip("_")
+        name = next(name for name in (own, f"{first}_{own}", f"{own}_{last}") if _camel(name) not in found)
+        found.append(_camel(name))
+    return found
+
+
+def _camel(name: str) -> str:
+    head, *tail = name.split("_")
+    return head + "".join(part.capitalize() for part in tail)
 
 
 class _Names:
@@ -133,7 +199,7 @@ class _Names:
         kind = schema if isinstance(schema, type) else type(schema)
         name = kind.__name__
         if self._taken.setdefault(name, kind) is not kind:
-            name = f"{kind.__module__.rpartition('.')[2].title()}{name}"
+            name = _WHOSE.get(kind.__module__.rpartition(".")[2], "Other") + name
         return name
 
 
@@ -146,7 +212,9 @@ class _Shared:
 
     def name_of(self, status: int, response: dict[str, Any]) -> str:
         spelled = json.dumps(response, sort_keys=True)
-        name = self._names.setdefault(spelled, f"Refused_{status}_{len(self._names) + 1}")
+        phrase = re.sub(r"[^A-Za-z]", "", HTTPStatus(status).phrase.title())
+        same = sum(known.rstrip("0123456789") == phrase for known in self._names.values())
+        name = self._names.setdefault(spelled, phrase if not same else f"{phrase}{same + 1}")
         if name not in self._spec.components.responses:
             self._spec.components.response(name, response)
         return name
@@ -156,11 +224,11 @@ def _method(endpoint: Endpoint) -> str:
     return "get" if endpoint.any_method else endpoint.method.lower()
 
 
-def _operation(endpoint: Endpoint, prefix: str, share: _Shared) -> dict[str, Any]:
-    path = prefix + endpoint.path
+def _operation(endpoint: Endpoint, name: str, share: _Shared) -> dict[str, Any]:
+    path = endpoint.mounts[0] + endpoint.path
     description = (endpoint.handler.__doc__ or "").strip().partition("\n")[2]
     operation: dict[str, Any] = {
-        "operationId": f"{_method(endpoint)}{re.sub(r'[^a-zA-Z0-9]+', '_', path).rstrip('_')}",
+        "operationId": name,
         "summary": endpoint.summary.rstrip("."),
         "description": " ".join(description.split())
         + (" Every method is answered alike." if endpoint.any_method else ""),
@@ -169,6 +237,9 @@ def _operation(endpoint: Endpoint, prefix: str, share: _Shared) -> dict[str, Any
         "parameters": _parameters(endpoint, path),
         "responses": _responses(endpoint, share),
     }
+    aliases = [prefix + endpoint.path for prefix in endpoint.mounts[1:]]
+    if aliases:
+        operation["x-also-at"] = aliases
     if endpoint.body is not None:
         media = "application/x-www-form-urlencoded" if endpoint.form else "application/json"
         operation["requestBody"] = {
@@ -181,19 +252,31 @@ def _operation(endpoint: Endpoint, prefix: str, share: _Shared) -> dict[str, Any
 def _parameters(endpoint: Endpoint, path: str) -> list[dict[str, Any]]:
     text = {"type": "string"}
     found: list[dict[str, Any]] = [
-        {"name": name, "in": "path", "required": True, "schema": {**text, "minLength": 1}}
+        {
+            "name": name,
+            "in": "path",
+            "required": True,
+            "schema": {**text, "minLength": 1},
+            "description": vocabulary.PATH.get(name, ""),
+        }
         for name in _PARAMETER.findall(path)
     ]
-    found += [{"name": name, "in": "query", "schema": text} for name in endpoint.query]
-    if endpoint.reads not in (Reads.NOTHING, Reads.CLIENT):
-        found.append({"name": "X-Tenant-Id", "in": "header", "schema": text, "description": "The tenant to act in"})
+    for name in endpoint.query:
+        schema, meaning = vocabulary.parameter(f"{endpoint.method} {endpoint.path}", name)
+        found.append({"name": name, "in": "query", "schema": dict(schema), "description": meaning})
+    headers = [*endpoint.headers, *(("X-Tenant-Id",) if endpoint.reads not in (Reads.NOTHING, Reads.CLIENT) else ())]
+    found += [
+        {"name": name, "in": "header", "schema": text, "description": vocabulary.HEADERS[name]} for name in headers
+    ]
     return found
 
 
 def _responses(endpoint: Endpoint, share: _Shared) -> dict[str, Any]:
     success: dict[str, Any] = {
         "description": HTTPStatus(endpoint.status).phrase,
-        "headers": _header_references(["X-Request-Id", *(_RATE_HEADERS if endpoint.limit else ())]),
+        "headers": _header_references(
+            ["X-Request-Id", *endpoint.answer_headers, *(_RATE_HEADERS if endpoint.limit else ())]
+        ),
         "content": {endpoint.produces: {"schema": endpoint.answer or {}}},
     }
     responses: dict[str, Any] = {str(endpoint.status): success}
@@ -251,7 +334,7 @@ def _problems(endpoint: Endpoint) -> list[Problem]:
 
 
 def _error_name(shape: Shape) -> str:
-    return "Error_" + re.sub(r"[^A-Za-z0-9]+", "_", shape.name).strip("_")
+    return _ERROR_NAMES[shape.name]
 
 
 def _error_schema(shape: Shape) -> dict[str, Any]:
@@ -259,6 +342,8 @@ def _error_schema(shape: Shape) -> dict[str, Any]:
     bare, blaming = (shape.render(Refused(VALIDATION, field=field), 422) for field in (None, "email"))
     schema = _schema_of(blaming)
     schema["required"] = sorted(bare)
+    if "status" in schema["properties"]:
+        schema["properties"]["error"]["enum"] = vocabulary.CODES
     return schema
 
 
@@ -276,136 +361,3 @@ def _schema_of(value: Any) -> dict[str, Any]:
             return {"type": "string"}
         case _:
             return {}
-
-
-# The page.
-
-_STYLE: Final = """
-body{font:16px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#1a1a1a;background:#fff}
-nav{columns:2;font-size:.9rem}
-details{border:1px solid #ccc;border-radius:4px;margin:.5rem 0;padding:.4rem .8rem}
-summary{cursor:pointer}
-code,pre{font:.9em ui-monospace,monospace}
-pre{background:#f4f4f4;padding:.6rem;overflow:auto}
-b.method{display:inline-block;min-width:4.2rem}
-table{border-collapse:collapse;width:100%;margin:.5rem 0;font-size:.9rem}
-td,th{border:1px solid #ddd;padding:.25rem .5rem;text-align:left;vertical-align:top}
-@media(prefers-color-scheme:dark){body{color:#e6e6e6;background:#181818}pre{background:#242424}
-a{color:#8ab4f8}td,th,details{border-color:#444}svg{background:#fff}}
-""".strip()
-_STYLE_HASH: Final = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
-_POLICY: Final = (
-    "Content-Security-Policy",
-    f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-)
-
-
-@functools.lru_cache(maxsize=1)
-def _seed_picture() -> str:
-    import segno  # noqa: PLC0415 -- only who reads the documentation needs a picture
-
-    picture: str = segno.make(_ADDRESS_OF_A_SEED, micro=False).svg_inline(scale=3, title="A TOTP seed as a QR code")
-    return picture
-
-
-def _page(document: dict[str, Any]) -> str:
-    groups: dict[str, list[tuple[str, str, dict[str, Any]]]] = {tag["name"]: [] for tag in document["tags"]}
-    for path, item in document["paths"].items():
-        for method, operation in item.items():
-            for tag in operation["tags"]:
-                groups[tag].append((method.upper(), path, operation))
-    links = "".join(f'<a href="#g{number}">{escape(tag)}</a><br>' for number, tag in enumerate(groups))
-    sections = "".join(
-        f'<h2 id="g{number}">{escape(tag)}</h2>' + "".join(_entry(document, *operation) for operation in operations)
-        for number, (tag, operations) in enumerate(groups.items())
-    )
-    info, errors = (
-        document["info"],
-        _table(
-            ("error", "status", "when"),
-            [
-                (f"<code>{escape(problem.code)}</code>", str(problem.status), escape(reason))
-                for problem, reason in CATALOGUE
-            ],
-        ),
-    )
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(info["title"])} API</title>'
-        f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head><body>'
-        f"<h1>{escape(info['title'])} {escape(info['version'])}</h1><p>{escape(info['description'])} "
-        f'The same as a document for machines: <a href="/openapi.json">/openapi.json</a>.</p>'
-        f'<nav>{links}<a href="#errors">Errors</a></nav>{sections}'
-        f'<h2 id="errors">Errors</h2><p>Every refusal carries <code>x-error</code> (what) and <code>x-error-id</code> '
-        f"(which one, for those who operate the service).</p>{errors}</body></html>"
-    )
-
-
-def _entry(document: dict[str, Any], method: str, path: str, operation: dict[str, Any]) -> str:
-    parts = [f"<p>{escape(operation['description'])}</p>" if operation["description"].strip() else ""]
-    credentials = " or ".join(" with ".join(names) or "in the body" for names in operation["security"]) or "none"
-    parts.append(f"<p>Credential: {escape(credentials)}</p>")
-    rows = [(f"<code>{escape(one['name'])}</code>", one["in"], "") for one in operation["parameters"]]
-    for media, content in operation.get("requestBody", {"content": {}})["content"].items():
-        rows += [(name, f"body ({media})", kind) for name, kind in _fields(document, content["schema"])]
-    if rows:
-        parts.append(_table(("parameter", "in", "type"), rows))
-    answers = []
-    for status, given in operation["responses"].items():
-        response, shown = _resolved(document, given), ""
-        for content in response.get("content", {}).values():
-            shown = "".join(f"{name} <i>{kind}</i><br>" for name, kind in _fields(document, content["schema"]))
-            shown = "" if "examples" in content else shown
-        answers.append((status, escape(response["description"]), shown))
-    parts.append(_table(("status", "meaning", "fields"), answers))
-    if path.endswith("/auth/mfa/totp") and method == "POST":
-        parts.append(
-            f"<p>Show <code>otpauthUri</code> as a QR code; the example below holds "
-            f"<code>{escape(_ADDRESS_OF_A_SEED)}</code>.</p>{_seed_picture()}"
-        )
-    return (
-        f'<details id="{escape(operation["operationId"])}"><summary><b class="method">{method}</b>'
-        f"<code>{escape(path)}</code> {escape(operation['summary'])}</summary>{''.join(parts)}</details>"
-    )
-
-
-def _fields(document: dict[str, Any], schema: dict[str, Any]) -> list[tuple[str, str]]:
-    """The fields of an object schema as (name, type in words), already escaped."""
-    resolved = _resolved(document, schema)
-    required = resolved.get("required", ())
-    return [
-        (f"<code>{escape(name)}</code>", escape(_type_of(document, field)) + ("" if name in required else ", optional"))
-        for name, field in resolved.get("properties", {}).items()
-    ]
-
-
-def _resolved(document: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
-    reference = schema.get("$ref")
-    if reference is None:
-        return schema
-    _, kind, name = reference.rsplit("/", 2)
-    found: dict[str, Any] = document["components"][kind][name]
-    return found
-
-
-def _type_of(document: dict[str, Any], field: dict[str, Any]) -> str:
-    if "$ref" in field:
-        inner = ", ".join(_resolved(document, field).get("properties", {}))
-        return f"object {{{inner}}}"
-    kind = field.get("type", "anything")
-    words = " or ".join(kind) if isinstance(kind, list) else str(kind)
-    if words == "array":
-        return f"list of {_type_of(document, field.get('items', {}))}"
-    if "enum" in field:
-        return f"{words}: {', '.join(map(json.dumps, field['enum']))}"
-    if "maxLength" in field:
-        return f"{words}, {field.get('minLength', 0)} to {field['maxLength']} characters"
-    if "maximum" in field:
-        return f"{words}, {field.get('minimum', 0)} to {field['maximum']}"
-    return words
-
-
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table of cells that are HTML already."""
-    head = "".join(f"<th>{escape(one)}</th>" for one in heads)
-    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table><tr>{head}</tr>{body}</table>"

@@ -45,6 +45,16 @@ NOT_THE_PROXYS: Final = MALFORMED.saying(
 )
 
 
+GATE_HEADERS: Final = (
+    "X-Auth-Subject",
+    "X-Auth-Type",
+    "X-Auth-Tenant",
+    "X-Auth-Roles",
+    "X-Auth-Scopes",
+    "X-Auth-Session",
+)
+
+
 class Passed(Schema):
     """Nothing: what a pass has to say stands in its headers."""
 
@@ -60,6 +70,7 @@ class Passed(Schema):
     ignores_body=True,
     query=("role", "scope", "tier", "tenant", "claims"),
     answer=Passed,
+    answer_headers=GATE_HEADERS,
     refusals=(
         NOT_THE_PROXYS,
         MISSING_TENANT,

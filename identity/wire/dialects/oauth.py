@@ -132,7 +132,7 @@ class Introspection(Schema):
     sub = fields.String()
     client_id = fields.String()
     username = fields.String()
-    aud = fields.Raw(metadata={"type": ["string", "array"], "items": {"type": "string"}})
+    aud = fields.Raw(metadata={"oneOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]})
     iat = fields.Integer()
     nbf = fields.Integer()
     exp = fields.Integer()
@@ -160,6 +160,7 @@ _AUTHENTICATION: Final = (CLIENT_MISMATCH, assertions.MISMATCH, NO_CLIENT, LOCKE
 @oauth.endpoint(
     "POST",
     "/oauth/token",
+    headers=("Origin",),
     body=TokenForm,
     answer=GrantedToken,
     hot=True,

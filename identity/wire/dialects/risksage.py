@@ -163,6 +163,7 @@ class VerificationAnswer(Schema):
 @risksage.endpoint(
     "POST",
     "/auth/login",
+    headers=("Origin",),
     limit=Policy.AUTH,
     body=LoginBody,
     answer=ChallengeAnswer,

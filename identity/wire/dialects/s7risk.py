@@ -60,6 +60,7 @@ class TokenAnswer(Schema):
 @s7risk.endpoint(
     "POST",
     "/user/token",
+    headers=("Origin",),
     limit=Policy.AUTH,
     body=UserTokenBody,
     answer=TokenAnswer,
@@ -92,6 +93,7 @@ def user_token(call: Call) -> Reply:
 @s7risk.endpoint(
     "POST",
     "/application/token",
+    headers=("Origin",),
     limit=Policy.APPLICATION,
     limits_itself=True,
     body=ApplicationTokenBody,

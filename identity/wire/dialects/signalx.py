@@ -39,7 +39,7 @@ UNFIT_VARIABLES: Final = MALFORMED.saying("The variables do not fit the GraphQL 
 ONE_FIELD: Final = MALFORMED.saying("Send one operation with one root field in each request")
 NO_INTROSPECTION: Final = MALFORMED.saying("Introspection is switched off")
 
-_SCHEMA: Final = '''
+SCHEMA: Final = '''
 """The service, for those who ask for nothing in particular: GraphQL wants a query type."""
 type Query { service: String! }
 
@@ -117,6 +117,7 @@ signalx = Dialect("D: GraphQL", shape=_SHAPE)
 @signalx.endpoint(
     "POST",
     "/query",
+    headers=("Origin",),
     limit=Policy.AUTH,
     body=QueryBody,
     max_body=_MAX_BODY,
@@ -188,7 +189,7 @@ def _raise(error: GraphQLError) -> None:
 def _schema() -> GraphQLSchema:
     from graphql import build_schema  # noqa: PLC0415 -- see above
 
-    schema = build_schema(_SCHEMA)
+    schema = build_schema(SCHEMA)
     assert schema.query_type is not None
     assert schema.mutation_type is not None
     schema.query_type.fields["service"].resolve = lambda *_: "identity"

@@ -360,6 +360,7 @@ def list_sessions(call: Call) -> Reply:
 @threatwinds.endpoint(
     "POST",
     "/session/token",
+    headers=("Origin",),
     reads=Reads.BEARER,
     limit=Policy.STANDARD,
     answer=BearerToken,
@@ -554,6 +555,7 @@ def revoke_keypair(call: Call) -> Reply:
 @threatwinds.endpoint(
     "POST",
     "/keypair/token",
+    headers=("Origin",),
     reads=Reads.KEY,
     limit=Policy.STANDARD,
     answer=BearerToken,

@@ -7,6 +7,7 @@ import pathlib
 import re
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 import sqlalchemy
@@ -15,7 +16,7 @@ from identity.core.mail import outbox
 from identity.core.mail.letters import Template
 from identity.core.proofs import codes
 from identity.core.proofs.codes import Consumed, Purpose
-from identity.errors import INVALID_CODE, RATE_LIMITED, VALIDATION, Refused
+from identity.errors import INVALID_CODE, MAIL_LIMITED, VALIDATION, Refused
 from tests import servers
 from tests.core.mail_world import ORIGIN, World, fresh_url, opened
 
@@ -309,7 +310,7 @@ def test_the_sixth_code_to_an_address_in_ten_minutes_is_refused(world: World) ->
         world.clock.tick(60)
     with pytest.raises(Refused) as caught:
         issue(world, subject="s9")
-    assert caught.value.problem == RATE_LIMITED
+    assert caught.value.problem == MAIL_LIMITED
     assert caught.value.retry_after_seconds == 300
     issue(world, subject="s9", address="grace@example.com")
 
@@ -352,6 +353,25 @@ def test_strangers_cannot_use_up_the_second_factor_of_the_owner(world: World) ->
         issue(world, Purpose.LOGIN)
 
 
+def test_a_stranger_does_not_use_up_what_the_owner_may_send(world: World) -> None:
+    """Counted by address and client; over all clients there is four times as much."""
+    for number in range(4):
+        for _ in range(5):
+            ask_from(world, f"192.0.2.{number}")
+        with pytest.raises(Refused):
+            ask_from(world, f"192.0.2.{number}")
+    with pytest.raises(Refused) as caught:
+        ask_from(world, "198.51.100.1")
+    assert caught.value.problem == MAIL_LIMITED
+    world.clock.tick(600)
+    ask_from(world, "198.51.100.1")
+
+
+def ask_from(world: World, client: str) -> None:
+    with world.rt.unit(replace(ORIGIN, address=client)) as unit:
+        codes.issue(world.rt, unit, Purpose.SESSION, subject=client, user_id="u1", address=ADA)
+
+
 # --- Nobody's address -------------------------------------------------------------------------------------------------
 
 
@@ -369,7 +389,7 @@ def test_an_unknown_address_is_throttled_like_a_known_one(world: World) -> None:
         world.clock.tick(60)
     with pytest.raises(Refused) as caught:
         issue_nothing(world)
-    assert (caught.value.problem, caught.value.retry_after_seconds) == (RATE_LIMITED, 300)
+    assert (caught.value.problem, caught.value.retry_after_seconds) == (MAIL_LIMITED, 300)
 
 
 def test_an_unknown_address_is_kept_as_a_hash_only(world: World) -> None:
