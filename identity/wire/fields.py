@@ -79,7 +79,8 @@ class Opaque(Text):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(max_length=OPAQUE_MAX, **options)
-        self.metadata.pop("maxLength", None)
+        # As much as a body can hold is no limit that a reader needs to know.
+        self.metadata = {name: value for name, value in self.metadata.items() if name != "maxLength"}
 
 
 class Code(Opaque):

@@ -53,7 +53,13 @@ _SECURITY: Final[dict[Reads, list[dict[str, list[str]]]]] = {
     Reads.CLIENT: [{"clientBasic": []}, {}],
 }
 # Where two dialects chose the same name for a schema, whose it is.
-_WHOSE: Final = {"admin_schemas": "Admin", "admin_record_schemas": "Admin", "threatwinds": "Passwordless", "risksage": "Login", "oauth": "OAuth"}
+_WHOSE: Final = {
+    "admin_schemas": "Admin",
+    "admin_record_schemas": "Admin",
+    "threatwinds": "Passwordless",
+    "risksage": "Login",
+    "oauth": "OAuth",
+}
 _ERROR_NAMES: Final = {
     "envelope": "Refusal",
     "envelope, validation is 400": "RefusalOfGroupsCAndH",
