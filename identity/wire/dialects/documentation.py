@@ -52,10 +52,13 @@ _SECURITY: Final[dict[Reads, list[dict[str, list[str]]]]] = {
     Reads.KEY: [{"apiKey": [], "apiSecret": []}],
     Reads.CLIENT: [{"clientBasic": []}, {}],
 }
-# Where two dialects chose the same name for a schema, whose it is.
+# Where two dialects chose the same name for a schema, whose it is. (`abc`: a page, made on the fly; those of administrators come first.)
 _WHOSE: Final = {
     "admin_schemas": "Admin",
     "admin_record_schemas": "Admin",
+    "tenant_schemas": "Tenant",
+    "tenant": "Tenant",
+    "abc": "Tenant",
     "threatwinds": "Passwordless",
     "risksage": "Login",
     "oauth": "OAuth",
@@ -183,7 +186,7 @@ def _operation_ids(endpoints: Sequence[Endpoint]) -> list[str]:
     found: list[str] = []
     for endpoint in endpoints:
         own = endpoint.handler.__name__.strip("_")
-        first = endpoint.path.strip("/").partition("/")[0]
+        first = re.sub(r"[^a-z]+", "_", endpoint.path.strip("/").partition("/")[0])
         last = re.sub(r"[^a-z]+", "_", endpoint.path).strip("_")
         name = next(name for name in (own, f"{first}_{own}", f"{own}_{last}") if _camel(name) not in found)
         found.append(_camel(name))
@@ -340,13 +343,15 @@ def _problems(endpoint: Endpoint) -> list[Problem]:
 
 
 def _error_name(shape: Shape) -> str:
-    return _ERROR_NAMES[shape.name]
+    return _ERROR_NAMES.get(shape.name) or re.sub(r"[^A-Za-z0-9]", "", shape.name.title()) + "Refusal"
 
 
 def _error_schema(shape: Shape) -> dict[str, Any]:
     """The schema of a dialect's refusals, read off what it renders."""
     bare, blaming = (shape.render(Refused(VALIDATION, field=field), 422) for field in (None, "email"))
     schema = _schema_of(blaming)
+    if not isinstance(bare, dict):
+        return {"type": "string"}  # A page.
     schema["required"] = sorted(bare)
     if "status" in schema["properties"]:
         schema["properties"]["error"]["enum"] = vocabulary.CODES

@@ -26,6 +26,19 @@ FIELDS: Final[Mapping[str, str]] = {
     "appId": "The number of an application, for GraphQL",
     "applications": "The applications of this page",
     "attempts": "How often it was tried",
+    "attributes": "What of one's own is known of it: text, numbers, booleans, lists of text",
+    "audience": "Whom the workload's own token must be for",
+    "claims": "The claims that the workload's own token must hold, exactly",
+    "invitationID": "The id of an invitation",
+    "invitations": "The open invitations of this page",
+    "invitedBy": "Who invited",
+    "issuer": "Who signs the workload's own tokens",
+    "own": "The budgets that are the tenant's own",
+    "subject": "The subject of the workload's own token; may end in one `*`",
+    "tokenClaims": "Claims that go into tokens for this application's audiences, and where each comes from",
+    "trustID": "The id of a trust",
+    "trusts": "The trusts of this page",
+    "warnings": "What to look at; nothing of it stopped the request",
     "aud": "Whom the token is for: text where it is one, else a list",
     "audiences": "Whom its tokens may be for; the first is the default",
     "authTime": "When the user proved who they are, in Unix seconds",
@@ -176,6 +189,7 @@ PARAMETERS: Final[Mapping[str, tuple[Mapping[str, Any], str]]] = {
         "Whether a tenant is needed",
     ),
     "scope": ({"type": "array", "items": _ROLE}, "Scopes that the caller must hold, all of them"),
+    "claims": ({"type": "string", "enum": ["1"]}, "Hand the claims of the token on as well"),
     "tier": (
         {"type": "string", "enum": ["standard", "ai-assisted", "bulk-upload"], "default": "standard"},
         "The budget that the request counts against",
@@ -221,6 +235,7 @@ HEADERS: Final[Mapping[str, str]] = {
 }
 
 PATH: Final[Mapping[str, str]] = {
+    "invitationID": "The id of an invitation",
     "clientId": "The id of an application",
     "userID": "The id of a user",
     "user_id": "The id of a user",
