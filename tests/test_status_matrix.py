@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Final
 
+import jwt
 import pytest
 from werkzeug.test import TestResponse
 
@@ -19,7 +20,7 @@ from identity.core.admin import erasure, on_behalf
 from identity.core.admin import tenants as admin_tenants
 from identity.core.admin import users as admin_users
 from identity.core.admin.by import By
-from identity.core.clients import keypairs
+from identity.core.clients import issuers, keypairs
 from identity.core.tokens import sessions
 from identity.runtime import Runtime
 from tests.builders import Machine, Person, a_session, a_tenant, a_token, a_user, an_application
@@ -29,7 +30,8 @@ from tests.world import ORIGIN, Web
 
 BY: Final = By("test", ORIGIN)
 USER: Final = ("day", "login", "bearer", "pair")
-MACHINE: Final = ("secret", "second", "keys")
+MACHINE: Final = ("secret", "second", "keys", "trust")
+PLATFORM: Final = "https://ci.acme.example"
 FRESH: Final = "a wholly different passphrase"
 
 
@@ -41,6 +43,7 @@ class World:
     ada: Person
     feed: Machine
     second_secret: str
+    trust_id: str
     login: sessions.Opened
     bearer: sessions.Opened
     pair_id: str
@@ -74,7 +77,11 @@ class World:
             case "second":
                 body = {"clientId": feed.client_id, "secret": self.second_secret}
                 return token_in(web.post("/application/token", body))
-        return keyed(web, assertion(self.rt, feed.client_id))
+            case "keys":
+                return by_assertion(web, with_assertion(assertion(self.rt, feed.client_id)))
+            case "trust":
+                return by_assertion(web, with_assertion(workload(self.rt)) | {"client_id": feed.client_id})
+        raise AssertionError(kind)
 
 
 def token_in(answer: TestResponse) -> str:
@@ -82,9 +89,15 @@ def token_in(answer: TestResponse) -> str:
     return str(answer.json.get("data", answer.json)["accessToken"])
 
 
-def keyed(web: Web, text: str) -> str:
-    form = {"grant_type": "client_credentials", **with_assertion(text)}
-    answer = web.post("/oauth/token", data=form)
+def workload(rt: Runtime) -> str:
+    """What a platform gives to the application's workload."""
+    now = int(rt.clock.now().timestamp())
+    said = {"iss": PLATFORM, "sub": "feed", "aud": rt.settings.issuer, "iat": now, "exp": now + 600}
+    return jwt.encode(said, rsa_key("platform"), "RS256", headers={"kid": "key-0"})
+
+
+def by_assertion(web: Web, proof: Mapping[str, str]) -> str:
+    answer = web.post("/oauth/token", data={"grant_type": "client_credentials", **proof})
     assert answer.status_code == 200, answer.json
     return str(answer.json["access_token"])
 
@@ -97,12 +110,17 @@ def world(web: Web) -> World:
     feed = an_application(rt, tenant="acme", scopes=("read", "write"), roles=("feeder",), jwks=jwks(rsa_key()))
     second = admin_applications.add_secret(rt, BY, feed.client_id)
     with rt.unit(ORIGIN) as unit:
+        bundle = jwks(rsa_key("platform"))
+        trust = issuers.add_trust(
+            rt, unit, feed.client_id, actor="test", name="ci", issuer=PLATFORM, subject="feed", jwks=bundle
+        )
         pair, pair_secret = keypairs.create(rt, unit, ada.id, name="build", days=1, actor="test", verified=True)
     made = World(
         web,
         ada,
         feed,
         second.secret.reveal(),
+        trust.id,
         a_session(rt, ada, amr=("pwd",)),
         a_session(rt, ada),
         pair.id,
@@ -242,6 +260,31 @@ def remove_a_secret(world: World) -> None:
     admin_applications.delete_secret(world.rt, BY, world.feed.client_id, world.feed.secret_id, force=True)
 
 
+def remove_the_trust(world: World) -> None:
+    with world.rt.unit(ORIGIN) as unit:
+        issuers.remove_trust(world.rt, unit, world.feed.client_id, world.trust_id, actor="test")
+
+
+def disable_the_tenant(world: World) -> None:
+    admin_tenants.set_tenant_enabled(world.rt, BY, "acme", enabled=False)
+
+
+def disable_and_enable_the_tenant(world: World) -> None:
+    disable_the_tenant(world)
+    world.web.clock.tick(1)
+    admin_tenants.set_tenant_enabled(world.rt, BY, "acme", enabled=True)
+    world.web.clock.tick(1)
+
+
+def change_attributes_of_the_tenant(world: World) -> None:
+    admin_tenants.change_tenant(world.rt, BY, "acme", attributes={"plan": "gold"})
+
+
+def end_all_of_the_tenant(world: World) -> None:
+    with world.rt.unit(ORIGIN) as unit:
+        sessions.revoke_many(world.rt, unit, actor="test", reason="test", tenant="acme")
+
+
 def replace_the_keys(world: World) -> None:
     admin_applications.change_application(world.rt, BY, world.feed.client_id, jwks=jwks(rsa_key("two")))
 
@@ -311,6 +354,11 @@ DEEDS: Final[Mapping[Callable[[World], None], Expected]] = {
     add_a_membership: all_of("changed", *USER),
     end_a_membership: all_of("changed", *USER),
     delete_the_tenant: all_of("changed", *USER) | all_of("invalid", *MACHINE),
+    disable_the_tenant: all_of("changed", *USER) | all_of("invalid", *MACHINE),
+    disable_and_enable_the_tenant: all_of("changed", *USER) | all_of("invalid", *MACHINE),
+    change_attributes_of_the_tenant: all_of("changed", *USER, *MACHINE),
+    end_all_of_the_tenant: all_of("invalid", *USER),
+    remove_the_trust: {"trust": "invalid"},
     revoke_one_token: {"secret": "invalid"},
     remove_a_secret: {"secret": "invalid"},
     replace_the_keys: {"keys": "invalid"},
@@ -331,6 +379,9 @@ GOES_ON: Final[Mapping[Callable[[World], None], tuple[str, ...]]] = {
     change_a_membership: USER,
     add_a_membership: USER,
     end_a_membership: USER,
+    change_attributes_of_the_tenant: (*USER, *MACHINE),
+    disable_the_tenant: USER,
+    disable_and_enable_the_tenant: (*USER, *MACHINE),
     change_scopes: MACHINE,
     change_roles_of_the_application: MACHINE,
     disable_and_enable_the_application: MACHINE,
