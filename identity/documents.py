@@ -245,6 +245,7 @@ def tenant(info: TenantInfo) -> Document:
         "limits": dict(info.limits),
         "scopes": list(info.scopes),
         "attributes": dict(info.attributes),
+        "policy": dict(info.policy),
         "createdAt": seconds(info.created_at),
     }
 

@@ -294,6 +294,19 @@ def test_a_tenant_is_changed_stopped_and_goes_on(run: Run, web: Web) -> None:
     scoped = run("tenant", "update", "acme-bank", "--scope", "read", "--scope", "write", "--json").json
     assert scoped["scopes"] == ["read", "write"]
     assert run("tenant", "update", "acme-bank", "--scope", "", "--json").json["scopes"] == []
+    strict = run(
+        "tenant",
+        "update",
+        "acme-bank",
+        "--policy",
+        '{"tokenSeconds": 600}',
+        "--attributes",
+        '{"plan": "gold"}',
+        "--json",
+    ).json
+    assert (strict["policy"], strict["attributes"]) == ({"tokenSeconds": 600}, {"plan": "gold"})
+    assert run("tenant", "update", "acme-bank", "--policy", "{}", "--json").json["policy"] == {}
+    assert run("tenant", "update", "acme-bank", "--policy", "[]").status == 2
     assert run("tenant", "disable", "acme-bank", "--json").json["enabled"] is False
     assert run("tenant", "show", "acme-bank", "--json").json["enabled"] is False
     assert run("tenant", "enable", "acme-bank", "--json").json["enabled"] is True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +21,17 @@ def tenant() -> None:
 def _limits(_context: click.Context, _parameter: click.Parameter, given: tuple[str, ...]) -> dict[str, str]:
     """`TIER=N/PERIOD` as budgets by tier."""
     return {tier.strip(): budget.strip() for tier, _, budget in (text.partition("=") for text in given)}
+
+
+def _an_object(_context: click.Context, _parameter: click.Parameter, text: str | None) -> Any:
+    """A JSON object, or None."""
+    try:
+        value = None if text is None else json.loads(text)
+    except ValueError as exc:
+        raise click.BadParameter("that is not JSON") from exc
+    if value is not None and not isinstance(value, dict):
+        raise click.BadParameter("that is no JSON object")
+    return value
 
 
 @command(tenant, "create")
@@ -65,12 +77,16 @@ def members(_opened: Opened, tenant_id: str) -> tuple[tuple[str, ...], Mapping[s
     "--limit", "limits", multiple=True, metavar="TIER=N/PERIOD", callback=_limits, help="Its own budget; the rest stay."
 )
 @click.option("--scope", "scopes", multiple=True, metavar="S", help="Scopes that its owners may give; all of them.")
-def update(opened: Opened, tenant_id: str, name: str | None, limits: dict[str, str], scopes: tuple[str, ...]) -> Any:
-    """Change a tenant: its name, its own budgets (standard, ai-assisted, bulk-upload; an empty one takes it away), its owners' scopes."""
+@click.option("--policy", metavar="JSON", callback=_an_object, help='Like {"requireSecondFactor": true}; {} for none.')
+@click.option("--attributes", metavar="JSON", callback=_an_object, help='Like {"plan": "gold"}; replaces all.')
+def update(opened: Opened, tenant_id: str, name: str | None, scopes: tuple[str, ...], **options: Any) -> Any:
+    """Change a tenant: name, budgets (by tier; an empty one takes it away), policy, attributes, owners' scopes."""
+    limits: dict[str, str] = options.pop("limits")
     changes: dict[str, Any] = {} if name is None else {"name": name}
     if limits:
         both = {**opened.ask("GET", "tenant", tenant_id)["limits"], **limits}
         changes["limits"] = {tier: budget for tier, budget in both.items() if budget}
+    changes |= {field: value for field, value in options.items() if value is not None}
     if scopes:
         changes["scopes"] = [scope for scope in scopes if scope]
     if not changes:

@@ -56,7 +56,7 @@ def _facts(rt: Runtime, caller: Caller) -> dict[str, Any]:
     rights: dict[str, Any] = {
         "roles": sorted(caller.roles),
         "groups": sorted(caller.groups),
-        "tenants": {tenant: sorted(roles) for tenant, roles in caller.memberships.roles().items()},
+        "tenants": {tenant: sorted(roles) for tenant, roles in passage.tenants_of(rt, caller).items()},
     }
     # Nothing is left out here, whatever did not fit into the token.
     said: Mapping[str, Any] = custom_claims.without(caller.claims.raw) if caller.claims else {}

@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
+from identity.ambient import Origin
 from identity.core.access.callers import Caller, CallerKind
-from identity.core.people import tenancy
+from identity.core.people import policy, tenancy
+from identity.core.people.policy import Login
 from identity.core.people.tenancy import LIMITED_TIERS, OWNER_ROLE, Belonging
 from identity.core.tokens import custom_claims
 from identity.errors import FORBIDDEN, MISSING_TENANT, Refused
@@ -40,7 +42,7 @@ class Passage(NamedTuple):
     roles: frozenset[str]
 
 
-def decide(caller: Caller, tenant: str, demand: Demand, count: Count) -> Passage:
+def decide(rt: Runtime, origin: Origin, caller: Caller, *, tenant: str, demand: Demand, count: Count) -> Passage:
     """Let a caller pass for `tenant`, or raise Refused(MISSING_TENANT), Refused(FORBIDDEN) or Refused(RATE_LIMITED).
 
     A stranger learns nothing about tenants, not even that one is missing: the caller is identified before this is asked.
@@ -54,7 +56,7 @@ def decide(caller: Caller, tenant: str, demand: Demand, count: Count) -> Passage
             evidence={"expected": {"X-Tenant-Id": sorted(caller.memberships.roles())[:20]}},
         )
     if tenant:
-        require_member(held, tenant)
+        require_member(rt, origin, caller, held, tenant)
     # 2. With which rights.
     roles = frozenset(caller.roles).union(held.roles if held else ())
     _require("role", demand.roles, roles)
@@ -62,21 +64,24 @@ def decide(caller: Caller, tenant: str, demand: Demand, count: Count) -> Passage
     return Passage(tenant, roles)
 
 
-def count_request(caller: Caller, tenant: str, policy: Policy, count: Count) -> Belonging | None:
+def count_request(caller: Caller, tenant: str, tier: Policy, count: Count) -> Belonging | None:
     """Count a request against the tenant that it names, by that tenant's budget, if the caller belongs to it; else against the caller.
 
     Gives what the caller is in that tenant, also in a disabled one, or None. Raises Refused(RATE_LIMITED).
     """
     held = caller.memberships.find(tenant)
     if held is None or not held.is_enabled:
-        count(policy, f"subject {caller.subject}")
+        count(tier, f"subject {caller.subject}")
     else:
-        count(policy, f"tenant {tenant}", budget=held.limits.get(policy))
+        count(tier, f"tenant {tenant}", budget=held.limits.get(tier))
     return held
 
 
-def require_member(held: Belonging | None, tenant: str) -> None:
-    """Raise Refused(FORBIDDEN) unless the caller belongs to a tenant that is enabled. Foreign, unknown and disabled look alike."""
+def require_member(rt: Runtime, origin: Origin, caller: Caller, held: Belonging | None, tenant: str) -> None:
+    """Raise Refused(FORBIDDEN) unless the caller belongs to a tenant that is enabled, and meets its policy.
+
+    Foreign, unknown and disabled tenants, and those whose policy is not met, look alike; `explain` tells them apart.
+    """
     seen = {"seen": {"tenant": tenant[:64]}}
     if held is None:
         raise Refused(FORBIDDEN, detail="not a member of that tenant", evidence=seen)
@@ -84,9 +89,31 @@ def require_member(held: Belonging | None, tenant: str) -> None:
         raise Refused(
             FORBIDDEN, detail="the tenant is disabled", evidence=seen | {"near_miss": "the caller is a member"}
         )
+    fault = policy.unmet(rt, held, login_of(caller, origin.address or None), rt.clock.now())
+    if fault is not None:
+        evidence = {"tenant": tenant, "rule": fault.rule, "expected": fault.expected, "seen": fault.seen}
+        raise Refused(FORBIDDEN, detail=f"the tenant's policy: {fault.rule}", evidence=evidence)
 
 
-def administer(rt: Runtime, caller: Caller, tenant: str, count: Count, *, recent: bool) -> str:
+def login_of(caller: Caller, address: str | None) -> Login:
+    """What a tenant's policy asks of this caller; `address` None: the caller is not who asks."""
+    return Login(
+        user_id=caller.subject,
+        amr=caller.amr,
+        auth_time=caller.auth_time,
+        address=address,
+        issued_at=caller.claims.issued_at if caller.claims else None,
+        is_machine=caller.kind is CallerKind.APPLICATION,
+    )
+
+
+def tenants_of(rt: Runtime, caller: Caller) -> dict[str, tuple[str, ...]]:
+    """The tenants in which this caller can act, with the roles in each: those that a token of theirs would name now."""
+    address = caller.session.session.ip or None if caller.session else None
+    return policy.named(rt, caller.memberships, login_of(caller, address), rt.clock.now()).roles
+
+
+def administer(rt: Runtime, origin: Origin, caller: Caller, tenant: str, count: Count, *, recent: bool) -> str:
     """The tenant that a caller administers by what they are in it; decided before anything else of the request is read.
 
     Its owners do (a user's bearer or key pair), and so do administrators of the whole service. `recent`: only soon after signing in, which
@@ -99,7 +126,7 @@ def administer(rt: Runtime, caller: Caller, tenant: str, count: Count, *, recent
     if caller.is_admin:
         tenancy.describe(rt, tenant)
     else:
-        require_member(held, tenant)
+        require_member(rt, origin, caller, held, tenant)
         roles = held.roles if held is not None and caller.kind is not CallerKind.APPLICATION else ()
         _require("role", (OWNER_ROLE,), frozenset(roles))
     if recent:

@@ -16,7 +16,7 @@ from identity.core.clients import registration
 from identity.core.clients.applications import ADMIN_SCOPE, INTROSPECT_SCOPE
 from identity.core.mail import outbox
 from identity.core.mail.letters import Template
-from identity.core.people import accounts, addresses, tenancy
+from identity.core.people import accounts, addresses, policy, tenancy
 from identity.core.people.accounts import ADMIN_ROLE, User, clean_name
 from identity.core.people.tenancy import Membership, TenantInfo
 from identity.core.tokens import belonging
@@ -51,9 +51,11 @@ def change_tenant(
         raise Refused(VALIDATION.saying("The scopes admin and introspect are never a tenant's to give"), field="scopes")
     if "name" in changes:
         changes["name"] = clean_name(changes["name"], field="name")
+    if "policy" in changes:
+        changes["policy"] = policy.checked(changes["policy"])
     with by.unit(rt) as unit:
         info = tenancy.change(rt, unit, tenant_id, actor=by.actor, versions=versions, **changes)
-        if "attributes" in changes:
+        if not {"attributes", "policy"}.isdisjoint(changes):
             registration.change_rights_of_tenant(rt, unit, tenant_id)
         return info
 

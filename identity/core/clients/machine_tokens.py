@@ -24,6 +24,7 @@ from identity.core.clients.applications import Application, ApplicationInfo
 from identity.core.clients.assertions import key_proof
 from identity.core.clients.issuers import ApplicationTrust
 from identity.core.clients.secrets import Authenticated, ClientSecret
+from identity.core.people import policy as tenant_policy
 from identity.core.people.tenancy import Memberships, Tenant
 from identity.core.tokens import claims, revoked, status
 from identity.core.tokens.claims import AccessToken, Claims
@@ -66,6 +67,7 @@ class _LiveRow(NamedTuple):
     revoked: str | None
     disabled_at: datetime | None
     limits: str
+    policy: str
     tenant_enabled: bool
     tenant_disabled_at: datetime | None
     ring_version: int
@@ -89,6 +91,7 @@ _LIVE = Prepared(
         RevokedToken.jti,
         Application.disabled_at,
         Tenant.limits,
+        Tenant.policy,
         Application.tenant_enabled,
         Tenant.disabled_at,
         CURRENT_VERSION,
@@ -118,6 +121,8 @@ def issue_token(
     if not set(granted) <= set(app.scopes):
         raise Refused(SCOPE_REFUSED, field="scope", evidence={"asked": sorted(granted), "has": list(app.scopes)})
     seconds = app.token_seconds or rt.settings.application_token_seconds
+    own = tenant_policy.of_tenant(rt, app.tenant).token_seconds if app.tenant else None
+    seconds = seconds if own is None else min(seconds, own)
     if proven.ends_at is not None:
         seconds = min(seconds, int(proven.ends_at.timestamp()) - int(now.timestamp()))
         if seconds < 1:
@@ -169,7 +174,7 @@ def live_state(rt: Runtime, client_id: str, token_id: str, *, issued_at: int) ->
     ends = [moment.timestamp() for moment in (row.disabled_at, row.tenant_disabled_at) if moment is not None]
     is_ended = row.revoked is not None or (bool(ends) and issued_at <= max(ends))
     is_good = row.enabled and row.tenant_enabled and not is_ended and (by_key or row.has_earned)
-    belongs = Memberships.alone(row.tenant, row.roles, row.limits) if row.tenant else Memberships()
+    belongs = Memberships.alone(row.tenant, row.roles, row.limits, row.policy) if row.tenant else Memberships()
     return LiveApplication(row.roles, row.scopes, belongs) if is_good else None
 
 

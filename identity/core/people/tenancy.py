@@ -94,6 +94,7 @@ class TenantInfo:
     limits: Mapping[str, str]
     scopes: tuple[str, ...]
     attributes: Mapping[str, Any]
+    policy: Mapping[str, Any]
     created_at: datetime
     version: int
 
@@ -105,6 +106,8 @@ class Belonging(NamedTuple):
     roles: tuple[str, ...]
     limits: Mapping[str, str]
     is_enabled: bool
+    #: The tenant's own policy, as it is stored; `policy.read` takes it apart.
+    policy: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,9 +117,9 @@ class Memberships:
     _lines: str = ""
 
     @classmethod
-    def alone(cls, tenant_id: str, roles: Sequence[str], limits: str) -> Memberships:
+    def alone(cls, tenant_id: str, roles: Sequence[str], limits: str, policy: str) -> Memberships:
         """Those of a subject that belongs to one tenant, which is enabled."""
-        return cls("\t".join((tenant_id, " ".join(roles), _ENABLED, limits)))
+        return cls("\t".join((tenant_id, " ".join(roles), _ENABLED, limits, policy)))
 
     def find(self, tenant_id: str) -> Belonging | None:
         """What the subject is in a tenant, also in one that is disabled; None where it does not belong."""
@@ -126,10 +129,13 @@ class Memberships:
                 return _belonging(tenant, rest)
         return None
 
+    def all(self) -> list[Belonging]:
+        """What the subject is in each of its tenants, by id, also in disabled ones."""
+        return [_belonging(*line.split("\t", 1)) for line in sorted(self._lines.split("\n")) if line]
+
     def roles(self) -> dict[str, tuple[str, ...]]:
-        """The roles in each tenant that is enabled: what a token names."""
-        parts = [line.split("\t") for line in self._lines.split("\n") if line]
-        return {tenant: tuple(roles.split()) for tenant, roles, state, _ in sorted(parts) if state == _ENABLED}
+        """The roles in each tenant that is enabled, whatever its policy says; `policy.named` asks that too."""
+        return {held.tenant: held.roles for held in self.all() if held.is_enabled}
 
 
 def memberships(user_id: ColumnElement[str] | InstrumentedAttribute[str]) -> ScalarSelect[str]:
@@ -137,7 +143,7 @@ def memberships(user_id: ColumnElement[str] | InstrumentedAttribute[str]) -> Sca
     tab = literal_column("'\t'", Text)
     state = case((Tenant.enabled, literal_column(f"'{_ENABLED}'", Text)), else_=literal_column("''", Text))
     line = Membership.tenant_id.concat(tab).concat(type_coerce(Membership.roles, Text)).concat(tab)
-    line = line.concat(state).concat(tab).concat(Tenant.limits)
+    line = line.concat(state).concat(tab).concat(Tenant.limits).concat(tab).concat(Tenant.policy)
     joined = select(Lines(line)).join(Tenant, Tenant.id == Membership.tenant_id)
     return joined.where(Membership.user_id == user_id).scalar_subquery()
 
@@ -199,11 +205,12 @@ def change(
     limits: Mapping[str, str] | None = None,
     scopes: Sequence[str] | None = None,
     attributes: Mapping[str, Any] | None = None,
+    policy: str | None = None,
     versions: Collection[int] | None = None,
 ) -> TenantInfo:
     """Rename a tenant, set its own budgets (`{"standard": "500/minute"}`) or the scopes that its owners may give to its applications.
 
-    `versions` are those that the caller has seen.
+    `policy` comes from `policy.checked`. `versions` are those that the caller has seen.
     """
     row = get(unit.session, tenant_id, for_update=True)
     check_version(row.version, versions)
@@ -215,6 +222,8 @@ def change(
         values["limits"] = json.dumps(_checked_limits(limits), sort_keys=True)
     if attributes is not None:
         values["attributes"] = noted.checked(attributes)
+    if policy is not None:
+        values["policy"] = policy
     if scopes is not None:
         values["scopes"] = get_names(tuple(scopes), field="scopes")
     unit.changed(update(Tenant).where(Tenant.id == tenant_id).values(**values))
@@ -302,12 +311,13 @@ def _told(row: Tenant) -> dict[str, Any]:
         "limits": json.loads(row.limits),
         "scopes": list(row.scopes),
         "attributes": json.loads(row.attributes),
+        "policy": json.loads(row.policy),
     }
 
 
 def _belonging(tenant: str, rest: str) -> Belonging:
-    roles, state, limits = rest.split("\t")
-    return Belonging(tenant, tuple(roles.split()), _limits(limits), state == _ENABLED)
+    roles, state, limits, policy = rest.split("\t")
+    return Belonging(tenant, tuple(roles.split()), _limits(limits), state == _ENABLED, policy)
 
 
 def _limits(text: str) -> Mapping[str, str]:
@@ -324,6 +334,7 @@ def info_of(row: Tenant) -> TenantInfo:
         _limits(row.limits),
         row.scopes,
         noted.read(row.attributes),
+        json.loads(row.policy),
         row.created_at,
         row.version,
     )

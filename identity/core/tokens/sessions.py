@@ -32,8 +32,9 @@ from identity.canonical import canonical_id
 from identity.core.keeping import Keeping, delete_batch
 from identity.core.mail import outbox
 from identity.core.mail.letters import Template
-from identity.core.people import tenancy
+from identity.core.people import policy, tenancy
 from identity.core.people.accounts import AccessWindow, Email, User, UserInfo, recheck
+from identity.core.people.policy import Login
 from identity.core.people.tenancy import Membership, Memberships
 from identity.core.record import audit
 from identity.core.record.audit import Action
@@ -215,11 +216,17 @@ def token_for(
 ) -> AccessToken:
     """A signed token backed by a live session; it never outlives the session's absolute end, nor the user's access window.
 
+    It names the tenants that are enabled and whose policy this login meets, and lives no longer than those want their tokens and logins to.
+
     `at`: the moment of issue, where that is the moment at which the session was opened; both then have the same life, to the second.
     """
     rt.ring.reload_if_changed()  # A key that was withdrawn a moment ago must not sign.
     if live.session.place is None:
         live = _placed(rt, live)
+    now = at or rt.clock.now()
+    session = live.session
+    login = Login(live.user_id, session.amr, session.auth_time, session.ip or None)
+    named = policy.named(rt, live.memberships, login, now)
     email = ""
     if "email" in rt.settings.user_claims:
         found = rt.database.row(_EMAIL, user_id=live.user_id)
@@ -233,7 +240,7 @@ def token_for(
         amr=live.session.amr,
         roles=live.roles,
         groups=live.groups,
-        tenants=live.memberships.roles(),
+        tenants=named.roles,
         email=email,
         full_name=live.full_name,
     )
@@ -241,9 +248,9 @@ def token_for(
         rt,
         subject,
         resource=resource or live.session.resource,
-        seconds=seconds,
-        now=at or rt.clock.now(),
-        ends=(live.session.absolute_expires_at, live.ends_at),
+        seconds=seconds if named.seconds is None else min(seconds, named.seconds),
+        now=now,
+        ends=(live.session.absolute_expires_at, live.ends_at, *named.ends),
     )
 
 

@@ -94,7 +94,9 @@ def verify(call: Call) -> Reply:
     caller = call.identified = callers.identify(call.rt, call.origin, call.presented, own_routes=False)
     # 2. For which tenant, and with which rights.
     demand = Demand(call.query.get("role", ()), call.query.get("scope", ()), tier, needs_tenant)
-    passed = passage.decide(caller, call.header("x-tenant-id") or "", demand, call.limit)
+    passed = passage.decide(
+        call.rt, call.origin, caller, tenant=call.header("x-tenant-id") or "", demand=demand, count=call.limit
+    )
     told: tuple[tuple[str, str], ...] = ()
     if _choice(call, "claims", {"1": True}, False):
         custom = passage.claims_of(call.rt, caller)

@@ -6,7 +6,7 @@ from typing import Any
 
 from marshmallow import Schema, fields
 
-from identity.core.access import own
+from identity.core.access import own, passage
 from identity.core.people import accounts
 from identity.core.people.accounts import UserInfo
 from identity.core.signin import by_password, factors, new_password
@@ -244,7 +244,7 @@ def me(call: Call) -> Reply:
             "email": user.email,
             "roles": sorted(live.roles),
             "groups": sorted(live.groups),
-            "tenants": {tenant: sorted(roles) for tenant, roles in call.caller.memberships.roles().items()},
+            "tenants": {tenant: sorted(roles) for tenant, roles in passage.tenants_of(call.rt, call.caller).items()},
             "amr": sorted(live.session.amr),
             "authTime": int(live.session.auth_time.timestamp()),
             "sessionID": live.session.id,

@@ -22,6 +22,12 @@ class TenantChange(Change):
     limits = Table(Text(max_length=32), most=10)
     scopes = Names()
     attributes = Attributes()
+    policy = fields.Dict(
+        keys=fields.String(),
+        metadata={
+            "description": "requireSecondFactor, tokenSeconds, sessionSeconds, emailDomains, networks; all of it"
+        },
+    )
 
 
 class MemberBody(Body):
@@ -58,6 +64,7 @@ class TenantAnswer(Schema):
     limits = fields.Dict(keys=fields.String(), values=fields.String(), required=True)
     scopes = fields.List(fields.String(), required=True)
     attributes = fields.Dict(required=True)
+    policy = fields.Dict(required=True)
     createdAt = Seconds(required=True)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from marshmallow import Schema, fields
 
 from identity.canonical import get_address
-from identity.core.access import own
+from identity.core.access import own, passage
 from identity.core.access.callers import Caller
 from identity.core.admin import erasure
 from identity.core.clients import keypairs
@@ -661,7 +661,7 @@ def _rights(call: Call) -> dict[str, Any]:
     return {
         "roles": list(caller.roles),
         "groups": list(caller.groups),
-        "tenants": {tenant: list(roles) for tenant, roles in caller.memberships.roles().items()},
+        "tenants": {tenant: list(roles) for tenant, roles in passage.tenants_of(call.rt, caller).items()},
     }
 
 
