@@ -303,6 +303,7 @@ def signing_key(info: KeyInfo) -> Document:
     return {
         "kid": info.kid,
         "state": info.state,
+        "algorithm": info.algorithm,
         "bits": info.bits,
         "publishedAt": seconds(info.published_at),
         "signsFrom": seconds(info.signs_from),

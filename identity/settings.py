@@ -74,7 +74,7 @@ class Settings:
         (),
         "networks whose `X-Forwarded-For` is believed, right to left; `unix`: whoever connects to the `unix:` socket, for one hop",
     )
-    workers: int = _option(0, "server processes; 0: one for each processor", bounds=(0, 1_024))
+    workers: int = _option(0, "server processes; 0: the processors, shared among the workers", bounds=(0, 1_024))
     threads: int = _option(8, "threads of each process for everything but the hot routes", bounds=(1, 256))
     request_timeout_seconds: int = _option(15, "how long a client may take to send its request", bounds=(1, 3_600))
     keepalive_seconds: int = _option(
@@ -111,6 +111,7 @@ class Settings:
         3_600, "life of the tokens of `/auth/*`, `/session/token` and `/keypair/token`", bounds=(1, _YEAR)
     )
     status_ttl_seconds: int = _option(30, "how long verifiers may cache a status list", bounds=(1, 1_800))
+    signing_alg: str = _option("RS256", "what new signing keys sign with: RS256, which every verifier reads, or ES256")
     rsa_bits: int = _option(2_048, "size of new signing keys: 2048, 3072 or 4096")
     key_rotation_days: int = _option(90, "how long a signing key signs; 0: rotate by hand only", bounds=(0, 3_660))
     jwks_max_age_seconds: int = _option(300, "how long verifiers may cache the public keys", bounds=(0, 86_400))
@@ -216,7 +217,8 @@ class Settings:
 
     @property
     def hash_slots(self) -> int:
-        return self.hash_concurrency or _processors()
+        """How many hashes a process computes at once: together the processes use every processor, and no more memory than that needs."""
+        return self.hash_concurrency or max(1, _processors() // self.worker_count)
 
     @property
     def is_pooled(self) -> bool:
@@ -257,6 +259,7 @@ class Settings:
                 len(self.name) <= 64 and ":" not in self.name and (self.name == "" or self.name.isprintable()),
                 "must be at most 64 printable characters without a colon",
             ),
+            ("signing_alg", self.signing_alg in ("RS256", "ES256"), "must be RS256 or ES256"),
             ("rsa_bits", self.rsa_bits in (2048, 3072, 4096), "must be 2048, 3072 or 4096"),
             ("second_factor", self.second_factor in ("always", "enrolled"), "must be `always` or `enrolled`"),
             ("database_pooler", self.database_pooler in ("none", "transaction"), "must be none or transaction"),

@@ -9,13 +9,13 @@ was promoted with less than its primary knew can never come back to a number tha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import blake2b
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import BigInteger, String, bindparam, func, select, text
+from sqlalchemy import BigInteger, Connection, String, bindparam, func, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -207,31 +207,35 @@ _READS: Final = {count: _read_of(("a", "b", "c", "d")[:count]) for count in rang
 def lay_triggers(database: Database) -> int:
     """Make the database turn epochs as `WATCHED` says, whatever it did before; tell how many triggers came or went.
 
-    A trigger's name tells its definition, so what stays the same is not touched, and each that comes or goes has a transaction of its own:
-    an older version of us may be serving, and must not wait for long.
+    A trigger's name tells its definition, so what stays the same is not touched. On PostgreSQL each that comes or goes has a transaction
+    of its own: an older version of us may be serving, and must not wait for long.
     """
-    wanted = _triggers(sqlite=database.is_sqlite)
     with database.engine.connect() as connection:
-        found = {str(name): str(table) for name, table in connection.exec_driver_sql(_found(database)).all()}
-    stale = {name: _drops(database, name, found[name]) for name in found.keys() - wanted.keys()}
-    changes = stale | {name: wanted[name] for name in wanted.keys() - found.keys()}
-    for name, statements in sorted(changes.items()):
-        _change(database, name, statements, unless=name in wanted)
+        changes = _changes(database, connection)
+    for part in [changes] if database.is_sqlite else [{name: each} for name, each in changes.items()]:
+        if part:
+            _change(database, part)
     return len(changes)
 
 
-def _change(database: Database, name: str, statements: Sequence[str], *, unless: bool) -> None:
-    """Run `statements` in one transaction, unless another process was faster: the trigger is there already (`unless`), or gone."""
+def _changes(database: Database, connection: Connection) -> dict[str, list[str]]:
+    """What is to be run for each trigger that is missing, or that is not wanted any more."""
+    wanted = _triggers(sqlite=database.is_sqlite)
+    found = {str(name): str(table) for name, table in connection.exec_driver_sql(_found(database)).all()}
+    stale = {name: _drops(database, name, found[name]) for name in found.keys() - wanted.keys()}
+    return dict(sorted((stale | {name: wanted[name] for name in wanted.keys() - found.keys()}).items()))
+
+
+def _change(database: Database, changes: Mapping[str, Sequence[str]]) -> None:
+    """Run what is still to be run of `changes`, in one transaction; another process may have been faster."""
     for attempt in range(_TRIES):
         try:
             with database.engine.begin() as connection:
                 if not database.is_sqlite:
                     connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_LOCK})")
-                present = {row[0] for row in connection.exec_driver_sql(_found(database)).all()}
-                if (name in present) is unless:
-                    return
-                for statement in statements:
-                    connection.exec_driver_sql(statement)
+                for name in changes.keys() & _changes(database, connection).keys():
+                    for statement in changes[name]:
+                        connection.exec_driver_sql(statement)
                 return
         except DBAPIError:
             # A table that is being written may be waited for too long, or in a circle.

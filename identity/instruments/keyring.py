@@ -18,9 +18,7 @@ from typing import Any, Final
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
-from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, RSAPublicKey, generate_private_key
-from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from sqlalchemy import BigInteger, Index, LargeBinary, String, delete, select, text, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, mapped_column
@@ -28,6 +26,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from identity.ambient import Clock, Origin, later
 from identity.canonical import decode_base64url, decode_object, encode_base64url
 from identity.errors import CONFLICT, INVALID_TOKEN, NOT_FOUND, UNAVAILABLE, VALIDATION, Refused
+from identity.instruments.algorithms import ALGORITHMS, Algorithm, PrivateKey, PublicKey, algorithm_of, thumbprint
 from identity.instruments.jws import TOKEN_MAX_CHARACTERS, check_rsa
 from identity.instruments.vault import Unsealable, Vault
 from identity.settings import BadSettings, Settings
@@ -37,8 +36,6 @@ SKEW_SECONDS: Final = 60
 ACCESS_TOKEN: Final = "at+jwt"
 _RELOAD_SECONDS: Final = 5
 _encode: Final = json.JSONEncoder(separators=(",", ":")).encode
-_PADDING: Final = PKCS1v15()
-_SHA256: Final = SHA256()
 
 
 class SigningKey(Base):
@@ -89,8 +86,9 @@ class LoadedKey:
     """A parsed key, with what is needed to use it at no further cost."""
 
     kid: str
-    private: RSAPrivateKey
-    public: RSAPublicKey
+    algorithm: Algorithm
+    private: PrivateKey
+    public: PublicKey
     published_at: datetime
     signs_from: datetime | None
     header: str
@@ -103,6 +101,7 @@ class KeyInfo:
 
     kid: str
     state: str
+    algorithm: str
     bits: int
     published_at: datetime
     signs_from: datetime | None
@@ -127,14 +126,14 @@ class Keyring:
     # Signing and checking our own tokens.
 
     def sign(self, claims: Mapping[str, Any], *, now: datetime, typ: str = ACCESS_TOKEN) -> str:
-        """A compact JWS over `claims`, with header `{"alg":"RS256","typ":"at+jwt","kid":...}` (RFC 9068 section 2.1), or another `typ`.
+        """A compact JWS over `claims`, with header `{"alg":...,"typ":"at+jwt","kid":...}` (RFC 9068 section 2.1), or another `typ`.
 
         `verify` takes access tokens only: nothing else that we sign passes for one.
         """
         key = self._active(now)
-        header = key.header if typ is ACCESS_TOKEN else _header(typ, key.kid)
+        header = key.header if typ is ACCESS_TOKEN else _header(key.algorithm, typ, key.kid)
         signed = f"{header}.{encode_base64url(_encode(claims).encode())}"
-        return f"{signed}.{encode_base64url(key.private.sign(signed.encode(), _PADDING, _SHA256))}"
+        return f"{signed}.{encode_base64url(key.algorithm.sign(key.private, signed.encode()))}"
 
     def active_kid(self, now: datetime) -> str:
         """The key that signs now. Raises Refused(UNAVAILABLE) where none does."""
@@ -150,10 +149,10 @@ class Keyring:
         if not self._settings.development:
             raise RuntimeError("outside development nothing is signed but what we mean")
         key = self._active(now)
-        said = {"alg": "RS256", "typ": "at+jwt", "kid": key.kid, **(header or {})}
+        said = {"alg": key.algorithm.name, "typ": "at+jwt", "kid": key.kid, **(header or {})}
         parts = ({name: value for name, value in part.items() if value is not None} for part in (said, claims))
         signed = ".".join(encode_base64url(_encode(part).encode()) for part in parts)
-        return f"{signed}.{encode_base64url(key.private.sign(signed.encode(), _PADDING, _SHA256))}"
+        return f"{signed}.{encode_base64url(key.algorithm.sign(key.private, signed.encode()))}"
 
     def verify(self, token: str) -> Mapping[str, Any]:
         """The claims of a token that this ring signed; times and meaning are still the caller's to check.
@@ -193,7 +192,7 @@ class Keyring:
         if raw is None or body is None:
             raise Refused(INVALID_TOKEN, detail="not canonical base64url")
         try:
-            key.public.verify(raw, token[: -len(signature) - 1].encode(), _PADDING, _SHA256)
+            key.algorithm.verify(key.public, raw, token[: -len(signature) - 1].encode())
         except InvalidSignature as exc:
             raise Refused(INVALID_TOKEN, detail="signature mismatch", evidence={"kid": key.kid}) from exc
         try:
@@ -257,7 +256,7 @@ class Keyring:
         self.load()
         if self._keys:
             return
-        private = generate_private_key(65537, self._settings.rsa_bits)
+        private = self._generate()
         now = self._clock.now()
         try:
             with self._database.unit(now, Origin.background()) as unit:
@@ -269,14 +268,20 @@ class Keyring:
         self.load()
 
     def ensure_standby(self) -> bool:
-        """Publish the key that will sign next, if none waits; tell whether this call made it."""
+        """Publish the key that will sign next, if none waits; tell whether this call made it.
+
+        One that waits with another algorithm than `IDENTITY_SIGNING_ALG` never signed, and makes room.
+        """
         self.reload_if_changed()
-        if any(key.signs_from is None for key in self._keys):
+        waiting = [key for key in self._keys if key.signs_from is None]
+        if any(key.algorithm.name == self._settings.signing_alg for key in waiting):
             return False
-        private = generate_private_key(65537, self._settings.rsa_bits)
+        private = self._generate()
         now = self._clock.now()
         try:
             with self._database.unit(now, Origin.background()) as unit:
+                outdated = [key.kid for key in waiting]
+                unit.execute(delete(SigningKey).where(SigningKey.kid.in_(outdated), SigningKey.is_standby == 1))
                 unit.add(self._row(private, now, is_standby=1))
                 _count_up(unit)
         except IntegrityError:
@@ -285,11 +290,13 @@ class Keyring:
         return True
 
     def is_due(self) -> bool:
-        """Whether the active key has signed for as long as it should."""
+        """Whether the active key has signed for as long as it should, or another algorithm is wanted by now."""
         days = self._settings.key_rotation_days
-        now = self._clock.now()
-        scheduled = [key.signs_from for key in self._keys if key.signs_from is not None]
-        return bool(days and scheduled) and later(max(scheduled), days * 86_400) <= now
+        scheduled = [(key.signs_from, key.algorithm.name) for key in self._keys if key.signs_from is not None]
+        if not days or not scheduled:
+            return False
+        signs_from, algorithm = max(scheduled)
+        return algorithm != self._settings.signing_alg or later(signs_from, days * 86_400) <= self._clock.now()
 
     def rotate(self, unit: Unit) -> KeyInfo:
         """Set the date from which the standby key signs: now, if verifiers have had time to see it, else as soon as they have.
@@ -309,7 +316,7 @@ class Keyring:
             raise Refused(CONFLICT.saying("Another rotation took the standby key at the same moment"))
         _count_up(unit)
         unit.after_commit(self.load)
-        return KeyInfo(row.kid, "active" if start <= unit.now else "next", 0, row.published_at, start)
+        return KeyInfo(row.kid, "active" if start <= unit.now else "next", "", 0, row.published_at, start)
 
     def revoke(self, unit: Unit, kid: str) -> None:
         """Withdraw a key at once: everything that it signed is refused from the next request on.
@@ -326,7 +333,7 @@ class Keyring:
                 .first()
             )
             if heir is None:
-                private = generate_private_key(65537, self._settings.rsa_bits)
+                private = self._generate()
                 unit.add(self._row(private, unit.now, signs_from=unit.now))
             else:
                 heir.signs_from, heir.is_standby = unit.now, 0
@@ -335,14 +342,22 @@ class Keyring:
         unit.after_commit(self.load)
 
     def import_pem(self, unit: Unit, pem: bytes) -> KeyInfo:
-        """Take a private RSA key in PEM as the standby. Raises Refused(VALIDATION) for a key that is weak or none."""
+        """Take a private key in PEM as the standby; it signs with the algorithm that `IDENTITY_SIGNING_ALG` names.
+
+        Raises Refused(VALIDATION) for a key that is weak, of another algorithm, or none.
+        """
         try:
             private = serialization.load_pem_private_key(pem, password=None)
         except (ValueError, TypeError) as exc:
             raise Refused(VALIDATION.saying("That is not an unencrypted PEM private key"), cause=exc) from exc
-        if not isinstance(private, RSAPrivateKey):
-            raise Refused(VALIDATION.saying("That is not an RSA key"))
-        check_rsa(private.public_key())
+        algorithm = algorithm_of(private)
+        if algorithm is None or algorithm.name != self._settings.signing_alg:
+            wanted = "an RSA key" if self._settings.signing_alg == "RS256" else "a P-256 key"
+            raise Refused(VALIDATION.saying(f"That is not {wanted}, which IDENTITY_SIGNING_ALG asks for"))
+        assert isinstance(private, PrivateKey)
+        public = private.public_key()
+        if isinstance(public, RSAPublicKey):
+            check_rsa(public)
         row = self._row(private, unit.now, is_standby=1)
         if unit.session.get(SigningKey, row.kid) is not None:
             raise Refused(CONFLICT.saying("That key is in the ring already"))
@@ -350,7 +365,7 @@ class Keyring:
         unit.add(row)
         _count_up(unit)
         unit.after_commit(self.load)
-        return KeyInfo(row.kid, "next", private.key_size, unit.now, None)
+        return KeyInfo(row.kid, "next", algorithm.name, private.key_size, unit.now, None)
 
     def drop_spent(self, unit: Unit) -> int:
         """Forget retired keys whose last token is dead; for the janitor."""
@@ -364,8 +379,15 @@ class Keyring:
         """Every key and its state now, oldest first."""
         now = self._clock.now()
         return [
-            KeyInfo(k.kid, self._state(k, now), k.public.key_size, k.published_at, k.signs_from) for k in self._keys
+            KeyInfo(k.kid, self._state(k, now), k.algorithm.name, k.public.key_size, k.published_at, k.signs_from)
+            for k in self._keys
         ]
+
+    def algorithms(self) -> tuple[str, ...]:
+        """What verifiers may meet now: the algorithms of the published keys, that of the active one first."""
+        now = self._clock.now()
+        published = {key.algorithm.name for key in self._keys if not self._is_spent(key, now)}
+        return tuple(sorted(published, key=lambda name: (name != self._active(now).algorithm.name, name)))
 
     def is_ready(self) -> bool:
         """Whether some key may sign now."""
@@ -404,8 +426,11 @@ class Keyring:
         longest = self._settings.longest_token_seconds
         return bool(successors) and later(min(successors), longest + SKEW_SECONDS + _RELOAD_SECONDS) <= now
 
-    def _row(self, private: RSAPrivateKey, now: datetime, **state: Any) -> SigningKey:
-        kid = _thumbprint(private.public_key())
+    def _generate(self) -> PrivateKey:
+        return ALGORITHMS[self._settings.signing_alg].generate(self._settings.rsa_bits)
+
+    def _row(self, private: PrivateKey, now: datetime, **state: Any) -> SigningKey:
+        kid = thumbprint(_known(private), private.public_key())
         plain = private.private_bytes(
             serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
@@ -413,14 +438,14 @@ class Keyring:
             kid=kid, sealed=self.vault.seal(plain, context=f"signing_key:{kid}"), published_at=now, **state
         )
 
-    def _open(self, row: SigningKey) -> RSAPrivateKey:
+    def _open(self, row: SigningKey) -> PrivateKey:
         try:
             plain = self.vault.open(row.sealed, context=f"signing_key:{row.kid}")
         except Unsealable as exc:
             raise BadSettings("the master key does not open the signing keys: restore the right one") from exc
         # The bytes were authenticated by the seal, so the slow consistency check of the key would tell nothing new.
         private = serialization.load_der_private_key(plain, password=None, unsafe_skip_rsa_key_validation=True)
-        assert isinstance(private, RSAPrivateKey)
+        assert isinstance(private, PrivateKey)
         return private
 
 
@@ -443,27 +468,18 @@ def _count_up(unit: Unit) -> None:
     unit.execute(update(RingVersion).where(RingVersion.id == 1).values(version=RingVersion.version + 1))
 
 
-def _loaded(row: SigningKey, private: RSAPrivateKey) -> LoadedKey:
-    public = private.public_key()
-    header = _header(ACCESS_TOKEN, row.kid)
-    jwk = {"kty": "RSA", "use": "sig", "alg": "RS256", "kid": row.kid, **_rsa_members(public)}
-    return LoadedKey(row.kid, private, public, row.published_at, row.signs_from, header, jwk)
+def _loaded(row: SigningKey, private: PrivateKey) -> LoadedKey:
+    algorithm, public = _known(private), private.public_key()
+    header = _header(algorithm, ACCESS_TOKEN, row.kid)
+    jwk = {"use": "sig", "alg": algorithm.name, "kid": row.kid, **algorithm.members(public)}
+    return LoadedKey(row.kid, algorithm, private, public, row.published_at, row.signs_from, header, jwk)
 
 
-def _header(typ: str, kid: str) -> str:
-    return encode_base64url(_encode({"alg": "RS256", "typ": typ, "kid": kid}).encode())
+def _known(private: PrivateKey) -> Algorithm:
+    algorithm = algorithm_of(private)
+    assert algorithm is not None, "only such keys come into the ring"
+    return algorithm
 
 
-def _rsa_members(public: RSAPublicKey) -> dict[str, str]:
-    numbers = public.public_numbers()
-    return {
-        "n": encode_base64url(numbers.n.to_bytes((numbers.n.bit_length() + 7) // 8)),
-        "e": encode_base64url(numbers.e.to_bytes((numbers.e.bit_length() + 7) // 8)),
-    }
-
-
-def _thumbprint(public: RSAPublicKey) -> str:
-    """The JWK thumbprint of a public key (RFC 7638)."""
-    members = _rsa_members(public)
-    canonical = json.dumps({"e": members["e"], "kty": "RSA", "n": members["n"]}, separators=(",", ":"))
-    return encode_base64url(hashlib.sha256(canonical.encode()).digest())
+def _header(algorithm: Algorithm, typ: str, kid: str) -> str:
+    return encode_base64url(_encode({"alg": algorithm.name, "typ": typ, "kid": kid}).encode())

@@ -327,6 +327,7 @@ class SigningKeyAnswer(Schema):
 
     kid = fields.String(required=True)
     state = fields.String(required=True, metadata={"enum": ["next", "active", "retired"]})
+    algorithm = fields.String(required=True, metadata={"enum": ["RS256", "ES256"]})
     bits = fields.Integer(required=True)
     publishedAt = Seconds(required=True)
     signsFrom = Seconds(required=True, allow_none=True)

@@ -69,7 +69,10 @@ def authorization_server(call: Call) -> Reply:
 )
 def openid_configuration(call: Call) -> Reply:
     """The same where OpenID libraries look for it; there is no OpenID sign-in here."""
-    more = {"subject_types_supported": ["public"], "id_token_signing_alg_values_supported": ["RS256"]}
+    more = {
+        "subject_types_supported": ["public"],
+        "id_token_signing_alg_values_supported": list(call.rt.ring.algorithms()),
+    }
     return _metadata(call.rt, _server(call.rt) | more)
 
 
