@@ -54,12 +54,14 @@ class Watch:
 WATCHED: Final = {
     "user_account": Watch(
         of="id",
-        columns=("alias", "full_name", "roles", "groups", "enabled", "starts_at", "ends_at"),
-        ignored=("id", "verified", "password_hash", "created_at", "version", "unconfirmed_until"),
+        columns=("alias", "full_name", "roles", "groups", "enabled", "starts_at", "ends_at", "attributes"),
+        ignored=("id", "verified", "password_hash", "created_at", "version", "unconfirmed_until", "external_id"),
     ),
     "membership": Watch(of="user_id", columns=("user_id", "tenant_id", "roles"), ignored=(), inserts=True),
     "tenant": Watch(
-        of=None, columns=("limits", "enabled", "disabled_at"), ignored=("id", "name", "created_at", "version")
+        of=None,
+        columns=("limits", "enabled", "disabled_at", "policy", "attributes", "scopes"),
+        ignored=("id", "name", "created_at", "version"),
     ),
     "user_session": Watch(
         of="user_id",
@@ -78,7 +80,7 @@ WATCHED: Final = {
         of="id",
         columns=(
             *("app_id", "name", "tenant_id", "scopes", "roles", "audiences", "token_seconds", "jwks", "enabled"),
-            *("disabled_at", "version", "key_set_id", "key_place"),
+            *("disabled_at", "version", "key_set_id", "key_place", "token_claims", "attributes"),
         ),
         ignored=("id", "created_at"),
     ),
