@@ -9,8 +9,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import jwt
 import pytest
 
+from identity.core.admin.applications import add_trust
+from identity.core.admin.by import By
 from identity_verifier import Refused, Verifier, conformance
 from identity_verifier.client import Machine, NoToken
 from tests.builders import an_application
@@ -27,7 +30,7 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     folder = tmp_path_factory.mktemp("live")
-    changes = {"development": "1", "status_ttl_seconds": "5"}
+    changes = {"development": "1", "status_ttl_seconds": "5", "trusted_issuers": "https://ci.example"}
     with start_live(folder, fresh_database("sqlite", folder), changes, workers=2) as live:
         yield live
 
@@ -52,6 +55,25 @@ def test_a_machine_gets_tokens_by_secret_and_by_key(service: Live, verifier: Ver
     with pytest.raises(NoToken, match="invalid_client"):
         stranger.token()
     stranger.close()
+
+
+@pytest.mark.parametrize("spiffe", [False, True])
+def test_a_machine_gets_tokens_by_what_its_platform_writes(
+    service: Live, verifier: Verifier, tmp_path: Path, spiffe: bool
+) -> None:
+    issuer = "spiffe://acme.example" if spiffe else "https://ci.example"
+    subject = f"{issuer}/feed" if spiffe else "repo:acme/feed"
+    feed = an_application(service.rt, scopes=("read",), audiences=(AUDIENCE,))
+    add_trust(
+        service.rt, By.command_line(), feed.client_id, name="ci", issuer=issuer, subject=subject, jwks=jwks(rsa_key())
+    )
+    now = int(service.rt.clock.now().timestamp())
+    claims = {"iss": issuer, "sub": subject, "aud": service.url, "iat": now, "exp": now + 600}
+    path = tmp_path / "token"
+    path.write_text(jwt.encode(claims, rsa_key(), "RS256", {"kid": "key-0"}) + "\n")
+    machine = Machine(service.url, feed.client_id, workload=path, spiffe=spiffe)
+    assert verifier.verify(machine.authorization(), scope="read").client == feed.client_id
+    machine.close()
 
 
 def test_a_revoked_token_is_refused_at_once_when_fresh_and_soon_by_the_list(service: Live, verifier: Verifier) -> None:
