@@ -189,18 +189,18 @@ class Verifier:
 
         It fetches nothing. A service that is not warm yet is `ok`: it has not been asked for anything.
         """
-        keys, lists = self._sources.keys, list(self._sources.lists.values())
+        keys, lists = self._sources.keys, list(self._sources.lists.items())  # A copy: others add to it meanwhile.
         usable = keys.stale(up_to_seconds=STALE_KEYS_SECONDS) is not None
         state = "ok"
         if not usable and keys.failure is not None:
             state = "down"
-        elif keys.failure is not None or any(each.failure is not None for each in lists):
+        elif keys.failure is not None or any(each.failure is not None for _, each in lists):
             state = "degraded"
         return {
             "status": state,
             "issuer": self.issuer,
             "keys": _shown(keys),
-            "statusLists": [{"uri": uri, **_shown(each)} for uri, each in self._sources.lists.items()],
+            "statusLists": [{"uri": uri, **_shown(each)} for uri, each in lists],
             "counters": self.counters(),
         }
 
@@ -209,7 +209,7 @@ class Verifier:
         with self._lock:
             counted = dict(self._counted)
         counted["fetches of keys"] = self._sources.keys.attempts
-        counted["fetches of status lists"] = sum(each.attempts for each in self._sources.lists.values())
+        counted["fetches of status lists"] = sum(each.attempts for each in list(self._sources.lists.values()))
         return counted
 
     def close(self) -> None:
