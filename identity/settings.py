@@ -84,7 +84,8 @@ class Settings:
     )
     graceful_stop_seconds: int = _option(20, "how long a stopping process lets requests finish", bounds=(1, 3_600))
     development: bool = _option(
-        False, "permits what is unsafe in production: an http issuer elsewhere than on loopback, GraphQL introspection"
+        False,
+        "permits what is unsafe in production: an http issuer elsewhere than on loopback, GraphQL introspection, `identity testkit`",
     )
     log_level: str = _option("info", "`debug`, `info`, `warning` or `error`")
 
