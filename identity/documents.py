@@ -6,11 +6,12 @@ answer that makes them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from identity.core.admin.export import Person
+from identity.core.admin.importing import Outcome, Taken
 from identity.core.admin.owners import TenantMember
 from identity.core.admin.roles import RoleInfo
 from identity.core.admin.tenants import Member
@@ -64,6 +65,7 @@ def user(detail: UserDetail) -> Document:
         "password": info.has_password,
         "mfa": {"totp": detail.has_totp, "fixedOtp": detail.has_fixed_otp},
         "attributes": dict(detail.attributes),
+        "externalID": detail.external_id,
         "createdAt": seconds(info.created_at),
         "lastLoginAt": seconds(detail.last_login_at),
     }
@@ -79,6 +81,24 @@ def person(held: Person) -> Document:
         "events": [event(one) for one in held.events],
         "refusals": [explanation(one) for one in held.refusals],
     }
+
+
+def imported(lines: Sequence[Taken | Refused]) -> Document:
+    """What became of the lines of an import."""
+    counts = dict.fromkeys((Outcome.CREATED, Outcome.UPDATED, Outcome.UNCHANGED), 0)
+    rejected = []
+    for number, line in enumerate(lines, 1):
+        if isinstance(line, Refused):
+            rejected.append(_reject(number, line.problem.code, line.problem.message, line.field))
+        elif line.outcome is Outcome.REJECTED:
+            rejected.append(_reject(number, line.error, line.message, line.field))
+        else:
+            counts[line.outcome] += 1
+    return {str(outcome): count for outcome, count in counts.items()} | {"rejected": rejected}
+
+
+def _reject(line: int, error: str, message: str, field: str | None) -> Document:
+    return {"line": line, "error": error, "message": message, "field": field}
 
 
 def created_user(made: CreatedUser) -> Document:

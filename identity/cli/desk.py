@@ -87,7 +87,11 @@ class OverDatabase:
         request = Request(method, path, path, urlencode(asked), {}, raw or b"", "")
         call = Call(self._rt, request, Origin.command_line(), endpoint, params, identified=caller)
         call.query = {name: [text] for name, text in asked.items()}
-        if raw is None and not endpoint.ignores_body:
+        if endpoint.lines:
+            from identity.wire.reading import read_lines
+
+            call.body = {"lines": read_lines(raw or b"", "application/x-ndjson")}
+        elif not endpoint.ignores_body:
             call.body = endpoint.load(body or {})
         answered: Document = endpoint.handler(call).payload
         return answered

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -210,11 +211,31 @@ def logout(opened: Opened, identifier: str) -> Any:
 
 
 @command(user, "export")
-@click.argument("identifier", metavar="USER")
-def export(opened: Opened, identifier: str) -> Any:
-    """Print everything that is held about a person, as one JSON document; no secret, no hash."""
-    opened.prints_json = True
-    return opened.ask("GET", "user", find.user(opened, identifier), "export")
+@click.argument("identifier", metavar="[USER]", required=False)
+@click.option("--all", "everybody", is_flag=True, help="Everybody, a line each, as `user import` reads it.")
+@click.option("--with-hashes", is_flag=True, help="With --all: the password hashes too. On the database only.")
+def export(opened: Opened, identifier: str | None, everybody: bool, with_hashes: bool) -> Any:
+    """Print everything that is held about a person; or everybody, for another system."""
+    if (identifier is None) is not everybody or (with_hashes and not everybody):
+        raise click.UsageError("Name a user, or --all")
+    if identifier is not None:
+        opened.prints_json = True
+        return opened.ask("GET", "user", find.user(opened, identifier), "export")
+    hashes = _hashes(opened) if with_hashes else {}
+    for one in opened.everything("users", "users"):
+        row = {name: one[name] for name in ("email", "alias", "fullName", "roles", "groups", "tenants")}
+        row["externalID"] = one["externalID"] or one["userID"]
+        if hashes.get(one["userID"]):
+            row["passwordHash"] = hashes[one["userID"]]
+        click.echo(json.dumps(row, ensure_ascii=False))
+    return None
+
+
+def _hashes(opened: Opened) -> dict[str, str]:
+    """The password hash of everybody: no route ever tells one."""
+    from identity.core.people import accounts
+
+    return accounts.password_hashes(opened.rt)
 
 
 def _shown(opened: Opened, user_id: str) -> Any:

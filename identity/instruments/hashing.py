@@ -5,20 +5,32 @@ from __future__ import annotations
 import re
 import threading
 import unicodedata
-from base64 import b64encode
+from base64 import b64decode, b64encode
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from hashlib import sha256
 from typing import Final
 
 import bcrypt
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
+from argon2.low_level import Type, verify_secret
 
 from identity.errors import UNAVAILABLE, VALIDATION, Refused
+from identity.instruments import old_hashes
 from identity.settings import Settings
 
 PASSWORD_MAX_BYTES: Final = 1024
 _BCRYPT_BYTES: Final = 72
+_MAX_ARGON2_KIB: Final = 256 * 1024
+# Django spells the name of its hasher before the hash.
+_BCRYPT: Final = re.compile(
+    r"(bcrypt_sha256\$|bcrypt\$)?(\$2[aby]\$(?:0[4-9]|1[0-5])\$[./A-Za-z0-9]{21}[.Oeu][./A-Za-z0-9]{31})", re.ASCII
+)
+_ARGON2: Final = re.compile(
+    r"\$argon2(?:id|i)\$v=19\$m=([0-9]{1,7}),t=([0-9]{1,3}),p=([0-9]{1,3})\$([A-Za-z0-9+/]{8,90})\$([A-Za-z0-9+/]{8,180})",
+    re.ASCII,
+)
 
 
 class Passwords:
@@ -49,22 +61,28 @@ class Passwords:
         return self._hashing.submit(self._hasher.hash, normalized(password).encode()).result()
 
     def verify(self, stored: str | None, password: str) -> bool:
-        """Whether `password` is the one behind `stored`; `None` costs the same and is False. Call it inside `turn`."""
+        """Whether `password` is the one behind `stored`; `None` costs the same and is False. Call it inside `turn`.
+
+        A hash of another system accepts what that system accepted: the bytes as they were typed, and bcrypt reads 72 of them.
+        """
         given = normalized(password).encode("utf-8", "surrogatepass")
         fits = len(given) <= PASSWORD_MAX_BYTES
-        if stored and stored.startswith("$2"):
-            # bcrypt reads 72 bytes only: a longer password must not pass by its head, nor show by its haste that the hash is an old one.
-            matches_head = self._hashing.submit(_bcrypt_matches, stored, given[:_BCRYPT_BYTES]).result()
-            return matches_head and len(given) <= _BCRYPT_BYTES
+        typed = password.encode("utf-8", "surrogatepass")
+        if stored and not stored.startswith("$argon2id"):
+            # One that is too long costs its hash too, and stands for none.
+            spellings = dict.fromkeys((typed, given)) if fits else (b"",)
+            matched = [self._hashing.submit(_old_matches, stored, one).result() for one in spellings]
+            return fits and any(matched)
         try:
             self._hashing.submit(self._hasher.verify, stored or self._nobody, given if fits else b"").result()
         except (VerificationError, InvalidHashError):
-            return False
+            # An imported hash may be of bytes that we would have normalized.
+            return fits and typed != given and self._hashing.submit(_old_matches, stored or "", typed).result()
         return fits
 
     def is_outdated(self, stored: str) -> bool:
         """Whether a hash that just verified should be made anew with today's parameters."""
-        return not stored.startswith("$argon2") or self._hasher.check_needs_rehash(stored)
+        return not stored.startswith("$argon2id") or self._hasher.check_needs_rehash(stored)
 
     def check_policy(self, password: str, *, about: tuple[str, ...] = (), field: str = "password") -> None:
         """Refuse a password that people or lists would guess; `about` are words of this user.
@@ -108,8 +126,47 @@ def normalized(password: str) -> str:
 
 
 def is_password_hash(text: str) -> bool:
-    """Whether `text` is a hash that `Passwords.verify` can read."""
-    return bool(re.fullmatch(r"\$2[aby]\$(?:0[4-9]|1[0-5])\$[./A-Za-z0-9]{53}|\$argon2id\$v=19\$[!-~]{20,200}", text))
+    """Whether `text` is a hash that `Passwords.verify` can read, at a moderate cost."""
+    if _BCRYPT.fullmatch(text):
+        return True
+    return _is_moderate_argon2(_argon2_of(text)) if "$argon2" in text[:14] else old_hashes.read(text) is not None
+
+
+def _old_matches(stored: str, typed: bytes) -> bool:
+    """Whether a hash of another system is of these bytes."""
+    found = _BCRYPT.fullmatch(stored)
+    if found is not None:
+        # Django hashes a digest where it says so: bcrypt alone would read 72 bytes.
+        content = sha256(typed).hexdigest().encode() if found[1] == "bcrypt_sha256$" else typed
+        return _bcrypt_matches(found[2], content[:_BCRYPT_BYTES])
+    if "$argon2" in stored[:14]:
+        text = _argon2_of(stored)
+        kind = Type.ID if text.startswith("$argon2id") else Type.I
+        try:
+            return _is_moderate_argon2(text) and verify_secret(text.encode(), typed, kind)
+        except (VerificationError, InvalidHashError):
+            return False
+    read = old_hashes.read(stored)
+    return read is not None and read.matches(typed)
+
+
+def _argon2_of(text: str) -> str:
+    """A hash in Argon2's own spelling; Django writes `argon2` before it."""
+    return text.removeprefix("argon2")
+
+
+def _is_moderate_argon2(text: str) -> bool:
+    """Whether a text is a whole Argon2id or Argon2i hash that a login can afford."""
+    found = _ARGON2.fullmatch(text)
+    if found is None:
+        return False
+    memory, time, lanes = (int(found[number]) for number in (1, 2, 3))
+    try:
+        salt, digest = (b64decode(part + "=" * (-len(part) % 4), validate=True) for part in found.groups()[3:])
+    except ValueError:
+        return False
+    moderate = 8 * lanes <= memory <= _MAX_ARGON2_KIB and 1 <= time <= 20 and 1 <= lanes <= 16
+    return moderate and memory * time <= 4 * _MAX_ARGON2_KIB and 8 <= len(salt) <= 64 and 12 <= len(digest) <= 128
 
 
 def _bcrypt_matches(stored: str, given: bytes) -> bool:

@@ -177,6 +177,8 @@ class Endpoint:
     limits_itself: bool = False
     body: type[Schema] | None = None
     form: bool = False
+    #: The body is lines of JSON, which the handler reads.
+    lines: bool = False
     query: tuple[str, ...] = ()
     headers: tuple[str, ...] = ()
     answer: type[Schema] | None = None

@@ -55,7 +55,7 @@ from identity.wire.head import (
     printable,
     read_credentials,
 )
-from identity.wire.reading import read_form, read_json, read_query
+from identity.wire.reading import read_form, read_json, read_lines, read_query
 
 _encode: Final = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
 BODILESS: Final = (204, 304)
@@ -161,6 +161,8 @@ class Exchange:
         content_type = request.headers.get("content-type", "")
         if endpoint.form:
             return dict(read_form(raw, content_type))
+        if endpoint.lines:
+            return {"lines": read_lines(raw, content_type)}
         # No body is an object without members: where one is needed, the answer names the field that is missing.
         body = endpoint.load(read_json(raw, content_type) if raw else {})
         for name, parameter in endpoint.said_again:

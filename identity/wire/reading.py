@@ -30,6 +30,20 @@ def read_json(raw: bytes, content_type: str) -> dict[str, Any]:
         raise Refused(MALFORMED, detail=str(exc)) from exc
 
 
+def read_lines(raw: bytes, content_type: str) -> list[Any]:
+    """The JSON in each line of NDJSON; a line that holds none gives its Refused instead, so that one does not spoil the rest."""
+    if not _is_media(content_type, "application/x-ndjson"):
+        raise Refused(UNSUPPORTED_MEDIA.saying("Send application/x-ndjson in UTF-8"), detail="content type")
+    return [_read_line(line) for line in raw.split(b"\n") if line.strip()]
+
+
+def _read_line(line: bytes) -> Any:
+    try:
+        return decode_object(line)
+    except ValueError as exc:
+        return Refused(MALFORMED.saying("The line is not a JSON object"), detail=str(exc))
+
+
 def read_form(raw: bytes, content_type: str) -> dict[str, str]:
     """The parameters of a form, none of them twice (RFC 6749 section 3.2). Raises Refused."""
     # Whatever charset it claims of these, ASCII is read alike in it, and the body is nothing else.

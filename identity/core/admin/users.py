@@ -54,6 +54,7 @@ class UserDetail:
     has_fixed_otp: bool
     attributes: Mapping[str, Any]
     last_login_at: datetime | None = None
+    external_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +124,7 @@ def create_user(
 def _hash_of(rt: Runtime, password: str | None, moved: str | None, *, about: Sequence[str]) -> str | None:
     """The hash to store: of a password, or one that moves here; None for neither. Raises Refused(VALIDATION)."""
     if moved is not None and (password is not None or not is_password_hash(moved)):
-        raise Refused(VALIDATION.saying("Give a password, or one bcrypt or Argon2id hash of it"), field="password")
+        raise Refused(VALIDATION.saying("Give a password, or one hash of it of a kind that is known"), field="password")
     if password is None:
         return moved
     rt.passwords.check_policy(password, about=tuple(about))
@@ -364,6 +365,8 @@ def _details(rt: Runtime, users: Sequence[UserInfo]) -> list[UserDetail]:
         for belonging in session.scalars(held):
             tenants.setdefault(belonging.user_id, {})[belonging.tenant_id] = belonging.roles
         logins = audit.last_logins(session, ids)
+        named_elsewhere = select(User.id, User.external_id).where(User.id.in_(ids), User.external_id.is_not(None))
+        externals = {row[0]: row[1] for row in session.execute(named_elsewhere)}
     return [
         UserDetail(
             user,
@@ -373,6 +376,7 @@ def _details(rt: Runtime, users: Sequence[UserInfo]) -> list[UserDetail]:
             factors.has_fixed_otp(rt, user.id),
             attributes.read(noted.get(user.id)),
             logins.get(user.id),
+            externals.get(user.id),
         )
         for user in users
     ]

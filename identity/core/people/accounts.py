@@ -301,6 +301,7 @@ def create(
     roles: Sequence[str] = (),
     groups: Sequence[str] = (),
     password_hash: str | None = None,
+    external_id: str | None = None,
     verified: bool,
     unconfirmed_until: datetime | None = None,
     actor: str = "",
@@ -316,6 +317,7 @@ def create(
         alias=canonical,
         full_name=clean_name(full_name),
         password_hash=password_hash,
+        external_id=external_id,
         verified=verified,
         roles=get_names(tuple(roles), field="roles"),
         groups=get_names(tuple(groups), field="groups"),
@@ -348,6 +350,13 @@ def create(
 def set_password_hash(unit: Unit, user_id: str, password_hash: str | None) -> None:
     """Store a new password hash; sessions are the caller's to end."""
     unit.execute(update(User).where(User.id == user_id).values(password_hash=password_hash, version=User.version + 1))
+
+
+def password_hashes(rt: Runtime) -> dict[str, str]:
+    """The password hash of everybody who has one, by user id; for moving to another system, on the host only."""
+    with rt.database.reading() as session:
+        rows = session.execute(select(User.id, User.password_hash).where(User.password_hash.is_not(None)))
+        return {row[0]: str(row[1]) for row in rows}
 
 
 def clean_name(text_: str, *, field: str = "fullName") -> str:

@@ -15,7 +15,18 @@ from typing import Any, Final
 from marshmallow import Schema
 
 from identity import documents, paging
-from identity.core.admin import applications, export, invitations, keys, on_behalf, roles, seek, tenants, users
+from identity.core.admin import (
+    applications,
+    export,
+    importing,
+    invitations,
+    keys,
+    on_behalf,
+    roles,
+    seek,
+    tenants,
+    users,
+)
 from identity.core.admin.by import By
 from identity.core.clients import applications as clients
 from identity.core.clients import issuers, keypairs, secrets
@@ -30,12 +41,15 @@ from identity.errors import (
     INVALID_TOKEN,
     KEY_MISMATCH,
     LOCKED_OUT,
+    MALFORMED,
     NOT_FOUND,
     RATE_LIMITED,
     STALE,
     TOKEN_EXPIRED,
+    TOO_LARGE,
     TWO_CREDENTIALS,
     UNAUTHENTICATED,
+    UNSUPPORTED_MEDIA,
     VALIDATION,
     Problem,
     Refused,
@@ -63,6 +77,8 @@ _USER_FIELDS: Final = {
     "passwordHash": "password_hash",
     "newRole": "new_role",
 }
+_IMPORT_BYTES: Final = 8 * 1024 * 1024
+_IMPORT_LINES: Final = 10_000
 _EVENT_FILTERS: Final = ("actor", "action", "target", "tenant", "credential", "address")
 _ACKNOWLEDGED: Final = {"message": "acknowledged"}
 _ALWAYS: Final = (
@@ -125,6 +141,30 @@ def create_user(call: Call) -> Reply:
         ),
     )
     return Reply(documents.created_user(made))
+
+
+@admin.endpoint(
+    "POST",
+    "/admin/users/import",
+    answer=records.ImportAnswer,
+    query=("dryRun", "onlyNew", "newRole"),
+    status=202,
+    lines=True,
+    max_body=_IMPORT_BYTES,
+    refusals=(*_ALWAYS, TOO_LARGE, UNSUPPORTED_MEDIA, MALFORMED),
+)
+def import_users(call: Call) -> Reply:
+    """Make or update a user for each line of NDJSON: `email, alias, fullName, roles, groups, tenants, externalID, passwordHash`.
+
+    Found again by `externalID`, else by address. A line that cannot be taken is told with the reason, and holds up no other.
+    """
+    lines: list[Any] = call.body["lines"]
+    if len(lines) > _IMPORT_LINES:
+        raise Refused(TOO_LARGE.saying(f"At most {_IMPORT_LINES} lines at once"), detail=f"{len(lines)} lines")
+    good = [line for line in lines if not isinstance(line, Refused)]
+    options = {"dry_run": "dryRun", "only_new": "onlyNew", "new_role": "newRole"}
+    taken = iter(importing.take(call.rt, _by(call), good, **{name: flag(call, said) for name, said in options.items()}))
+    return Reply(documents.imported([line if isinstance(line, Refused) else next(taken) for line in lines]))
 
 
 @_list("/admin/users", "users", schemas.UserAnswer, filters=("enabled", "role", "tenant", "email", "alias", "q"))

@@ -103,3 +103,21 @@ class ExplanationAnswer(Schema):
     caller = fields.String(required=True)
     address = fields.String(required=True)
     requestID = fields.String(required=True)
+
+
+class RejectAnswer(Schema):
+    """A line that was not taken, and why."""
+
+    line = fields.Integer(required=True, metadata={"description": "from 1, blank lines left out"})
+    error = fields.String(required=True)
+    message = fields.String(required=True)
+    field = fields.String(required=True, allow_none=True)
+
+
+class ImportAnswer(Schema):
+    """What became of an import."""
+
+    created = fields.Integer(required=True)
+    updated = fields.Integer(required=True)
+    unchanged = fields.Integer(required=True)
+    rejected = fields.List(fields.Nested(RejectAnswer), required=True)

@@ -208,6 +208,11 @@ class UserAnswer(Schema):
     attributes = fields.Dict(required=True)
     createdAt = Seconds(required=True)
     lastLoginAt = Seconds(required=True, allow_none=True)
+    externalID = fields.String(
+        required=True,
+        allow_none=True,
+        metadata={"description": "what the system that they were imported from calls them"},
+    )
 
 
 class NewUserAnswer(Schema):

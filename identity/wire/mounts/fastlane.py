@@ -52,6 +52,13 @@ class FastLane:
                     for method in methods
                 }
         self._pool = ThreadPoolExecutor(rt.settings.threads, "identity")
+        # Routes behind this lane that take more than the rest.
+        self._large = {
+            (endpoint.method, prefix + endpoint.path): endpoint.max_body
+            for endpoint in endpoints
+            if endpoint.max_body > MAX_BODY
+            for prefix in endpoint.mounts
+        }
         self._capacity = rt.settings.threads * _WAITING_FOR_EACH_THREAD
         self._under_way = 0
         # Those that need wait neither for another host nor for a lock, by method and path as a request line spells them.
@@ -66,7 +73,8 @@ class FastLane:
             raise NotImplementedError(f"no {scope['type']} here")  # What the ASGI specification asks for.
         endpoint = self._find(scope["method"], scope["path"])
         try:
-            body = await self._read(scope, receive, MAX_BODY if endpoint is None or not endpoint.ignores_body else 0)
+            limit = self._large.get((scope["method"], scope["path"]), MAX_BODY) if endpoint is None else MAX_BODY
+            body = await self._read(scope, receive, limit if endpoint is None or not endpoint.ignores_body else 0)
         except ConnectionResetError:
             return  # Nobody is left to answer to.
         except TimeoutError:
