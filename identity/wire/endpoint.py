@@ -191,6 +191,8 @@ class Endpoint:
     #: About the tenant in `X-Tenant-Id`, for whoever administers it; `recent_login`: only soon after signing in.
     owners: bool = False
     recent_login: bool = False
+    #: Makes or changes a credential, which a key pair never does.
+    makes_credential: bool = False
     any_method: bool = False
     ignores_body: bool = False
     ignores_query: bool = False

@@ -140,7 +140,13 @@ class Exchange:
                 if endpoint.owners:
                     named = call.header("x-tenant-id") or ""
                     call.tenant = passage.administer(
-                        call.rt, call.origin, call.caller, named, call.limit, recent=endpoint.recent_login
+                        call.rt,
+                        call.origin,
+                        call.caller,
+                        named,
+                        call.limit,
+                        recent=endpoint.recent_login,
+                        credential=endpoint.makes_credential,
                     )
                 elif endpoint.limit is not None:
                     passage.count_request(call.caller, call.header("x-tenant-id") or "", endpoint.limit, call.limit)

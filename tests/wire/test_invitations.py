@@ -201,6 +201,23 @@ def test_a_refusal_leaves_the_invitation_as_it_was(web: Web, olga: Person) -> No
     assert web.put("/invitation", {"token": token, **NEW}).status_code == 202
 
 
+def test_an_address_is_not_flooded_with_invitations(web: Web, olga: Person) -> None:
+    owner = {"Authorization": f"Bearer {a_token(web.rt, olga)}", "X-Tenant-Id": "acme-bank"}
+    body = {"email": "grace@acme.example", "roles": ["analyst"]}
+    made = web.post("/tenant/invitations", body, headers=owner).json
+    for _ in range(4):
+        web.clock.tick()
+        assert web.post(f"/tenant/invitation/{made['invitationID']}/resend", headers=owner).status_code == 202
+    for refused in (
+        web.post("/tenant/invitations", body, headers=owner),
+        web.post(f"/tenant/invitation/{made['invitationID']}/resend", headers=owner),
+    ):
+        assert (refused.status_code, refused.headers["Retry-After"]) == (429, "596")
+    assert web.post("/tenant/invitations", body | {"email": "other@acme.example"}, headers=owner).status_code == 202
+    web.clock.tick(596)
+    assert web.post("/tenant/invitations", body, headers=owner).status_code == 202
+
+
 def test_fifty_acceptances_at_once_make_one_membership(web: Web, olga: Person) -> None:
     token = invite(web, olga)
 

@@ -113,12 +113,14 @@ def tenants_of(rt: Runtime, caller: Caller) -> dict[str, tuple[str, ...]]:
     return policy.named(rt, caller.memberships, login_of(caller, address), rt.clock.now()).roles
 
 
-def administer(rt: Runtime, origin: Origin, caller: Caller, tenant: str, count: Count, *, recent: bool) -> str:
+def administer(
+    rt: Runtime, origin: Origin, caller: Caller, tenant: str, count: Count, *, recent: bool, credential: bool
+) -> str:
     """The tenant that a caller administers by what they are in it; decided before anything else of the request is read.
 
     Its owners do (a user's bearer or key pair), and so do administrators of the whole service. `recent`: only soon after signing in, which
-    a key pair never is. Raises Refused(MISSING_TENANT), Refused(FORBIDDEN), Refused(NOT_FOUND) for an administrator's slip,
-    Refused(STALE_LOGIN), Refused(RATE_LIMITED).
+    a key pair never is; `credential`: not by a key pair, whose own would outlive it. Raises Refused(MISSING_TENANT), Refused(FORBIDDEN),
+    Refused(NOT_FOUND) for an administrator's slip, Refused(STALE_LOGIN), Refused(RATE_LIMITED).
     """
     held = count_request(caller, tenant, Policy.STANDARD, count)
     if not tenant:
@@ -129,6 +131,9 @@ def administer(rt: Runtime, origin: Origin, caller: Caller, tenant: str, count: 
         require_member(rt, origin, caller, held, tenant)
         roles = held.roles if held is not None and caller.kind is not CallerKind.APPLICATION else ()
         _require("role", (OWNER_ROLE,), frozenset(roles))
+    if credential and (caller.kind is CallerKind.KEY or "key" in caller.amr):
+        evidence = {"expected": "a login of a person", "seen": "a key pair"}
+        raise Refused(FORBIDDEN, detail="a key pair makes no other credential", evidence=evidence)
     if recent:
         caller.require_recent_login(rt)
     return tenant

@@ -6,6 +6,7 @@ and that waits for its first password. Who may invite is decided in `admin`, how
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -24,10 +25,12 @@ from identity.core.mail.letters import Template
 from identity.core.mail.links import link
 from identity.core.people.accounts import User
 from identity.core.people.tenancy import Tenant
+from identity.core.proofs.codes import CLIENTS_AT_ONCE
 from identity.core.record import audit
-from identity.core.record.audit import Action
-from identity.errors import INVALID_CODE, NOT_FOUND, Refused
+from identity.core.record.audit import Action, AuditEvent
+from identity.errors import INVALID_CODE, MAIL_LIMITED, NOT_FOUND, Refused
 from identity.instruments import opaque
+from identity.instruments.limits import budget_of
 from identity.instruments.opaque import Kind, Secret
 from identity.paging import Listed, Part
 from identity.runtime import Runtime
@@ -108,8 +111,9 @@ def issue(
     """Invite whoever has `address`, a canonical one; the link goes there and nowhere else.
 
     Nobody is looked up: it costs and says the same for an address that somebody has and for one that nobody has. An earlier invitation of
-    the same address to the same place is withdrawn.
+    the same address to the same place is withdrawn. Raises Refused(MAIL_LIMITED) beyond `IDENTITY_LIMIT_MAIL`.
     """
+    _check_budget(rt, unit, address)
     same = Invitation.tenant_id == tenant if tenant else Invitation.user_id == user_id
     replaced = update(Invitation).where(same, Invitation.address == address, Invitation.state == State.PENDING)
     unit.execute(replaced.values(state=State.WITHDRAWN).execution_options(synchronize_session=False))
@@ -137,6 +141,7 @@ def issue(
 def resend(rt: Runtime, unit: Unit, invitation_id: str, *, tenant: str | None, actor: str) -> InvitationInfo:
     """Mail a new link, which lives as long as the first did; the old one is dead. Raises Refused(NOT_FOUND) for one that is over."""
     row = _get(unit, invitation_id, tenant)
+    _check_budget(rt, unit, row.address)
     token = opaque.mint(Kind.INVITATION, rt.entropy)
     row.fingerprint, row.expires_at = _fingerprint(rt, token.reveal()), later(unit.now, row.seconds)
     unit.session.flush()
@@ -226,6 +231,35 @@ def forget_address(unit: Unit, address: str) -> None:
 def purge(_rt: Runtime, unit: Unit) -> int:
     """Delete invitations that were over 30 days ago."""
     return delete_batch(unit, Invitation, Invitation.expires_at < later(unit.now, -KEEP_SECONDS))
+
+
+def _check_budget(rt: Runtime, unit: Unit, address: str) -> None:
+    """Raise Refused(MAIL_LIMITED) where this client, or all of them together, have invited the address as often as they may."""
+    budget = budget_of(rt.settings.limit_mail)
+    if budget is None or not unit.origin.address:
+        return  # The command line is no client.
+    amount, seconds = budget
+    sent = (
+        select(AuditEvent.at, AuditEvent.address)
+        .join(Invitation, Invitation.id == AuditEvent.target)
+        .where(
+            Invitation.address == address,
+            AuditEvent.action == Action.INVITATION_SENT,
+            AuditEvent.at > later(unit.now, -seconds),
+        )
+        .order_by(AuditEvent.at.desc())
+        .limit(amount * CLIENTS_AT_ONCE)
+    )
+    found = unit.execute(sent).all()
+    own = [at for at, client in found if client == unit.origin.address]
+    if len(own) < amount and len(found) < amount * CLIENTS_AT_ONCE:
+        return
+    frees = own[amount - 1] if len(own) >= amount else found[-1].at
+    wait = math.ceil((later(frees, seconds) - unit.now).total_seconds())
+    evidence = {"expected": rt.settings.limit_mail, "seen": {"own": len(own), "all": len(found)}}
+    raise Refused(
+        MAIL_LIMITED, detail="too many invitations to one address", evidence=evidence, retry_after_seconds=max(1, wait)
+    )
 
 
 def _send(rt: Runtime, unit: Unit, row: Invitation, token: Secret) -> None:

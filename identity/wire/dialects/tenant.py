@@ -123,11 +123,20 @@ def _deed(
     answer: type[Schema] = Message,
     query: tuple[str, ...] = (),
     recent: bool = False,
+    credential: bool = False,
 ) -> Callable[[_Handler], _Handler]:
     """Declare a route that changes something."""
     refusals = (*_ALWAYS, CONFLICT, *((STALE_LOGIN,) if recent else ()))
     return tenant.endpoint(
-        method, path, body=body, answer=answer, query=query, status=202, refusals=refusals, recent_login=recent
+        method,
+        path,
+        body=body,
+        answer=answer,
+        query=query,
+        status=202,
+        refusals=refusals,
+        recent_login=recent,
+        makes_credential=credential,
     )
 
 
@@ -214,14 +223,16 @@ def list_applications(call: Call) -> Reply:
     )
 
 
-@_deed("POST", "/tenant/applications", body=NewApplication, answer=schemas.NewApplicationAnswer)
+@_deed("POST", "/tenant/applications", body=NewApplication, answer=schemas.NewApplicationAnswer, credential=True)
 def create_application(call: Call) -> Reply:
     """Register an application of the tenant, with scopes that the tenant may give; its first secret is shown once."""
     options = renamed(call.body, tokenSeconds="token_seconds")
     return Reply(documents.created_application(*owners.create_application(call.rt, _by(call), **options)))
 
 
-@_deed("PATCH", "/tenant/application/{clientId}", body=ApplicationChange, answer=schemas.ApplicationAnswer)
+@_deed(
+    "PATCH", "/tenant/application/{clientId}", body=ApplicationChange, answer=schemas.ApplicationAnswer, credential=True
+)
 def change_application(call: Call) -> Reply:
     """Change an application of the tenant; `If-Match` guards against a change in between."""
     changes: dict[str, Any] = renamed(changes_of(call), tokenSeconds="token_seconds")
@@ -243,6 +254,7 @@ def delete_application(call: Call) -> Reply:
     body=machine_schemas.SecretBody,
     answer=machine_schemas.ReplacedSecretAnswer,
     query=("force",),
+    credential=True,
 )
 def add_secret(call: Call) -> Reply:
     """Make a second live secret, which is shown once, so that the first can be retired; a third only with `force`."""
