@@ -51,7 +51,7 @@ def _section(name: str, group: list[Endpoint]) -> str:
 
 def _row(endpoint: Endpoint) -> str:
     method = "any method" if endpoint.any_method else endpoint.method
-    reads = endpoint.reads.value + (", administrators" if endpoint.admin else "")
+    reads = endpoint.reads.value + (", administrators" if endpoint.admin else ", owners" if endpoint.owners else "")
     summary = endpoint.summary.replace("|", "\\|")
     return f"| {method} `{endpoint.path}` | {reads} | {endpoint.limit or 'none'} | {summary} |"
 

@@ -80,7 +80,7 @@ def test_such_a_reference_would_be_found(text: str, number: int) -> None:
 def pages_named_in(path: Path) -> set[str]:
     """The Markdown pages that a file names, in its prose, its comments or its links."""
     text = re.sub(r"https?://\S+", "", path.read_text("utf-8"))
-    return set(re.findall(r"(?<![\w*{<-])((?:[\w.-]+/)*[\w-]+\.md)\b", text))
+    return set(re.findall(r"(?<![\w*{</-])((?:[\w.-]+/)*[\w-]+\.md)\b", text))
 
 
 def test_every_page_that_any_file_names_is_in_the_repository() -> None:

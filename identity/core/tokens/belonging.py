@@ -1,4 +1,4 @@
-"""Changing who belongs to a tenant, so that tokens that say otherwise are known to (contract section 13)."""
+"""Changing who belongs to a tenant, so that tokens that say otherwise are known to (docs/interfaces.md)."""
 
 from __future__ import annotations
 

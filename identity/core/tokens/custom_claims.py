@@ -1,4 +1,4 @@
-"""Claims of one's own: what an application's `tokenClaims` add to tokens that are meant for its audiences (contract section 15).
+"""Claims of one's own: what an application's `tokenClaims` add to tokens that are meant for its audiences (docs/interfaces.md).
 
 A claim names an attribute (`tenant.plan`: of the application's tenant; `user.department`: of the token's subject; `application.region`: of
 the application) or is fixed (`=gold`). They are resolved from the rows of now, for tokens, introspection and the gate alike; a missing

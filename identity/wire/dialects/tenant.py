@@ -1,4 +1,4 @@
-"""Group L: a tenant administered by its own owners (contract section 15), always the one that `X-Tenant-Id` names.
+"""Group L: a tenant administered by its own owners (docs/interfaces.md), always the one that `X-Tenant-Id` names.
 
 Who may call is decided in `core.access.passage` before anything else of a request is read, and carried into the use cases by a `By` that
 knows no other tenant. Administrators of the whole service may call these routes too. What is another tenant's is not found.

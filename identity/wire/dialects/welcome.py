@@ -1,4 +1,4 @@
-"""Group M: the pages behind mailed links, and the front page (contract section 16); and the invitation as JSON.
+"""Group M: the pages behind mailed links, and the front page (docs/interfaces.md); and the invitation as JSON.
 
 GET shows and POST acts: whatever fetches links out of mails before their reader does uses nothing up. Nothing here needs a script.
 """
