@@ -94,6 +94,9 @@ class Settings:
         "file:var/mail", "`smtp://user:pass@host:port`, `smtps://...`, or `file:DIR` (one .eml per mail)", secret=True
     )
     mail_from: str = _option("identity@localhost", "the sender of every mail")
+    mail_plaintext: bool = _option(
+        False, "permits an SMTP relay beyond loopback that offers no STARTTLS; never with a password"
+    )
     portal_urls: tuple[str, ...] = _option((), "URL prefixes that an invitation may point at")
 
     # Tokens

@@ -10,15 +10,18 @@ import importlib
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cache
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, delete, inspect, select, tuple_
+from sqlalchemy import ColumnElement, Executable, delete, func, inspect, select, tuple_
+from sqlalchemy.orm import Session
 
 from identity.runtime import Runtime
 from identity.storage import Base, Unit
 
 BATCH: Final = 1_000
+MOST_COUNTED: Final = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +50,28 @@ def keepings() -> dict[str, Keeping]:
     return found
 
 
+class Overdue:
+    """Stands in for a unit where rows that are over are only counted: `purge` deletes nothing through it."""
+
+    def __init__(self, session: Session, now: datetime) -> None:
+        self.session = session
+        self.now = now
+        self.count = 0
+
+    def execute(self, statement: Executable) -> Any:
+        return self.session.execute(statement)
+
+    def changed(self, _statement: Executable) -> int:
+        return 0
+
+
 def delete_batch(unit: Unit, table: type[Base], *conditions: ColumnElement[bool], limit: int = BATCH) -> int:
     """Delete at most `limit` rows that meet `conditions`, so that no deletion holds the database for long; tell how many."""
     key: list[ColumnElement[Any]] = list(inspect(table).primary_key)
     chosen = select(*key).where(*conditions).limit(limit)
+    if isinstance(unit, Overdue):
+        counted = select(func.count()).select_from(select(*key).where(*conditions).limit(MOST_COUNTED).subquery())
+        unit.count += unit.execute(counted).scalar_one()
+        return 0
     doomed = key[0].in_(chosen.scalar_subquery()) if len(key) == 1 else tuple_(*key).in_(chosen)
     return unit.changed(delete(table).where(doomed).execution_options(synchronize_session=False))

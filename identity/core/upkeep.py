@@ -12,7 +12,8 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from types import SimpleNamespace
+from typing import Final, cast
 
 from sqlalchemy import String, bindparam, or_, text, update
 from sqlalchemy.exc import IntegrityError
@@ -21,14 +22,15 @@ from sqlalchemy.orm import Mapped, mapped_column
 from identity import logs
 from identity.ambient import Origin, later
 from identity.core.clients import expiry, registration, secrets
-from identity.core.keeping import Keeping, keepings
+from identity.core.keeping import Keeping, Overdue, keepings
 from identity.core.mail import outbox
 from identity.core.proofs import attempts
 from identity.core.record import audit, explain
 from identity.core.record.audit import Action
 from identity.core.tokens import status
 from identity.runtime import Runtime
-from identity.storage import Base, Instant, Prepared, Unit
+from identity.settings import Settings
+from identity.storage import Base, Database, Instant, Prepared, Unit
 
 _log = logging.getLogger("identity.upkeep")
 _TICK_SECONDS: Final = 0.5
@@ -137,6 +139,19 @@ def sweep(rt: Runtime) -> None:
         if keeping.purge is not None:
             _purge(rt, name, keeping.purge)
     _purge(rt, "ring", lambda rt, unit: rt.ring.drop_spent(unit))
+
+
+def backlog(database: Database, settings: Settings, now: datetime) -> dict[str, int]:
+    """How many rows of each kind are over and still there, up to some number; many for long means that the janitor does not keep up."""
+    found = {}
+    rt = cast("Runtime", SimpleNamespace(settings=settings))
+    for name, keeping in keepings().items():
+        if keeping.purge is not None:
+            with database.reading() as session:
+                overdue = Overdue(session, now)
+                keeping.purge(rt, cast("Unit", overdue))
+            found[name] = overdue.count
+    return found
 
 
 def _purge(rt: Runtime, name: str, purge: Callable[[Runtime, Unit], int]) -> None:

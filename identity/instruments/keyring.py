@@ -390,9 +390,8 @@ class Keyring:
         return tuple(sorted(published, key=lambda name: (name != self._active(now).algorithm.name, name)))
 
     def is_ready(self) -> bool:
-        """Whether some key may sign now."""
-        now = self._clock.now()
-        return any(key.signs_from is not None and key.signs_from <= now for key in self._keys)
+        """Whether some key may sign; see `_active`."""
+        return any(key.signs_from is not None for key in self._keys)
 
     def reseal(self, unit: Unit) -> int:
         """Seal everything of the ring under the newest master key; tell how many rows changed."""
@@ -405,15 +404,19 @@ class Keyring:
         return changed
 
     def _active(self, now: datetime) -> LoadedKey:
-        signing = [key for key in self._keys if key.signs_from is not None and key.signs_from <= now]
-        if not signing:
+        dated = [key for key in self._keys if key.signs_from is not None]
+        if not dated:
             raise Refused(UNAVAILABLE, detail="the ring has no key that may sign", retry_after_seconds=1)
+        signing = [key for key in dated if key.signs_from is not None and key.signs_from <= now]
+        if not signing:
+            # The clock was ahead when the first key was made. It is published as long as it is there, so it signs.
+            return min(dated, key=lambda key: (key.signs_from or now, key.kid))
         return max(signing, key=lambda key: (key.signs_from or now, key.kid))
 
     def _state(self, key: LoadedKey, now: datetime) -> str:
-        if key.signs_from is None or key.signs_from > now:
-            return "next"
-        return "active" if key.kid == self._active(now).kid else "retired"
+        if key.signs_from is not None and key.kid == self._active(now).kid:
+            return "active"
+        return "next" if key.signs_from is None or key.signs_from > now else "retired"
 
     def _is_spent(self, key: LoadedKey, now: datetime) -> bool:
         """Whether every token that this key can have signed is dead, for verifiers with a slow clock too."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import ipaddress
 import os
@@ -25,25 +26,30 @@ if TYPE_CHECKING:
 
 STEP_SECONDS: Final = 10
 TOTAL_SECONDS: Final = 30
+_GO_ON: Final = 334
+_AUTHENTICATED: Final = 235
 _FILE_NAME: Final = re.compile(r"[A-Za-z0-9-]{1,64}", re.ASCII)
 
 
 class SmtpMailer:
     """Hands each mail to one SMTP server over a connection of its own.
 
-    Beyond loopback nothing travels without TLS: `implicit_tls`, or STARTTLS, which must then be offered; the certificate must
-    be good. On loopback STARTTLS is used when offered, whatever the certificate: nobody can stand in between.
+    Beyond loopback nothing travels without TLS: `implicit_tls`, or STARTTLS, which must then be offered unless `allows_plain`, and never
+    is a password sent without; the certificate must be good. On loopback STARTTLS is used when offered, whatever the certificate: nobody
+    can stand in between. `greeting` is the name that we give (RFC 5321 section 4.1.1.1).
     """
 
     def __init__(
         self, host: str, port: int, *, implicit_tls: bool = False, user: str = "", password: str = "",
-        step_seconds: float = STEP_SECONDS, total_seconds: float = TOTAL_SECONDS,
+        greeting: str = "", allows_plain: bool = False, step_seconds: float = STEP_SECONDS, total_seconds: float = TOTAL_SECONDS,
     ) -> None:  # fmt: skip
         self._host = host
         self._port = port
         self._implicit_tls = implicit_tls
         self._user = user
         self._password = password
+        self._greeting = greeting
+        self._allows_plain = allows_plain
         self._step_seconds = step_seconds
         self._total_seconds = total_seconds
 
@@ -69,7 +75,7 @@ class SmtpMailer:
         try:
             self._secure(connection)
             if self._user:
-                connection.login(self._user, self._password)
+                _log_in(connection, self._user, self._password)
             yield connection
             # The mail is theirs already: how the goodbye goes must not send it again.
             with contextlib.suppress(OSError):
@@ -82,8 +88,8 @@ class SmtpMailer:
         import smtplib  # noqa: PLC0415 -- 40 ms that a start without SMTP need not pay
 
         # Left to itself smtplib would ask DNS for our name, for as long as DNS likes.
-        name = socket.gethostname()
-        name = name if "." in name else "[127.0.0.1]"
+        name = self._greeting or socket.gethostname()
+        name = name if "." in name or name.startswith("[") else "[127.0.0.1]"
         if self._implicit_tls:
             return smtplib.SMTP_SSL(
                 self._host, self._port, name, timeout=self._step_seconds, context=self._tls_context()
@@ -97,7 +103,7 @@ class SmtpMailer:
         if connection.has_extn("starttls"):
             connection.starttls(context=self._tls_context())
             connection.ehlo()
-        elif not _is_loopback(self._host):
+        elif not _is_loopback(self._host) and (self._user or not self._allows_plain):
             raise ConnectionError("the mail server offers no STARTTLS")
 
     def _tls_context(self) -> ssl.SSLContext:
@@ -160,7 +166,15 @@ def mailer_for(settings: Settings) -> Mailer:
     user, password = unquote(parts.username or ""), unquote(parts.password or "")
     is_tls = parts.scheme == "smtps"
     usual = 465 if is_tls else 587 if user else 25
-    return SmtpMailer(parts.hostname, port or usual, implicit_tls=is_tls, user=user, password=password)
+    return SmtpMailer(
+        parts.hostname,
+        port or usual,
+        implicit_tls=is_tls,
+        user=user,
+        password=password,
+        greeting=_greeting(settings.issuer),
+        allows_plain=settings.mail_plaintext,
+    )
 
 
 def mail_directory(settings: Settings) -> Path | None:
@@ -171,6 +185,35 @@ def mail_directory(settings: Settings) -> Path | None:
     if not directory:
         raise BadSettings("IDENTITY_MAIL_URL: names no directory")
     return Path(directory)
+
+
+def _greeting(issuer: str) -> str:
+    """The issuer's host, as a mail server wants to be greeted: a name with a dot, or an address in brackets; else nothing."""
+    host = urlsplit(issuer).hostname or ""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host if "." in host else ""
+    return f"[IPv6:{address}]" if address.version == 6 else f"[{address}]"
+
+
+def _log_in(connection: smtplib.SMTP, user: str, password: str) -> None:
+    """AUTH in UTF-8 (RFC 4616 section 2), which smtplib's own cannot."""
+    if (user + password).isascii():
+        connection.login(user, password)
+        return
+    from smtplib import SMTPAuthenticationError  # noqa: PLC0415 -- see above
+
+    connection.ehlo_or_helo_if_needed()
+    spelled = [base64.b64encode(text.encode()).decode() for text in (f"\0{user}\0{password}", user, password)]
+    if "PLAIN" in connection.esmtp_features.get("auth", "").upper().split():
+        code, answer = connection.docmd("AUTH", f"PLAIN {spelled[0]}")
+    else:
+        code, answer = connection.docmd("AUTH", f"LOGIN {spelled[1]}")
+        if code == _GO_ON:
+            code, answer = connection.docmd(spelled[2])
+    if code != _AUTHENTICATED:
+        raise SMTPAuthenticationError(code, answer)
 
 
 def _only_address(message: EmailMessage, header: str) -> str:

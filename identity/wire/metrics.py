@@ -21,7 +21,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from identity import logs
 from identity.ambient import SystemClock
+from identity.core import upkeep
 from identity.core.clients import expiry
+from identity.core.mail import outbox
 from identity.settings import Settings
 from identity.storage import Database
 
@@ -105,6 +107,7 @@ def collect_all(settings: Settings) -> CollectorRegistry:
     registry = CollectorRegistry()
     MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # it has no types
     registry.register(_Expiry(settings))
+    registry.register(_Standing(settings))
     return registry
 
 
@@ -130,6 +133,34 @@ class _Expiry:
                 gauge.add_metric([kind], seconds)
         finally:
             database.close()
+        yield gauge
+
+
+class _Standing:
+    """How mail and the janitor stand."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def describe(self) -> list[Any]:
+        return []
+
+    def collect(self) -> Iterator[Any]:
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily  # noqa: PLC0415 -- see the module
+
+        # Opened for this scrape only, see `_Expiry`.
+        database = Database(self._settings.database_url, pool_size=1, creates=False, is_pooled=self._settings.is_pooled)
+        now = SystemClock().now()
+        try:
+            mail, overdue = outbox.standing_of(database, now), upkeep.backlog(database, self._settings, now)
+        finally:
+            database.close()
+        yield GaugeMetricFamily("identity_mail_waiting", "Mails that wait to be sent", mail.waiting)
+        yield GaugeMetricFamily("identity_mail_oldest_seconds", "How long the oldest has waited", mail.oldest_seconds)
+        yield CounterMetricFamily("identity_mail_given_up", "Mails given up and still kept", mail.given_up)
+        gauge = GaugeMetricFamily("identity_janitor_backlog", "Rows that are over and still there", labels=["kind"])
+        for kind, count in overdue.items():
+            gauge.add_metric([kind], count)
         yield gauge
 
 

@@ -16,7 +16,7 @@ from tests.faults.conftest import Stores
 from tests.faults.rig import serving, until
 
 pytestmark = pytest.mark.faults
-SLOW = {"argon2_memory_kib": 65_536, "argon2_time_cost": 12, "hash_wait_seconds": 20, "hash_concurrency": 4}
+SLOW = {"argon2_memory_kib": 65_536, "argon2_time_cost": 3, "hash_wait_seconds": 20, "hash_concurrency": 4}
 
 
 def test_right_logins_in_flight_when_postgresql_dies_leave_no_failure(stores: Stores, tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from identity.instruments import transports
 from identity.instruments.transports import FileMailer, SmtpMailer, mailer_for
 from identity.settings import BadSettings, Settings
 from tests.core.mail_world import ORIGIN, START, World, opened
+from tests.world import fast_settings
 
 ADA = "ada@example.com"
 
@@ -54,10 +55,19 @@ class Sink:
         self.logins: list[tuple[bytes, bytes]] = []
         self.was_tls: list[bool] = []
         self.faults: list[str] = []
+        self.greetings: list[str] = []
+        self.password = b"s3:c/r@t"
+
+    async def handle_EHLO(  # noqa: N802 -- aiosmtpd's name
+        self, _server: Any, session: Any, _envelope: Any, hostname: str, responses: list[str]
+    ) -> list[str]:
+        session.host_name = hostname
+        self.greetings.append(hostname)
+        return responses
 
     def __call__(self, _server: Any, _session: Any, _envelope: Any, _mechanism: str, data: Any) -> AuthResult:
         self.logins.append((data.login, data.password))
-        return AuthResult(success=data.password == b"s3:c/r@t", handled=False)
+        return AuthResult(success=data.password == self.password, handled=False)
 
     async def handle_RCPT(  # noqa: N802 -- aiosmtpd's name
         self, _server: Any, _session: Any, envelope: Any, address: str, _options: list[str]
@@ -424,9 +434,7 @@ def queue(world: World) -> str:
     ("fault", "arrivals", "reason"),
     [
         ("rcpt 451 later", 1, "SMTPRecipientsRefused 451"),
-        ("rcpt 550 no such box", 1, "SMTPRecipientsRefused 550"),
         ("data 452 full", 1, "SMTPDataError 452"),
-        ("data 554 spam", 1, "SMTPDataError 554"),
         ("hang", 1, "SMTPServerDisconnected"),
         ("drop untaken", 1, "SMTPServerDisconnected"),
         ("drop taken", 2, "SMTPServerDisconnected"),
@@ -477,3 +485,54 @@ def _seconds(deed: Callable[[], object]) -> float:
     began = time.monotonic()
     deed()
     return time.monotonic() - began
+
+
+@pytest.mark.parametrize("fault", ["rcpt 550 no such box", "data 554 spam"])
+def test_what_the_server_will_never_take_is_given_up_at_once(world: World, sink: Sink, port: int, fault: str) -> None:
+    world.rt.mailer = SmtpMailer("127.0.0.1", port)
+    sink.faults = [fault]
+    mail_id = queue(world)
+    outbox.deliver_due(world.rt)
+    (info,) = [mail for mail in outbox.list_mails(world.rt) if mail.id == mail_id]
+    assert (info.state, info.attempts) == ("dead", 1)
+    standing = outbox.standing_of(world.rt.database, world.rt.clock.now())
+    assert (standing.waiting, standing.given_up) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("issuer", "name"),
+    [
+        ("https://auth.example.com", "auth.example.com"),
+        ("https://192.0.2.7:8443", "[192.0.2.7]"),
+        ("https://[2001:db8::7]", "[IPv6:2001:db8::7]"),
+    ],
+)
+def test_the_issuers_host_greets(sink: Sink, issuer: str, name: str) -> None:
+    with listening(sink) as port:
+        mailer_for(fast_settings(issuer=issuer, mail_url=f"smtp://127.0.0.1:{port}")).send(a_mail())
+    assert sink.greetings[0] == name
+
+
+def test_a_password_may_be_any_text(sink: Sink) -> None:
+    sink.password = "pässword ✓".encode()
+    with listening(sink, auth_require_tls=False) as port:
+        SmtpMailer("127.0.0.1", port, user="jürgen", password="pässword ✓").send(a_mail())
+        with pytest.raises(smtplib.SMTPAuthenticationError):
+            SmtpMailer("127.0.0.1", port, user="jürgen", password="wrong ✓").send(a_mail())
+    assert sink.logins[0] == ("jürgen".encode(), sink.password)
+    assert len(sink.mails) == 1
+
+
+@pytest.mark.parametrize(
+    ("user", "allows_plain", "is_sent"), [("", True, True), ("", False, False), ("a", True, False)]
+)
+def test_a_plain_relay_is_used_where_that_is_permitted_and_never_with_a_password(
+    sink: Sink, monkeypatch: pytest.MonkeyPatch, user: str, *, allows_plain: bool, is_sent: bool
+) -> None:
+    monkeypatch.setattr(transports, "_is_loopback", lambda _host: False)
+    with listening(sink, auth_require_tls=False) as port:
+        mailer = SmtpMailer("127.0.0.1", port, user=user, password="x", allows_plain=allows_plain)
+        with contextlib.nullcontext() if is_sent else pytest.raises(ConnectionError):
+            mailer.send(a_mail())
+    assert len(sink.mails) == is_sent
+    assert sink.logins == []

@@ -30,4 +30,7 @@ def test_the_metrics_sum_the_workers_and_tell_what_expires_soonest(tmp_path: Pat
             r'^identity_credential_expiry_seconds\{kind="keypair"\} ([0-9.e+]+)$', shown, re.MULTILINE
         )
         assert 5 * 86_400 - 60 < float(seconds) <= 5 * 86_400
+        for name in ("waiting", "oldest_seconds", "given_up_total"):
+            assert re.search(rf"^identity_mail_{name} 0\.0$", shown, re.MULTILINE)
+        assert 'identity_janitor_backlog{kind="tokens.sessions"} 0.0' in shown
         assert live.get("/metrics").status_code == 404

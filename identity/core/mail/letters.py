@@ -38,6 +38,7 @@ class Template(StrEnum):
     ADDRESS_IN_USE = "address_in_use"
     KEYPAIR_ADDED = "keypair_added"
     EMAIL_ADDED = "email_added"
+    EMAIL_LOST = "email_lost"
     PASSWORD_CHANGED = "password_changed"
     FACTOR_CHANGED = "factor_changed"
     SESSIONS_ENDED = "sessions_ended"
@@ -169,6 +170,12 @@ LETTERS: Final[Mapping[Template, Letter]] = {
     Template.EMAIL_ADDED: Letter(
         "New address on your account at $service",
         "The address $address now belongs to your account at $service.",
+        _SIGNED_IN,
+        _SECURE,
+    ),
+    Template.EMAIL_LOST: Letter(
+        "An address of your account at $service changed",
+        "The address $address of your account at $service $change.",
         _SIGNED_IN,
         _SECURE,
     ),

@@ -20,7 +20,7 @@ from email.headerregistry import Address
 from email.message import EmailMessage
 from email.policy import SMTP
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from sqlalchemy import (
     BigInteger,
@@ -30,6 +30,7 @@ from sqlalchemy import (
     String,
     bindparam,
     delete,
+    func,
     literal_column,
     or_,
     select,
@@ -47,7 +48,7 @@ from identity.errors import NOT_FOUND, Refused
 from identity.instruments.vault import Unsealable
 from identity.paging import Listed, Part
 from identity.runtime import Runtime
-from identity.storage import Base, Instant, Prepared, Unit
+from identity.storage import Base, Database, Instant, Prepared, Unit
 
 POLL_SECONDS: Final = 0.5
 CLAIM_SECONDS: Final = 120
@@ -55,6 +56,9 @@ FIRST_RETRY_SECONDS: Final = 5
 LAST_RETRY_SECONDS: Final = 3_600
 MIN_ATTEMPTS: Final = 10
 GIVE_UP_SECONDS: Final = 86_400
+_FINAL: Final = 500
+_OURS_TO_MEND: Final = (530, 534, 535, 538)
+"""Refused for want of a login: a setting to mend, and then the mail may go."""
 KEEP_SENT_SECONDS: Final = 7 * 86_400
 KEEP_DEAD_SECONDS: Final = 30 * 86_400
 
@@ -101,6 +105,22 @@ class Mail(Base):
     claimed_until: Mapped[datetime | None] = mapped_column(Instant)
     last_error: Mapped[str] = mapped_column(String(64), default="")
     sent_at: Mapped[datetime | None] = mapped_column(Instant)
+
+
+class _StandingRow(NamedTuple):
+    waiting: int
+    oldest: datetime | None
+    given_up: int
+
+
+_STANDING: Final = Prepared(
+    select(
+        select(func.count()).select_from(Mail).where(text(_IS_PENDING)).scalar_subquery().label("waiting"),
+        select(func.min(Mail.created_at)).where(text(_IS_PENDING)).scalar_subquery().label("oldest"),
+        select(func.count()).select_from(Mail).where(Mail.state == State.DEAD).scalar_subquery().label("given_up"),
+    ),
+    into=_StandingRow,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,6 +271,22 @@ def retry(unit: Unit, mail_id: str | None = None) -> int:
     return count
 
 
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How mail stands: what waits, since when the oldest, and how much was given up in the time that it is kept."""
+
+    waiting: int
+    oldest_seconds: float
+    given_up: int
+
+
+def standing_of(database: Database, now: datetime) -> Standing:
+    """How mail stands now; for health and metrics."""
+    row = database.row(_STANDING)
+    waiting, oldest, given_up = (row.waiting, row.oldest, row.given_up) if row else (0, None, 0)
+    return Standing(waiting, max(0.0, (now - oldest).total_seconds()) if oldest else 0.0, given_up)
+
+
 def purge(_rt: Runtime, unit: Unit) -> int:
     """Forget mails that are long done. What is pending always stays."""
     kept = {State.SENT: KEEP_SENT_SECONDS, State.DEAD: KEEP_DEAD_SECONDS, State.VOID: KEEP_SENT_SECONDS}
@@ -365,7 +401,10 @@ def _deliver(rt: Runtime, mail: _Claimed) -> None:
         # Kept: the right master key, given back, makes it readable again.
         _bury(rt, mail, "unsealable", erase=False)
     except Exception as exc:  # noqa: BLE001 -- one mail that cannot be sent, for whatever reason, must not stop the others
-        _postpone(rt, mail, _reason(exc))
+        if _is_final(exc):
+            _bury(rt, mail, _reason(exc), erase=False)
+        else:
+            _postpone(rt, mail, _reason(exc))
     else:
         _note_sent(rt, mail)
 
@@ -419,6 +458,15 @@ def _bury(rt: Runtime, mail: _Claimed, reason: str, *, erase: bool) -> None:
     with rt.unit(Origin.background()) as unit:
         unit.changed(_ours(mail).values(**changes))
     logs.event(_log, logging.ERROR, "mail given up", mail=mail.id, attempts=mail.attempts, reason=reason)
+
+
+def _is_final(exc: Exception) -> bool:
+    """Whether the server will not take this mail, ever (RFC 5321 section 4.2.1: 5yz), unlike one that will not take us yet."""
+    refused = getattr(exc, "recipients", None)
+    codes = [answer[0] for answer in refused.values()] if isinstance(refused, dict) else []
+    if type(exc).__name__ in ("SMTPDataError", "SMTPSenderRefused"):
+        codes.append(getattr(exc, "smtp_code", 0))
+    return bool(codes) and all(code >= _FINAL and code not in _OURS_TO_MEND for code in codes)
 
 
 def _ours(mail: _Claimed) -> Any:

@@ -132,7 +132,9 @@ def prefer(rt: Runtime, unit: Unit, email_id: str, *, actor: str, of: Owner | An
     if not row.verified:
         raise Refused(EMAIL_UNVERIFIED, field="emailID")
     if not row.preferred:
+        before = preferred_of(unit, row.user_id)
         _prefer(unit, row)
+        _tell_loser(rt, unit, row.user_id, before, "is not the preferred one any more")
         audit.record(rt, unit, Action.EMAIL_PREFERRED, actor=actor, target=email_id, user=row.user_id)
 
 
@@ -153,6 +155,7 @@ def remove(rt: Runtime, unit: Unit, email_id: str, *, actor: str, of: Owner | An
     if heir is None:
         raise Refused(EMAIL_LAST, detail="no verified address would be left")
     codes.cancel(unit, Purpose.EMAIL, email_id)
+    _tell_loser(rt, unit, row.user_id, row.address if row.verified else None, "was removed")
     unit.execute(delete(Email).where(Email.id == email_id))
     if row.preferred:
         _prefer(unit, heir)
@@ -188,6 +191,16 @@ def _issue(rt: Runtime, unit: Unit, row: Email, alias: str) -> str:
         )
     return codes.issue_nothing(
         rt, unit, Purpose.EMAIL, subject=row.id, address=row.address, instead=Template.ADDRESS_IN_USE
+    )
+
+
+def _tell_loser(rt: Runtime, unit: Unit, user_id: str, address: str | None, change: str) -> None:
+    """Tell a proven address what it loses: whoever took an account over begins with that."""
+    if address is None:
+        return
+    alias = unit.execute(select(User.alias).where(User.id == user_id)).scalar_one()
+    outbox.queue(
+        rt, unit, Template.EMAIL_LOST, to=address, values={"account": alias, "address": address, "change": change}
     )
 
 

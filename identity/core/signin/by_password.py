@@ -56,7 +56,7 @@ def by_password(
 ) -> AccessToken:
     """A day's token for a right password, and a right TOTP code where the user has TOTP (else MFA_REQUIRED)."""
     proof = password_proof.check_password(rt, origin, identifier, password)
-    if not factors.is_enrolled(rt, proof.user.id):
+    if not _is_enrolled(rt, origin, proof):
         return _grant(rt, origin, proof, handout=Handout.DAY, resource=resource).access
     if totp_code is None:
         password_proof.waste(rt, origin, proof)
@@ -75,7 +75,7 @@ def by_password(
 def sign_in(rt: Runtime, origin: Origin, *, identifier: str, password: str, resource: str) -> Issued | Grant:
     """The first step of a login that may have one only: a user without TOTP is in at once where `IDENTITY_SECOND_FACTOR=enrolled`."""
     proof = password_proof.check_password(rt, origin, identifier, password)
-    if rt.settings.second_factor == "enrolled" and not factors.is_enrolled(rt, proof.user.id):
+    if rt.settings.second_factor == "enrolled" and not _is_enrolled(rt, origin, proof):
         return _grant(rt, origin, proof, handout=Handout.REFRESHABLE, resource=resource)
     return _challenge(
         rt,
@@ -137,6 +137,11 @@ def refresh(rt: Runtime, origin: Origin, token: str) -> tuple[AccessToken, Secre
     return sessions.token_for(
         rt, sessions.live_of(rt, user, session), seconds=rt.settings.access_token_seconds
     ), successor
+
+
+def _is_enrolled(rt: Runtime, origin: Origin, proof: PasswordProof) -> bool:
+    with attempts.given_back(rt, origin, proof.reservation):
+        return factors.is_enrolled(rt, proof.user.id)
 
 
 def _grant(rt: Runtime, origin: Origin, proof: PasswordProof, *, handout: Handout, resource: str) -> Grant:

@@ -9,6 +9,7 @@ from marshmallow import Schema, fields
 from identity import migrations
 from identity.core import upkeep
 from identity.core.clients import applications
+from identity.core.mail import outbox
 from identity.errors import UNAVAILABLE, Refused
 from identity.instruments.statuslists import PATH as STATUS_LISTS
 from identity.runtime import Runtime
@@ -18,6 +19,8 @@ from identity.wire.head import is_known
 public = Dialect("F and I: keys, metadata, health", ignores_query=True)
 
 CLIENT_METHODS = ["client_secret_basic", "client_secret_post", "private_key_jwt"]
+
+LATE_MAIL_SECONDS = 300
 
 
 class Jwk(Schema):
@@ -84,7 +87,10 @@ def live(_call: Call) -> Reply:
 
 @public.endpoint("GET", "/health/ready", answer=Health, ignores_body=True, refusals=(UNAVAILABLE,))
 def ready(call: Call) -> Reply:
-    """Whether everything that a login needs answers; names the part that does not."""
+    """Whether everything that a login needs answers; names the part that does not.
+
+    `degraded` (still 200: no other process would do better) when mail has waited for minutes.
+    """
     rt, parts = call.rt, {}
     checks = {
         "database": lambda: upkeep.prove_writes(rt),
@@ -101,7 +107,9 @@ def ready(call: Call) -> Reply:
             raise Refused(
                 UNAVAILABLE.saying(f"The part that is down: {name}"), detail=refused.detail, retry_after_seconds=1
             ) from refused
-    return Reply({"status": "ok", "parts": parts})
+    late = outbox.standing_of(rt.database, rt.clock.now()).oldest_seconds > LATE_MAIL_SECONDS
+    parts["mail"] = "degraded" if late else "ok"
+    return Reply({"status": parts["mail"], "parts": parts})
 
 
 def _check_migrations(rt: Runtime) -> None:

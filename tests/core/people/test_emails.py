@@ -6,6 +6,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from email.message import EmailMessage
 
 import pytest
 
@@ -194,3 +195,21 @@ def test_when_all_addresses_are_removed_at_once_one_verified_one_stays(web: Web)
     (left,) = addresses.listing_of(web.rt, ada.id)
     assert left.verified
     assert left.preferred
+
+
+def words_of(message: EmailMessage) -> str:
+    body = message.get_body(("plain",))
+    return " ".join(body.get_content().split()) if body else ""
+
+
+def test_an_address_hears_what_it_loses(web: Web) -> None:
+    ada = a_user(web.rt)
+    other = proven(web, ada, "ada@other.example")
+    with web.rt.unit(ORIGIN) as unit:
+        addresses.prefer(web.rt, unit, other, actor=ada.id, of=Owner(ada.id))
+    notice = web.mails()[-1]
+    assert (notice["To"], "not the preferred one any more" in words_of(notice)) == (ada.email, True)
+    with web.rt.unit(ORIGIN) as unit:
+        addresses.remove(web.rt, unit, other, actor=ada.id, of=Owner(ada.id))
+    notice = web.mails()[-1]
+    assert (notice["To"], "was removed" in words_of(notice)) == ("ada@other.example", True)
