@@ -140,6 +140,10 @@ def keypair(info: KeyPairInfo) -> Document:
         "createdAt": seconds(info.created_at),
         "expireAt": seconds(info.expires_at),
         "lastUsedAt": seconds(info.last_used_at),
+        "lastUsedIp": info.last_used_ip,
+        "cidrs": list(info.cidrs),
+        "roles": None if info.rights.roles is None else list(info.rights.roles),
+        "tenants": None if info.rights.tenants is None else list(info.rights.tenants),
     }
 
 

@@ -88,6 +88,7 @@ MAKES_SECRETS = {
     "POST /auth/mfa/totp/confirm",
     "POST /auth/mfa/recovery-codes",
     "POST /keypair",
+    "POST /keypair/{key_id}/rotate",
     "POST /admin/user",
     "POST /admin/user/{id}/session",
     "POST /admin/user/{id}/keypair",

@@ -65,10 +65,12 @@ ROUTES: dict[Kind, str] = {
     Kind.OWN: """
         POST /auth/logout, GET /auth/me, POST /auth/mfa/totp, POST /auth/mfa/totp/confirm, DELETE /auth/mfa/totp,
         POST /auth/mfa/recovery-codes, PUT /auth/password, GET /session, PUT /session/extend, GET /sessions, POST /session/token,
-        POST /email, POST /email/verification, GET /emails, POST /keypair, GET /keypair, GET /keypairs, POST /keypair/token, DELETE /user
+        POST /email, POST /email/verification, GET /emails, POST /keypair, GET /keypair,
+        DELETE /keypair, GET /keypairs, POST /keypair/token, DELETE /user
     """,
     Kind.OBJECT: """
-        DELETE /session/{session_id}, DELETE /keypair/{key_id}, DELETE /email/{email_id}, PUT /email/preferred
+        DELETE /session/{session_id}, DELETE /keypair/{key_id}, POST /keypair/{key_id}/rotate,
+        DELETE /email/{email_id}, PUT /email/preferred
     """,
     Kind.ALIAS: "GET /user/{user_id}, GET /user/id/{user_id}",
     Kind.ADMIN: """

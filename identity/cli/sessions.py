@@ -53,9 +53,13 @@ def keypair() -> None:
 @click.option("--name", required=True, metavar="N")
 @click.option("--days", type=click.IntRange(1, 3650), default=365, show_default=True)
 @click.option("--verified", is_flag=True, help="Good at once: you vouch for it instead of a mailed code.")
-def create(opened: Opened, identifier: str, name: str, days: int, verified: bool) -> Any:
+@click.option("--role", "roles", multiple=True, metavar="R", help="Only this of the user's roles, in tenants too.")
+@click.option("--tenant", "tenants", multiple=True, metavar="T", help="Only this of the user's tenants.")
+@click.option("--cidr", "cidrs", multiple=True, metavar="NETWORK", help="Only from this network.")
+def create(opened: Opened, identifier: str, name: str, days: int, verified: bool, **named: tuple[str, ...]) -> Any:
     """Make a key pair of a user; the secret is shown once. It waits for the code that is mailed to them."""
-    made = opened.ask("POST", "user", find.user(opened, identifier), "keypair", body={"name": name, "days": days})
+    body = {"name": name, "days": days} | {field: list(values) for field, values in named.items() if values}
+    made = opened.ask("POST", "user", find.user(opened, identifier), "keypair", body=body)
     if verified:
         opened.ask("PUT", "keypair", made["keyID"], "verify")
         made["verified"] = True

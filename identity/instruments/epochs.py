@@ -65,7 +65,7 @@ WATCHED: Final = {
     ),
     "user_session": Watch(
         of="user_id",
-        columns=("user_id", "amr", "verified", "bearer", "auth_time", "expires_at", "revoked_at", "place"),
+        columns=("user_id", "amr", "verified", "bearer", "auth_time", "expires_at", "revoked_at", "place", "rights"),
         ignored=(
             *("id", "keypair_id", "client_id", "kind", "seed", "generation", "turned_at", "resource", "created_at"),
             *("idle_expires_at", "ip", "user_agent"),
@@ -73,7 +73,10 @@ WATCHED: Final = {
     ),
     "keypair": Watch(
         of="user_id",
-        columns=("user_id", "api_key", "fingerprint", "name", "cidrs", "verified", "expires_at"),
+        columns=(
+            *("user_id", "api_key", "fingerprint", "name", "cidrs", "verified", "expires_at", "rights"),
+            *("previous_fingerprint", "previous_until"),
+        ),
         ignored=("id", "created_at", "last_used_at", "last_used_address", "warned_days"),
     ),
     "application": Watch(

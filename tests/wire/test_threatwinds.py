@@ -598,6 +598,10 @@ def test_a_key_pair_is_made_confirmed_used_traded_and_revoked(web: Web, mount: s
                 "expireAt": pair["expireAt"],
                 "verified": True,
                 "lastUsedAt": int(web.clock.now().timestamp()),
+                "lastUsedIp": "127.0.0.1",
+                "cidrs": [],
+                "roles": None,
+                "tenants": None,
             }
         ]
     }

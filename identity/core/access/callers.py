@@ -84,6 +84,11 @@ class Caller(NamedTuple):
         return f"secret:{secret_of(self.claims.token_id)}" if self.claims is not None else ""
 
     @property
+    def is_by_key(self) -> bool:
+        """Whether a key pair proved the caller, or a token that one was traded for."""
+        return self.key is not None or (self.session is not None and self.session.session.is_of_keypair)
+
+    @property
     def is_admin(self) -> bool:
         """Whether it may use group H."""
         return ADMIN_SCOPE in self.scopes if self.kind is CallerKind.APPLICATION else ADMIN_ROLE in self.roles

@@ -5,6 +5,7 @@ What an administrator makes waits for its code as it would for its owner; vouchi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from identity.ambient import later
@@ -17,6 +18,7 @@ from identity.core.people import accounts, addresses
 from identity.core.people.accounts import Email
 from identity.core.people.addresses import EmailInfo
 from identity.core.people.ownership import ANYONE
+from identity.core.people.rights import Rights
 from identity.core.proofs import attempts, codes
 from identity.core.proofs.attempts import Charge
 from identity.core.proofs.codes import Purpose
@@ -81,11 +83,22 @@ def revoke_sessions(rt: Runtime, by: By, **owners: str | None) -> int:
 # Key pairs.
 
 
-def create_keypair(rt: Runtime, by: By, user_id: str, *, name: str, days: int) -> Requested:
+def create_keypair(
+    rt: Runtime,
+    by: By,
+    user_id: str,
+    *,
+    name: str,
+    days: int,
+    cidrs: Sequence[str] = (),
+    roles: Sequence[str] | None = None,
+    tenants: Sequence[str] | None = None,
+) -> Requested:
     """A key pair of the user, which waits for the code that is mailed to them. See `keypairs.request`."""
     user = accounts.get(rt, user_id)
     with by.unit(rt) as unit:
-        return keypairs.request(rt, unit, user, name=name, days=days, actor=by.actor)
+        rights = Rights(None if roles is None else tuple(roles), None if tenants is None else tuple(tenants))
+        return keypairs.request(rt, unit, user, name=name, days=days, actor=by.actor, cidrs=cidrs, rights=rights)
 
 
 def verify_keypair(rt: Runtime, by: By, key_id: str) -> None:

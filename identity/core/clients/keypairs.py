@@ -1,7 +1,8 @@
 """API key pairs: an identifier that may be shown and a secret that is shown once.
 
-A pair does nothing until its owner confirms it with an emailed code. It carries its owner's roles and memberships as they are now, and
-it stops with its owner. Both halves are 160 random bits, so checking them is one read and one keyed hash.
+A pair does nothing until its owner confirms it with an emailed code. It carries its owner's roles and memberships as they are now, or the
+part of them that it was made for, and it stops with its owner. Both halves are 160 random bits, so checking them is one read and one keyed
+hash.
 """
 
 from __future__ import annotations
@@ -35,9 +36,10 @@ from identity.core.clients import applications
 from identity.core.keeping import Keeping, delete_batch
 from identity.core.mail import outbox
 from identity.core.mail.letters import Template
-from identity.core.people import addresses, tenancy
+from identity.core.people import accounts, addresses, tenancy
 from identity.core.people.accounts import AccessWindow, User, UserInfo, recheck
 from identity.core.people.ownership import Anyone, Owner, may_touch
+from identity.core.people.rights import ALL, Rights, decoded, narrowed
 from identity.core.people.tenancy import Memberships
 from identity.core.proofs import codes, guesses, machines
 from identity.core.proofs.attempts import FAILURES
@@ -56,6 +58,7 @@ from identity.storage import Base, Instant, Prepared, Unit
 MAX_DAYS: Final = 3650
 MAX_NETWORKS: Final = 32
 MAX_PAIRS: Final = 100
+MAX_GRACE_SECONDS: Final = 604_800
 PAIRS_FULL: Final = CONFLICT.saying(f"An account has at most {MAX_PAIRS} key pairs")
 NO_ADDRESS: Final = CONFLICT.saying("The account has no verified email that a code could go to")
 
@@ -77,6 +80,9 @@ class KeyPair(Base):
     last_used_at: Mapped[datetime | None] = mapped_column(Instant)
     last_used_address: Mapped[str | None] = mapped_column(String(64))
     warned_days: Mapped[int | None] = mapped_column(BigInteger)
+    rights: Mapped[str | None] = mapped_column(Text)
+    previous_fingerprint: Mapped[bytes | None] = mapped_column(LargeBinary(32))
+    previous_until: Mapped[datetime | None] = mapped_column(Instant)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +98,8 @@ class KeyPairInfo:
     created_at: datetime
     expires_at: datetime
     last_used_at: datetime | None
+    last_used_ip: str | None
+    rights: Rights
 
 
 class KeyInfo(NamedTuple):
@@ -109,7 +117,8 @@ class KeyInfo(NamedTuple):
     groups: tuple[str, ...]
     memberships: Memberships
     until: datetime
-    """When it ends by itself: its own end, or that of its owner's access window."""
+    """When it ends by itself: its own end, that of its owner's access window, or that of the secret which another has replaced."""
+    rights: str | None = None
 
 
 class _PairRow(NamedTuple):
@@ -132,6 +141,19 @@ class _PairRow(NamedTuple):
     ends_at: datetime | None
     failures: str | None
     memberships: str | None
+    rights: str | None
+    previous_fingerprint: bytes | None
+    previous_until: datetime | None
+
+    def secret_until(self, presented: bytes, now: datetime) -> datetime | None:
+        """Until when the presented secret is this pair's, or None if it is not."""
+        # Both are always compared: how long a refusal takes must not tell which was nearly right.
+        is_present = opaque.matches(self.fingerprint, presented)
+        is_previous = opaque.matches(self.previous_fingerprint or bytes(32), presented)
+        if is_present:
+            return self.expires_at
+        known = is_previous and self.previous_until is not None and now < self.previous_until
+        return self.previous_until if known else None
 
 
 _PROVEN = Prepared(
@@ -153,6 +175,9 @@ _PROVEN = Prepared(
         User.ends_at,
         FAILURES,
         tenancy.memberships(User.id),
+        KeyPair.rights,
+        KeyPair.previous_fingerprint,
+        KeyPair.previous_until,
     )
     .join(User, User.id == KeyPair.user_id)
     .where(KeyPair.api_key == bindparam("api_key")),
@@ -190,6 +215,8 @@ def authenticate(rt: Runtime, origin: Origin, api_key: str, api_secret: str) -> 
         if row is None:
             rt.strangers.note(Action.LOGIN_FAILED, flaw, origin.address)
         raise Refused(KEY_MISMATCH, detail=flaw, evidence=evidence)
+    roles, groups, memberships = narrowed(row.rights, row.roles, row.groups, Memberships(row.memberships or ""))
+    secret_until = row.secret_until(_fingerprint(rt, api_secret), rt.clock.now()) or row.expires_at
     info = KeyInfo(
         id=row.id,
         api_key=row.api_key,
@@ -199,10 +226,11 @@ def authenticate(rt: Runtime, origin: Origin, api_key: str, api_secret: str) -> 
         user_id=row.user_id,
         alias=row.alias,
         full_name=row.full_name,
-        roles=row.roles,
-        groups=row.groups,
-        memberships=Memberships(row.memberships or ""),
-        until=min(row.expires_at, row.ends_at or row.expires_at),
+        roles=roles,
+        groups=groups,
+        memberships=memberships,
+        until=min(row.expires_at, row.ends_at or row.expires_at, secret_until),
+        rights=row.rights,
     )
     note_use(rt, origin, info)
     return info
@@ -223,10 +251,17 @@ def create(
     actor: str,
     cidrs: Sequence[str] = (),
     verified: bool = False,
+    rights: Rights = ALL,
 ) -> tuple[KeyPairInfo, Secret]:
-    """A new pair of `user_id`, good for `days`, and its secret, which is shown once. Raises Refused(VALIDATION)."""
+    """A new pair of `user_id`, good for `days`, and its secret, which is shown once. Raises Refused(VALIDATION).
+
+    `rights`: a part of what the owner has; the pair never has more than that, nor more than its owner has at the time.
+    """
     if not 1 <= days <= MAX_DAYS:
         raise Refused(VALIDATION.saying("A key lives from 1 to 3650 days"), field="days")
+    if rights != ALL:
+        owner = accounts.get(rt, user_id)
+        rights.check_within(owner.roles, tenancy.memberships_of(rt, user_id))
     secret = opaque.mint(Kind.API_SECRET, rt.entropy)
     row = KeyPair(
         id=rt.new_id(),
@@ -238,6 +273,7 @@ def create(
         verified=verified,
         created_at=unit.now,
         expires_at=later(unit.now, days * 86_400),
+        rights=rights.encoded(),
     )
     unit.add(row)
     audit.record(
@@ -256,7 +292,15 @@ class Requested:
 
 
 def request(
-    rt: Runtime, unit: Unit, user: UserInfo, *, name: str, days: int, actor: str, cidrs: Sequence[str] = ()
+    rt: Runtime,
+    unit: Unit,
+    user: UserInfo,
+    *,
+    name: str,
+    days: int,
+    actor: str,
+    cidrs: Sequence[str] = (),
+    rights: Rights = ALL,
 ) -> Requested:
     """A new pair of `user` that does nothing until the code comes back that was mailed to the address they prefer.
 
@@ -268,7 +312,7 @@ def request(
     address = addresses.preferred_of(unit, user.id)
     if address is None:
         raise Refused(NO_ADDRESS, detail="no verified address")
-    info, secret = create(rt, unit, user.id, name=name, days=days, actor=actor, cidrs=cidrs)
+    info, secret = create(rt, unit, user.id, name=name, days=days, actor=actor, cidrs=cidrs, rights=rights)
     values = {"account": user.alias, "key_name": info.name}
     verification_id = codes.issue(
         rt, unit, Purpose.KEYPAIR, subject=info.id, user_id=user.id, address=address, values=values
@@ -306,6 +350,7 @@ def trade(rt: Runtime, origin: Origin, key: KeyInfo, *, resource: str) -> Access
             idle_seconds=max(1, seconds),
             absolute_seconds=max(1, seconds),
             keypair_id=key.id,
+            rights=key.rights,
         )
     live = sessions.live_of(rt, user, opened.session)
     return sessions.token_for(rt, live, seconds=max(1, seconds), at=opened.session.created_at)
@@ -317,6 +362,27 @@ def mark_proven(rt: Runtime, unit: Unit, key_id: str, *, actor: str) -> KeyPairI
         raise Refused(NOT_FOUND, detail="no such key pair")
     audit.record(rt, unit, Action.KEYPAIR_VERIFIED, actor=actor, target=key_id)
     return _info(unit.session.get_one(KeyPair, key_id))
+
+
+def rotate(
+    rt: Runtime, unit: Unit, key_id: str, *, actor: str, grace_seconds: int = 0, of: Owner | Anyone
+) -> tuple[KeyPairInfo, Secret, datetime]:
+    """A new secret of a pair, shown once, and until when the one before it still works. Raises Refused(NOT_FOUND).
+
+    Its identifier, name, end and rights stay; so do the tokens that it was traded for, unless they are revoked.
+    """
+    row = unit.session.get(KeyPair, canonical_id(key_id), with_for_update=True) if canonical_id(key_id) else None
+    if row is None or not may_touch(of, row.user_id):
+        raise Refused(NOT_FOUND, detail="no such key pair")
+    if not 0 <= grace_seconds <= MAX_GRACE_SECONDS:
+        raise Refused(VALIDATION.saying(f"A grace is from 0 to {MAX_GRACE_SECONDS} seconds"), field="graceSeconds")
+    secret = opaque.mint(Kind.API_SECRET, rt.entropy)
+    until = later(unit.now, grace_seconds)
+    row.previous_fingerprint, row.previous_until = row.fingerprint, until
+    row.fingerprint = _fingerprint(rt, secret.reveal())
+    unit.session.flush()
+    audit.record(rt, unit, Action.KEYPAIR_ROTATED, actor=actor, target=row.id, user=row.user_id, grace=grace_seconds)
+    return _info(row), secret, until
 
 
 def revoke(rt: Runtime, unit: Unit, key_id: str, *, actor: str, of: Owner | Anyone) -> None:
@@ -366,9 +432,9 @@ def _flaw(  # noqa: PLR0911 -- one return for each reason
     presented = _fingerprint(rt, api_secret)
     if row is None:
         return "unknown key, or not the shape of a pair", {}
-    if not opaque.matches(row.fingerprint, presented):
-        return "wrong secret", {"key": row.id}
     now = rt.clock.now()
+    if row.secret_until(presented, now) is None:
+        return "wrong secret", {"key": row.id}
     right = {"key": row.id, "near_miss": "the secret was right"}
     if not row.verified:
         return "the pair waits for its code", right
@@ -425,6 +491,8 @@ def _info(row: KeyPair) -> KeyPairInfo:
         row.created_at,
         row.expires_at,
         row.last_used_at,
+        row.last_used_address,
+        decoded(row.rights),
     )
 
 

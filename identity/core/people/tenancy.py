@@ -133,6 +133,16 @@ class Memberships:
         """What the subject is in each of its tenants, by id, also in disabled ones."""
         return [_belonging(*line.split("\t", 1)) for line in sorted(self._lines.split("\n")) if line]
 
+    def narrowed(self, roles: Sequence[str] | None, tenants: Sequence[str] | None) -> Memberships:
+        """Only these tenants, and in them only these roles; None: all."""
+        kept = []
+        for line in filter(None, self._lines.split("\n")):
+            tenant, held, *rest = line.split("\t")
+            if tenants is None or tenant in tenants:
+                left = held if roles is None else " ".join(role for role in held.split() if role in roles)
+                kept.append("\t".join((tenant, left, *rest)))
+        return Memberships("\n".join(kept))
+
     def roles(self) -> dict[str, tuple[str, ...]]:
         """The roles in each tenant that is enabled, whatever its policy says; `policy.named` asks that too."""
         return {held.tenant: held.roles for held in self.all() if held.is_enabled}

@@ -53,6 +53,7 @@ class Action(StrEnum):
     EMAIL_REMOVED = "email.removed"
     KEYPAIR_CREATED = "keypair.created"
     KEYPAIR_VERIFIED = "keypair.verified"
+    KEYPAIR_ROTATED = "keypair.rotated"
     KEYPAIR_REVOKED = "keypair.revoked"
     USER_CREATED = "user.created"
     USER_CHANGED = "user.changed"

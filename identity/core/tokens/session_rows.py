@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import NamedTuple
 
-from sqlalchemy import BigInteger, Boolean, ForeignKey, Index, LargeBinary, String, text
+from sqlalchemy import BigInteger, Boolean, ForeignKey, Index, LargeBinary, String, Text, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from identity.storage import Base, Instant, Names
@@ -47,6 +47,8 @@ class UserSession(Base):
     user_agent: Mapped[str] = mapped_column(String(400))
     # Its place in the status lists; none while it waits, and after its user's rights have changed, until its next token.
     place: Mapped[int | None] = mapped_column(BigInteger)
+    # Those of the key pair behind it, which never change.
+    rights: Mapped[str | None] = mapped_column(Text)
 
 
 class SessionInfo(NamedTuple):
@@ -67,11 +69,17 @@ class SessionInfo(NamedTuple):
     ip: str
     user_agent: str
     place: int | None
+    rights: str | None
 
     @property
     def expires_at(self) -> datetime:
         """When it ends if it is not used."""
         return min(self.idle_expires_at, self.absolute_expires_at)
+
+    @property
+    def is_of_keypair(self) -> bool:
+        """Whether a key pair stands for the login."""
+        return "key" in self.amr
 
     def is_over(self, now: datetime) -> bool:
         """Whether it was revoked or has expired."""
@@ -94,6 +102,7 @@ INFO = (
     UserSession.ip,
     UserSession.user_agent,
     UserSession.place,
+    UserSession.rights,
 )
 
 

@@ -35,6 +35,7 @@ from identity.core.mail.letters import Template
 from identity.core.people import policy, tenancy
 from identity.core.people.accounts import AccessWindow, Email, User, UserInfo, recheck
 from identity.core.people.policy import Login
+from identity.core.people.rights import narrowed
 from identity.core.people.tenancy import Membership, Memberships
 from identity.core.record import audit
 from identity.core.record.audit import Action
@@ -93,6 +94,7 @@ class _LiveRow(NamedTuple):
     ip: str
     user_agent: str
     place: int | None
+    rights: str | None
     alias: str
     full_name: str
     roles: tuple[str, ...]
@@ -134,11 +136,12 @@ def open_session(
     with_bearer: bool = False,
     with_refresh: bool = False,
     keypair_id: str | None = None,
+    rights: str | None = None,
 ) -> Opened:
     """A new session of `user`, verified or waiting for its code. Ids and secrets are always fresh, whatever the client sent.
 
     `user` None: a session of nobody, which costs the same and never works. `keypair_id`: the key pair that stands for the login;
-    the session ends with it.
+    the session ends with it, and has no more than its `rights`.
     """
     bearer = opaque.mint(Kind.SESSION, rt.entropy) if with_bearer else None
     end = later(unit.now, absolute_seconds)
@@ -164,6 +167,7 @@ def open_session(
         "user_agent": unit.origin.user_agent[:400],
         # Anybody can have waiting sessions made: those get a place when they are good for something.
         "place": status.take(rt, unit) if user and verified else None,
+        "rights": rights,
     }
     unit.insert(UserSession, **values)
     actor = user.id if user else ""
@@ -257,7 +261,8 @@ def token_for(
 def live_of(rt: Runtime, user: UserInfo, session: SessionInfo) -> Live:
     """A session just opened, as `token_for` takes it."""
     memberships = tenancy.memberships_of(rt, user.id)
-    return Live(session, user.id, user.alias, user.full_name, user.roles, user.groups, memberships, user.ends_at)
+    held = narrowed(session.rights, user.roles, user.groups, memberships)
+    return Live(session, user.id, user.alias, user.full_name, *held, user.ends_at)
 
 
 def extend(rt: Runtime, unit: Unit, session_id: str, *, idle_seconds: int, actor: str) -> None:
@@ -470,8 +475,8 @@ def _live(rt: Runtime, row: _LiveRow | None) -> Live:
         late = int((now - info.expires_at).total_seconds())
         evidence = {"expected": "a session that has not ended", "seen": {"ended": info.expires_at.isoformat()}}
         raise Refused(TOKEN_EXPIRED, detail="session expired", evidence=evidence | {"skew_seconds": late})
-    memberships = Memberships(row.memberships or "")
-    return Live(info, info.user_id, row.alias, row.full_name, row.roles, row.groups, memberships, row.ends_at)
+    held = narrowed(row.rights, row.roles, row.groups, Memberships(row.memberships or ""))
+    return Live(info, info.user_id, row.alias, row.full_name, *held, row.ends_at)
 
 
 def _placed(rt: Runtime, live: Live) -> Live:

@@ -15,6 +15,7 @@ from typing import Any, Final
 from marshmallow import Schema
 
 from identity import documents, paging
+from identity.core.access import own
 from identity.core.admin import (
     applications,
     export,
@@ -707,7 +708,11 @@ def explain_error(call: Call) -> Reply:
 
 
 def _by(call: Call) -> By:
-    return By(call.caller.subject, call.origin)
+    caller, path = call.caller, call.endpoint.path
+    if caller.is_by_key and path.startswith("/admin/user/{id}") and call.params["id"].lower() == caller.subject:
+        # An administrator's pair administers others. What it could do to its owner would outlive its own end.
+        raise Refused(own.BY_KEY, detail="by a key pair, to its owner")
+    return By(caller.subject, call.origin)
 
 
 def _sought(call: Call, name: str, find: Callable[[Runtime, str], str]) -> str | None:

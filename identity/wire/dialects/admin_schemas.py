@@ -120,6 +120,9 @@ class KeyPairBody(Body):
     userID = SaidAgain(of="id")
     name = Text(required=True, max_length=200)
     days = Whole(required=True, least=1, most=3650)
+    cidrs = fields.List(Text(max_length=64))
+    roles = Names(allow_none=True)
+    tenants = Names(allow_none=True)
 
 
 class AddressBody(Body):
@@ -292,6 +295,10 @@ class KeyPairAnswer(Schema):
     createdAt = Seconds(required=True)
     expireAt = Seconds(required=True)
     lastUsedAt = Seconds(required=True, allow_none=True)
+    lastUsedIp = fields.String(required=True, allow_none=True)
+    cidrs = fields.List(fields.String(), required=True)
+    roles = fields.List(fields.String(), required=True, allow_none=True)
+    tenants = fields.List(fields.String(), required=True, allow_none=True)
 
 
 class ApplicationAnswer(Schema):

@@ -40,7 +40,7 @@ from identity.errors import (
 )
 from identity.instruments.limits import Policy
 from identity.wire.endpoint import ENVELOPE_400, Call, Dialect, Reads, Reply
-from identity.wire.fields import Body, Code, Id, Message, Text, Whole
+from identity.wire.fields import Body, Code, Id, Message, Names, Text, Whole
 
 threatwinds = Dialect(
     "C: sessions, emails, key pairs, users", mounts=("", "/api/auth/v2"), shape=ENVELOPE_400, status=202
@@ -95,6 +95,14 @@ class KeyPairBody(Body):
     name = Text(required=True, max_length=200)
     days = Whole(required=True, least=1, most=keypairs.MAX_DAYS)
     cidrs = fields.List(Text(max_length=64))
+    roles = Names(allow_none=True)
+    tenants = Names(allow_none=True)
+
+
+class RotationBody(Body):
+    """How long the secret before the new one still works."""
+
+    graceSeconds = Whole(least=0, most=keypairs.MAX_GRACE_SECONDS)
 
 
 class UserBody(Body):
@@ -195,6 +203,16 @@ class NewKeyPairAnswer(Schema):
     verificationCodeID = fields.UUID(required=True)
 
 
+class RotatedKeyPairAnswer(Schema):
+    """A new secret of a key pair, shown here and never again, and when the one before it ends."""
+
+    apiKey = fields.String(required=True)
+    apiSecret = fields.String(required=True)
+    keyID = fields.UUID(required=True)
+    expireAt = fields.Integer(required=True)
+    previousExpireAt = fields.Integer(required=True)
+
+
 class KeyPairAnswer(Schema):
     """A proven key pair, its user and what they may do."""
 
@@ -220,6 +238,10 @@ class ListedKeyPair(Schema):
     expireAt = fields.Integer(required=True)
     verified = fields.Boolean(required=True)
     lastUsedAt = fields.Integer(required=True, allow_none=True)
+    lastUsedIp = fields.String(required=True, allow_none=True)
+    cidrs = fields.List(fields.String(), required=True)
+    roles = fields.List(fields.String(), required=True, allow_none=True)
+    tenants = fields.List(fields.String(), required=True, allow_none=True)
 
 
 class KeyPairsAnswer(Schema):
@@ -532,6 +554,10 @@ def list_keypairs(call: Call) -> Reply:
             "expireAt": _seconds(each.expires_at),
             "verified": each.verified,
             "lastUsedAt": _seconds(each.last_used_at) if each.last_used_at else None,
+            "lastUsedIp": each.last_used_ip,
+            "cidrs": list(each.cidrs),
+            "roles": None if each.rights.roles is None else list(each.rights.roles),
+            "tenants": None if each.rights.tenants is None else list(each.rights.tenants),
         }
         for each in keypairs.listing_of(call.rt, _live(call.caller).user_id)
     ]
@@ -549,6 +575,44 @@ def list_keypairs(call: Call) -> Reply:
 def revoke_keypair(call: Call) -> Reply:
     """Delete a key pair of the caller, and end what it has opened."""
     own.revoke_keypair(call.rt, call.origin, _live(call.caller), call.params["key_id"])
+    return Reply(_ACKNOWLEDGED)
+
+
+@threatwinds.endpoint(
+    "POST",
+    "/keypair/{key_id}/rotate",
+    reads=Reads.BEARER,
+    limit=Policy.STANDARD,
+    body=RotationBody,
+    answer=RotatedKeyPairAnswer,
+    refusals=(*_BEARER, NOT_FOUND, VALIDATION),
+)
+def rotate_keypair(call: Call) -> Reply:
+    """Give a key pair of the caller a new secret, shown once; the one before it works for `graceSeconds` more."""
+    info, secret, until = own.rotate_keypair(
+        call.rt,
+        call.origin,
+        _live(call.caller),
+        call.params["key_id"],
+        grace_seconds=call.body.get("graceSeconds", 0),
+    )
+    return Reply(
+        {
+            "apiKey": info.api_key,
+            "apiSecret": secret.reveal(),
+            "keyID": info.id,
+            "expireAt": _seconds(info.expires_at),
+            "previousExpireAt": _seconds(until),
+        }
+    )
+
+
+@threatwinds.endpoint(
+    "DELETE", "/keypair", reads=Reads.KEY, limit=Policy.STANDARD, ignores_body=True, answer=Message, refusals=_KEY
+)
+def end_keypair(call: Call) -> Reply:
+    """End the key pair that asks for it, and what it has opened: for a machine that is put out of use."""
+    own.end_keypair(call.rt, call.origin, _key(call.caller))
     return Reply(_ACKNOWLEDGED)
 
 
