@@ -21,6 +21,8 @@ from identity.environment import PREFIX, settings_in
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://([a-z0-9_][a-z0-9._-]*|\[[0-9a-f:.]+\])(:[1-9][0-9]{0,4})?", re.ASCII)
 _DEFAULT_PORT = re.compile(r"http://.*:80|https://.*:443")
 _URL = re.compile(r"https://[!-~]{1,500}", re.ASCII)
+_ADDRESS = r"[\w.!#$%&'*+/=?^`{|}~-]{1,64}@[a-zA-Z0-9-]+(?:\.[a-zA-Z0-9-]+)*"
+_SENDER = re.compile(rf"""{_ADDRESS}|(?:"[ !#-;=?A-\[\]-~]*"|[ \w.!#$%&'*+/=?^`{{|}}~-]+) <{_ADDRESS}>""", re.ASCII)
 _LIMIT = re.compile(r"[1-9][0-9]{0,8}/(second|minute|hour|day)")
 _MAIL_LIMIT = re.compile(r"[1-9][0-9]{0,2}/(([1-9][0-9]? )?minutes?|(([1-9]|1[0-9]|2[0-3]) )?hours?)")
 
@@ -250,8 +252,8 @@ class Settings:
             ),
             (
                 "mail_from",
-                "@" in self.mail_from and self.mail_from.isascii() and self.mail_from.isprintable(),
-                "must be an address",
+                bool(_SENDER.fullmatch(self.mail_from)),
+                "must be one address in ASCII: name@host, or Name <name@host>",
             ),
             (
                 "logo_url",
