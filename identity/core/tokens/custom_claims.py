@@ -167,8 +167,8 @@ def of(rt: Runtime, audiences: Sequence[str], *, user_id: str = "", client_id: s
 
 
 def without(said: Mapping[str, Any]) -> dict[str, Any]:
-    """What a token says beside claims of one's own: those are told as they are now."""
-    return {name: value for name, value in said.items() if name in RESERVED and name != OMITTED}
+    """What a token says beside claims of one's own, and beside what it left out: those are told as they are now, and whole."""
+    return {name: value for name, value in said.items() if name in RESERVED and not name.endswith("_omitted")}
 
 
 def _value(known: Mapping[str, Mapping[str, Any]], source: str) -> Any:
