@@ -92,7 +92,7 @@ class Cached(Generic[T]):
         return held is not None and self._elapsed() < held.until
 
     def renewal(self, *, even_if_fresh: bool = False) -> Future[None] | None:
-        """An attempt to get a new answer: the one in flight, or a new one; None while the last failure is too young for another.
+        """An attempt to get a new answer: the one in flight, or a new one; None where there is no need, or the last failure is too young.
 
         The future never raises: look again when it is done. `even_if_fresh` says that what is held is known to be too old.
         """
@@ -101,7 +101,10 @@ class Cached(Generic[T]):
             flight = self._flight
             if flight is not None and not flight.done() and now - self._flight_since < _LOST_SECONDS:
                 return flight
-            if now < self._retry_at and not even_if_fresh:
+            # Whoever found nothing a moment ago may come after the attempt that has brought it.
+            held = self._held
+            is_new = held is not None and now < held.renew_at
+            if (is_new or now < self._retry_at) and not even_if_fresh:
                 return None
             flight = self._flight = Future()
             # From here on nobody who waits can cancel it, and with it the waiting of all others.

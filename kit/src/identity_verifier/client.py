@@ -114,7 +114,7 @@ class Machine:
         flight = self._held.renewal()
         if flight is not None:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(flight)), _WAIT_SECONDS)
+                await asyncio.wait_for(asyncio.wrap_future(flight), _WAIT_SECONDS)
         return self._found()
 
     def authorization(self) -> str:

@@ -358,9 +358,8 @@ class Verifier:
     async def _await(self, wait: _Wait) -> Any:
         loop = asyncio.get_running_loop()
         if isinstance(wait, Future):
-            # Shielded: whoever gives up waiting must not take the flight down for the others.
             try:
-                return await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(wait)), WAIT_SECONDS)
+                return await asyncio.wait_for(asyncio.wrap_future(wait), WAIT_SECONDS)
             except TimeoutError:
                 return None
         with self._lock:
