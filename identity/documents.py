@@ -18,6 +18,7 @@ from identity.core.admin.tenants import Member
 from identity.core.admin.users import CreatedUser, UserDetail
 from identity.core.clients import issuers
 from identity.core.clients.applications import ApplicationInfo
+from identity.core.clients.expiry import Ending
 from identity.core.clients.issuers import TrustInfo, Verdict
 from identity.core.clients.keypairs import KeyPairInfo, Requested
 from identity.core.clients.secrets import MadeSecret, SecretInfo
@@ -244,6 +245,19 @@ def trust(info: TrustInfo) -> Document:
         "lastUsedIp": info.last_used_ip,
         "callers": list(info.callers),
         "warnings": list(issuers.warnings_of(info)),
+    }
+
+
+def ending(one: Ending) -> Document:
+    """Something that ends by itself."""
+    return {
+        "kind": one.kind,
+        "id": one.id,
+        "name": one.name,
+        "expireAt": seconds(one.expires_at),
+        "userID": one.user,
+        "clientId": one.application,
+        "tenant": one.tenant,
     }
 
 

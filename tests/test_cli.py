@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
 from sqlalchemy import select
 
 from identity import cli as command_line
+from identity.core.clients import secrets
 from identity.core.clients.keypairs import KeyPair
 from identity.core.mail import outbox
 from identity.core.mail.letters import Template
@@ -387,6 +388,19 @@ def test_a_trust_is_added_tried_and_removed(run: Run, web: Web, tmp_path: Path) 
     )
     azure = run(*add, "--preset", "azure", "--claim", "tid=t1", "--claim", "oid=o1", "--json").json
     assert azure["issuer"] == "https://login.microsoftonline.com/t1/v2.0"
+
+
+def test_what_will_end_is_listed_and_goes_into_a_calendar(run: Run, web: Web) -> None:
+    client = run("application", "create", "--name", "feed; one, " + "x" * 80, "--json").json["clientId"]
+    with web.rt.unit(ORIGIN) as unit:
+        secrets.add_secret(web.rt, unit, client, actor="test", expires_in=86_400)
+    (ending,) = run("expiring", "--json").json["expiring"]
+    assert (ending["kind"], ending["clientId"]) == ("secret", client)
+    calendar = run("expiring", "--ics").out
+    assert calendar.startswith(("BEGIN:VCALENDAR\r\n", "BEGIN:VCALENDAR\n"))
+    assert "feed\\; one\\, " in calendar.replace("\r", "").replace("\n ", "")
+    assert max(len(line) for line in calendar.splitlines()) <= 75
+    assert calendar.count("BEGIN:VEVENT") == 1
 
 
 def test_keys_are_imported_rotated_and_revoked(run: Run, web: Web, tmp_path: Path) -> None:

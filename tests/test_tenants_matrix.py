@@ -84,7 +84,7 @@ ROUTES: dict[Kind, str] = {
         GET /admin/application/{clientId}, PATCH /admin/application/{clientId}, DELETE /admin/application/{clientId},
         POST /admin/application/{clientId}/secret, GET /admin/application/{clientId}/secrets,
         DELETE /admin/application/{clientId}/secret/{secretID}, POST /admin/application/{clientId}/trust,
-        GET /admin/application/{clientId}/trusts, DELETE /admin/application/{clientId}/trust/{trustID},
+        GET /admin/application/{clientId}/trusts, DELETE /admin/application/{clientId}/trust/{trustID}, GET /admin/expiring,
         POST /admin/tenant, GET /admin/tenants, GET /admin/tenant/{id},
         PATCH /admin/tenant/{id}, DELETE /admin/tenant/{id}, PUT /admin/tenant/{id}/disable,
         PUT /admin/tenant/{id}/enable, PUT /admin/tenant/{id}/member/{userID},

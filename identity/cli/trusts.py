@@ -1,17 +1,18 @@
-"""`identity application trust`: whose tokens an application may prove itself with, so that it needs no secret."""
+"""`identity application trust`: whose tokens an application may prove itself with; and `identity expiring`: what will end."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Final, TextIO
 
 import click
 
 from identity.cli import find
 from identity.cli.applications import application, key_set
-from identity.cli.frame import Duration, Opened, command, lists
+from identity.cli.frame import Duration, Opened, cli, command, lists
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,15 @@ PRESETS: Final = {
     "azure": Preset("https://login.microsoftonline.com/{tid}/v2.0", ("tid", "oid")),
     "spiffe": Preset(needs_subject=True),
 }
+
+
+@command(cli, "expiring")
+@click.option("--days", type=click.IntRange(1, 3650), default=30, show_default=True, help="How far ahead to look.")
+@click.option("--ics", is_flag=True, help="Print a calendar (RFC 5545) to subscribe to or import.")
+def expiring(opened: Opened, days: int, ics: bool) -> Any:
+    """List everything that will end: secrets, key pairs, trusts, access windows, invitations; soonest first."""
+    found = list(opened.everything("expiring", "expiring", query={"days": days}))
+    return _calendar(found) if ics else {"pages": 1 if found else 0, "items": len(found), "expiring": found}
 
 
 @application.group("trust")
@@ -121,6 +131,29 @@ def test(opened: Opened, client_id: str, token_file: TextIO) -> Any:
     if opened.prints_json:
         return {"passes": any(one["passes"] for one in verdicts), "trusts": verdicts}
     return "\n".join(_told(one) for one in verdicts) or "the application has no trusts"
+
+
+def _calendar(found: list[dict[str, Any]]) -> str:
+    """An iCalendar of what ends. Lines end in CRLF, no text can end one early, and none is longer than 75 octets (RFC 5545 3.1)."""
+    lines = ["BEGIN:VCALENDAR", "VERSION:2.0", "PRODID:-//identity//expiring//EN"]
+    for one in found:
+        at = datetime.fromtimestamp(one["expireAt"], UTC).strftime("%Y%m%dT%H%M%SZ")
+        words = f"{one['kind']} ends: {one['name']}"
+        for plain, escaped in (("\\", "\\\\"), (";", "\\;"), (",", "\\,"), ("\n", "\\n")):
+            words = words.replace(plain, escaped)
+        uid = f"UID:{one['kind'].replace(' ', '-')}-{one['id']}@identity"
+        lines += ["BEGIN:VEVENT", uid, f"DTSTAMP:{at}", f"DTSTART:{at}", f"SUMMARY:{words}", "END:VEVENT"]
+    return "".join(_folded(line) + "\r\n" for line in [*lines, "END:VCALENDAR"])
+
+
+def _folded(line: str) -> str:
+    parts, part = [], ""
+    for character in line:
+        if len((part + character).encode()) > 74:
+            parts.append(part)
+            part = ""
+        part += character
+    return "\r\n ".join([*parts, part])
 
 
 def _completed(preset: str, issuer: str | None, options: dict[str, Any]) -> str:

@@ -81,7 +81,7 @@ def test_the_admin_routes_are_those_of_the_contract() -> None:
         DELETE /admin/application/{clientId}|POST /admin/application/{clientId}/secret
         GET /admin/application/{clientId}/secrets|DELETE /admin/application/{clientId}/secret/{secretID}
         POST /admin/application/{clientId}/trust|GET /admin/application/{clientId}/trusts
-        DELETE /admin/application/{clientId}/trust/{trustID}
+        DELETE /admin/application/{clientId}/trust/{trustID}|GET /admin/expiring
         POST /admin/tenant|GET /admin/tenants|GET /admin/tenant/{id}|PATCH /admin/tenant/{id}
         PUT /admin/tenant/{id}/disable|PUT /admin/tenant/{id}/enable
         DELETE /admin/tenant/{id}|PUT /admin/tenant/{id}/member/{userID}|DELETE /admin/tenant/{id}/member/{userID}

@@ -30,7 +30,7 @@ from identity.core.admin import (
 )
 from identity.core.admin.by import By
 from identity.core.clients import applications as clients
-from identity.core.clients import issuers, keypairs, secrets
+from identity.core.clients import expiry, issuers, keypairs, secrets
 from identity.core.mail import outbox
 from identity.core.mail.outbox import State
 from identity.core.people import tenancy
@@ -515,6 +515,16 @@ def remove_trust(call: Call) -> Reply:
     """End a trust and every token that it earned."""
     applications.remove_trust(call.rt, _by(call), call.params["clientId"], call.params["trustID"])
     return Reply(_ACKNOWLEDGED)
+
+
+@_list("/admin/expiring", "expiring", machine_schemas.EndingAnswer, filters=("days",))
+def list_expiring(call: Call) -> Reply:
+    """List everything that ends within `days` (30 by default), soonest first."""
+    text = one(call, "days") or "30"
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:5]) <= 3650:
+        raise Refused(VALIDATION.saying("days is from 1 to 3650"), field="days")
+    found = expiry.endings(call.rt, days=int(text))
+    return page(call, "expiring", documents.ending, lambda part: paging.cut(found, part))
 
 
 # Tenants.

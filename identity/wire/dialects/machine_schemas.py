@@ -70,3 +70,15 @@ class TrustAnswer(Schema):
     lastUsedIp = fields.String(required=True, allow_none=True)
     callers = fields.List(fields.String(), required=True)
     warnings = fields.List(fields.String(), required=True)
+
+
+class EndingAnswer(Schema):
+    """Something that ends by itself: a secret, a key pair, a trust, an access window or an invitation."""
+
+    kind = fields.String(required=True)
+    id = fields.String(required=True)
+    name = fields.String(required=True)
+    expireAt = Seconds(required=True)
+    userID = fields.String(required=True, allow_none=True)
+    clientId = fields.String(required=True, allow_none=True)
+    tenant = fields.String(required=True, allow_none=True)

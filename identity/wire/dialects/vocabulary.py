@@ -79,6 +79,7 @@ FIELDS: Final[Mapping[str, str]] = {
     "previousExpireAt": "When the secret before this one ends, in Unix seconds",
     "key_id": "The id of a key pair",
     "expireAt": "When it ends, in Unix seconds",
+    "expiring": "What ends, of this page, soonest first",
     "expiresIn": "How many seconds it lives from now",
     "expires_in": "How many seconds it lives from now",
     "extensions": "Ignored",

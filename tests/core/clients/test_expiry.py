@@ -10,13 +10,15 @@ from sqlalchemy import update
 
 from identity.core.admin import applications
 from identity.core.admin.by import By
-from identity.core.clients import expiry, keypairs
+from identity.core.clients import expiry, issuers, keypairs, secrets
 from identity.core.clients.keypairs import KeyPair
 from identity.core.clients.secrets import ClientSecret
 from identity.core.mail import outbox
 from identity.runtime import Runtime
-from tests.builders import Person, a_user, an_application
-from tests.world import ORIGIN, FakeClock, Mailbox
+from tests.builders import Person, a_token, a_user, an_application
+from tests.issuer_world import public_jwk
+from tests.oauth_world import ec_key
+from tests.world import ORIGIN, FakeClock, Mailbox, Web
 
 DAY = 86_400
 BY = By("boss", ORIGIN)
@@ -149,3 +151,50 @@ def test_the_metric_tells_the_soonest_of_each_kind(rt: Runtime, clock: FakeClock
     assert expiry.soonest(rt.database, clock.now()) == {"keypair": 5 * DAY, "client_secret": 3600}
     clock.tick(3600)
     assert expiry.soonest(rt.database, clock.now()) == {"keypair": 5 * DAY - 3600}
+
+
+def test_everything_that_will_end_is_in_one_list_soonest_first(web: Web) -> None:
+    rt, clock = web.rt, web.clock
+    boss = a_user(rt, roles=("users_admin",), password=None)
+    ada = a_user(rt, ends_at=clock.now() + timedelta(days=3), password=None)
+    feed = an_application(rt)
+    a_pair(rt, ada, days=5)
+    with rt.unit(ORIGIN) as unit:
+        secrets.add_secret(rt, unit, feed.client_id, actor="test", expires_in=2 * DAY)
+        keys = {"keys": [public_jwk(ec_key(), "a")]}
+        issuers.add_trust(
+            rt,
+            unit,
+            feed.client_id,
+            actor="test",
+            name="ci",
+            issuer="https://ci.example",
+            subject="x",
+            jwks=keys,
+            expires_in=4 * DAY,
+        )
+    token = a_token(rt, boss)
+    listed = web.get("/admin/expiring", bearer=token).json
+    assert [one["kind"] for one in listed["expiring"]] == ["secret", "access window", "trust", "keypair"]
+    assert listed["expiring"][0]["clientId"] == listed["expiring"][2]["clientId"] == feed.client_id
+    assert listed["expiring"][1]["userID"] == listed["expiring"][3]["userID"] == ada.id
+    near = web.get("/admin/expiring?days=3&limit=1", bearer=token).json
+    assert (near["items"], [one["kind"] for one in near["expiring"]]) == (2, ["secret"])
+    for days in ("0", "3651", "x", "-1", "99999999999"):
+        assert web.get(f"/admin/expiring?days={days}", bearer=token).status_code == 400
+
+
+def test_the_owners_hear_of_a_trust_that_ends(rt: Runtime, clock: FakeClock, mailbox: Mailbox) -> None:
+    boss, feed = a_user(rt, roles=("users_admin",)), an_application(rt)
+    with rt.unit(ORIGIN) as unit:
+        keys = {"keys": [public_jwk(ec_key(), "a")]}
+        options = {"name": "ci", "issuer": "https://ci.example", "subject": "x", "jwks": keys}
+        issuers.add_trust(rt, unit, feed.client_id, actor="test", expires_in=8 * DAY, **options)
+    told = []
+    for day in range(9):
+        if warned(rt, mailbox):
+            told.append(8 - day)
+            assert str(mailbox.mails[0]["To"]) == boss.email
+            assert "trust ci" in mailbox.mails[0].as_string()
+        clock.tick(DAY)
+    assert told == [7, 1]
