@@ -41,5 +41,21 @@ def test_the_authlib_client_signs_assertions(service: Live, machine: Machine) ->
     assert python("authlib.md", service, machine, 1) == ["Bearer", "Bearer"]
 
 
+def test_authlibs_own_validator_of_rfc_9068_takes_our_tokens(service: Live, machine: Machine) -> None:
+    """It refuses blank claims, which is why we leave them out."""
+    assert python("authlib.md", service, machine, 2) == [machine.client_id, "401"]
+
+
+def test_pyjwt_goes_on_with_the_keys_it_has_while_we_are_down(service: Live, machine: Machine) -> None:
+    """The recipe, and then the same token once more with an issuer that does not answer and a cache that is over."""
+    more = """
+keys.jwk_set_cache.lifespan = 0
+keys.uri = "http://127.0.0.1:9/"
+print(claims_of(os.environ["TOKEN"])["sub"])
+"""
+    code = block("pyjwt.md", "python") + more
+    assert run([sys.executable, "-"], code, service, machine) == [machine.client_id] * 2
+
+
 def test_requests_oauthlib_gets_introspects_and_revokes(service: Live, machine: Machine) -> None:
     assert python("requests-oauthlib.md", service, machine) == ["Bearer ['read']", "True", "{'active': False}"]

@@ -40,3 +40,8 @@ def test_oauth4webapi_signs_assertions(service: Live, machine: Machine) -> None:
 
 def test_openid_client_gets_introspects_and_revokes(service: Live, machine: Machine) -> None:
     assert node("openid-client.md", service, machine) == ["bearer 86400", "true", INACTIVE]
+
+
+@pytest.mark.parametrize("number", [0, 1], ids=["aws-jwt-verify", "express-oauth2-jwt-bearer"])
+def test_other_peoples_verifiers_take_our_tokens(service: Live, machine: Machine, number: int) -> None:
+    assert node("node-verifiers.md", service, machine, number) == [machine.client_id]

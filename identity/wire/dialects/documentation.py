@@ -142,7 +142,10 @@ def build(endpoints: Sequence[Endpoint], issuer: str) -> dict[str, Any]:
         plugins=[MarshmallowPlugin(schema_name_resolver=_Names().of)],
         info={"description": "Tokens, sessions, keys and the people and machines behind them."},
         servers=[{"url": issuer}],
-        tags=[{"name": name} for name in dict.fromkeys(tag for endpoint in endpoints for tag in endpoint.tags)],
+        tags=[
+            {"name": name, "description": name.partition(": ")[2].capitalize()}
+            for name in dict.fromkeys(tag for endpoint in endpoints for tag in endpoint.tags)
+        ],
     )
     flow: dict[str, Any] = {"tokenUrl": f"{issuer}/oauth/token", "scopes": {}}
     machine: dict[str, Any] = {
