@@ -413,3 +413,16 @@ def test_a_stranger_hears_of_every_deed_within_one_ttl(world: World, deed: Calla
 
 def verified(web: Web, token: str) -> TestResponse:
     return web.get("/verify?tenant=optional", bearer=token)
+
+
+def test_no_token_outlives_its_session_for_whoever_does_not_ask(world: World) -> None:
+    # A session ends by itself when nobody uses it: no deed says so, and none has to.
+    web, stranger = world.web, a_stranger(world.web)
+    web.clock.tick(world.rt.settings.session_idle_seconds - 300)
+    assert world.bearer.bearer is not None
+    answer = web.post("/session/token", bearer=world.bearer.bearer.reveal())
+    assert answer.json["expiresIn"] == 300
+    last = answer.json["accessToken"]
+    for seconds, status, verdict in ((299, 200, "valid"), (1, 401, "invalid")):
+        web.clock.tick(seconds)
+        assert (verified(web, last).status_code, stranger.verdict(last)) == (status, verdict)

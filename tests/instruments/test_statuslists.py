@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+import random
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -279,3 +281,22 @@ def test_a_list_is_signed_anew_when_its_key_is_withdrawn(listed: Runtime) -> Non
     assert before is not None
     assert after is not None
     assert before.body.split(b".")[0] != after.body.split(b".")[0]
+
+
+def test_a_day_of_a_million_sessions_is_one_small_list_that_is_quickly_made(listed: Runtime) -> None:
+    # 10,000 of them have ended, here and there. Processor time, of this process: other work on the machine is not the question.
+    ended = random.Random(7).sample(range(PLACES), 10_000)
+    with listed.unit(ORIGIN) as unit:
+        dates = {"entered_at": unit.now, "expires_at": later(unit.now, 86_400)}
+        rows = [{"place": place, "value": 1, "token_id": "", **dates} for place in ended]
+        unit.session.execute(insert(StatusEntry.__table__), rows)
+    fresh = create_runtime(listed.settings, clock=listed.clock, migrate=False)
+    started = time.thread_time()
+    found = fresh.status_lists.find(0)
+    spent = time.thread_time() - started
+    fresh.close()
+    assert found is not None
+    assert len(found.body) < 60_000
+    assert spent < 0.3
+    claims = json.loads(base64.urlsafe_b64decode(found.body.split(b".")[1] + b"=="))
+    assert all(value_at(claims["status_list"]["lst"], 2, place) == 1 for place in ended[:20])

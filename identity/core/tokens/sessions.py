@@ -254,7 +254,7 @@ def token_for(
         resource=resource or live.session.resource,
         seconds=seconds if named.seconds is None else min(seconds, named.seconds),
         now=now,
-        ends=(live.session.absolute_expires_at, live.ends_at, *named.ends),
+        ends=(live.session.expires_at, live.ends_at, *named.ends),
     )
 
 

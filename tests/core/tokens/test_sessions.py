@@ -156,7 +156,7 @@ def test_a_token_never_outlives_its_session(rt: Runtime, clock: FakeClock) -> No
             absolute_seconds=900,
         )
     clock.tick(500)
-    assert sessions.token_for(rt, sessions.find_live(rt, opened.session.id), seconds=3600).expires_in == 400
+    assert sessions.token_for(rt, sessions.find_live(rt, opened.session.id), seconds=3600).expires_in == 100
     clock.tick(100)
     assert refusal(sessions.find_live, rt, opened.session.id) == TOKEN_EXPIRED.code
 
