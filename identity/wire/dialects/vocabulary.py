@@ -200,6 +200,7 @@ PARAMETERS: Final[Mapping[str, tuple[Mapping[str, Any], str]]] = {
     ),
     "scope": ({"type": "array", "items": _ROLE}, "Scopes that the caller must hold, all of them"),
     "claims": ({"type": "string", "enum": ["1"]}, "Hand the claims of the token on as well"),
+    "days": ({"type": "integer", "minimum": 1, "default": 30}, "How many days ahead to look"),
     "dryRun": ({"type": "boolean", "default": False}, "Only say what would be done"),
     "newRole": ({"type": "boolean", "default": False}, "Insist on roles that nobody holds yet"),
     "onlyNew": ({"type": "boolean", "default": False}, "Leave alone whoever is known already"),
