@@ -92,7 +92,9 @@ ROUTES: dict[Kind, str] = {
         POST /admin/tenant/{id}/invitations, POST /admin/tenant/{id}/invitation/{invitationID}/resend,
         DELETE /admin/tenant/{id}/invitation/{invitationID}, GET /admin/roles, POST /admin/role,
         GET /admin/signing-keys,
-        POST /admin/signing-keys/rotate, DELETE /admin/signing-key/{kid}, GET /admin/audit, GET /admin/error/{errorID}
+        POST /admin/signing-keys/rotate, DELETE /admin/signing-key/{kid}, GET /admin/audit, GET /admin/error/{errorID},
+        DELETE /admin/sessions, GET /admin/errors, GET /admin/mails, GET /admin/user/{id}/export, POST /admin/mails/retry,
+        POST /admin/users/import, PUT /admin/user/{id}/unlock
     """,
     Kind.GATE: "GET /verify",
     Kind.LINK: """
