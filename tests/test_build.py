@@ -537,13 +537,39 @@ def test_a_changed_lock_is_installed(fresh: pathlib.Path) -> None:
     assert "--require-hashes -r requirements.txt" in plan
 
 
-def test_ci_can_be_run_and_calls_both_halves() -> None:
-    script = ROOT / ".ci/run"
-    assert os.access(script, os.X_OK)
-    text = script.read_text()
-    assert "set -euo pipefail" in text
-    assert text.index("make check") < text.index("make test")
-    assert subprocess.run(["bash", "-n", script], check=False).returncode == 0
+def test_ci_can_be_run_and_ends_with_the_summary_of_the_whole_suite() -> None:
+    for name in (".ci/run", ".ci/fresh-clone"):
+        script = ROOT / name
+        assert os.access(script, os.X_OK)
+        assert "set -euo pipefail" in script.read_text()
+        assert subprocess.run(["bash", "-n", script], check=False).returncode == 0
+    text = (ROOT / ".ci/run").read_text()
+    assert text.index("make check") < text.index(".ci/fresh-clone") < text.index("make test PYTEST_ARGS")
+
+
+@pytest.mark.parametrize("failing", ["", "check", "clone", "suite"])
+def test_ci_fails_where_any_part_of_it_failed_and_shows_the_rest_all_the_same(
+    tmp_path: pathlib.Path, failing: str
+) -> None:
+    (tmp_path / ".ci").mkdir()
+    shutil.copy(ROOT / ".ci/run", tmp_path / ".ci/run")
+    a_program(tmp_path / ".ci", "fresh-clone", f'echo "in a clone"; exit {int(failing == "clone")}')
+    a_program(
+        tmp_path / "bin",
+        "make",
+        f"""case "$1" in
+check) echo checked; exit {int(failing == "check")};;
+test) echo "7 passed in 1.00s"; exit {int(failing == "suite")};;
+esac""",
+    )
+    environment = {**os.environ, "PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
+    ran = subprocess.run(
+        [tmp_path / ".ci/run"], env=environment, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (ran.returncode != 0) is bool(failing)
+    assert "checked\n" in ran.stdout
+    assert "in a clone\n" in ran.stdout
+    assert ran.stdout.splitlines()[-1] == "7 passed in 1.00s"
 
 
 # --- Secrets ----------------------------------------------------------------------------------------------------------
