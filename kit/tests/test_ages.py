@@ -305,6 +305,23 @@ def test_a_thousand_made_up_kids_start_no_fetch_storm(issuer: Issuer, verifier: 
     assert issuer.asked[JWKS] == 3
 
 
+def test_a_header_that_the_issuer_would_not_write_is_no_reason_to_look_for_its_key(
+    issuer: Issuer, verifier: Verifier
+) -> None:
+    good = issuer.user_token()
+    verifier.verify(good.header)
+    for more in (
+        {"cty": "JWT"},
+        {"jku": "https://evil.example/jwks.json"},
+        {"alg": "HS256"},
+        {"typ": "JWT"},
+        {"kid": "x" * 300},
+    ):
+        token = issuer.sign(good.claims, header={"kid": "made-up"} | more)
+        assert status_of(verifier, token.header) == 401
+    assert issuer.asked[JWKS] == 1
+
+
 def test_whoever_comes_while_keys_are_looked_for_waits_for_them(issuer: Issuer, verifier: Verifier) -> None:
     verifier.verify(issuer.user_token().header)
     issuer.rotate()
