@@ -12,7 +12,7 @@ from tests.world import ORIGIN, Web
 
 # What may be missing, or may stand there, without being odd.
 HARMLESS = {
-    *(f"without {name}" for name in ("roles", "groups", "tenants", "scope")),
+    *(f"without {name}" for name in ("roles", "groups", "tenants", "scope", "status")),
     *(f"{name} is []" for name in ("roles", "groups", "amr")),
     *(f"scope is {text!r}" for text in ("", "x", " ")),
     *(f"{name} is 7" for name in ("iat", "nbf", "auth_time")),
