@@ -117,6 +117,9 @@ def identify(rt: Runtime, origin: Origin, presented: Presented, *, own_routes: b
 
     Raises what `read` raises.
     """
+    if presented.bearer is not None and presented.has_key:
+        # Both must hold, and only one of them would say until when.
+        return read(rt, origin, presented, own_routes=own_routes)
     # A key pair may be bound to networks, and its failures are counted by address.
     address = origin.address if presented.has_key else ""
     parts = (presented.bearer or "", presented.api_key or "", presented.api_secret or "", address, str(own_routes))

@@ -107,6 +107,14 @@ def test_what_was_found_is_not_read_again(world: World, monkeypatch: pytest.Monk
     assert {name: world.outcome(name) for name in world.all} == before
 
 
+def test_two_credentials_are_both_looked_at_every_time(world: World, clock: FakeClock) -> None:
+    both = world.pair._replace(bearer=world.bearer.bearer)
+    for _ in range(3):
+        callers.identify(world.rt, ORIGIN, both)
+    on_behalf.revoke_keypair(world.other, BY, world.key_id)
+    assert outcome(lambda: callers.identify(world.rt, ORIGIN, both)) == "INVALID_CREDENTIALS"
+
+
 def test_what_is_asked_for_once_or_refused_is_not_kept(rt: Runtime) -> None:
     opened = a_session(rt, a_user(rt))
     assert opened.bearer
