@@ -361,7 +361,7 @@ def test_strange_paths_are_not_found(live: Live, path: str) -> None:
 @pytest.mark.parametrize("query", ["%ff=1", "a=%00", "a", "a=1;b", "&".join(f"a{n}=1" for n in range(101))])
 def test_malformed_queries_are_refused(live: Live, query: str) -> None:
     with Wire(live) as wire:
-        answer = wire.ask(get(f"/health/live?{query}"))
+        answer = wire.ask(get(f"/verify?{query}"))
         assert answer is not None
         assert answer.status in (400, 422), answer.body
         assert wire.is_sound()
@@ -556,7 +556,7 @@ def test_behind_a_trusted_proxy_the_rightmost_untrusted_hop_is_the_client(
 
 @pytest.mark.parametrize(
     ("peer", "address"),
-    [("10.0.0.7", "203.0.113.9"), ("::ffff:10.0.0.7", "203.0.113.9"), ("::ffff:11.0.0.7", "::ffff:11.0.0.7"), ("", "")],
+    [("10.0.0.7", "203.0.113.9"), ("::ffff:10.0.0.7", "203.0.113.9"), ("::ffff:11.0.0.7", "11.0.0.7"), ("", "")],
 )
 def test_a_proxy_is_known_in_either_spelling_of_its_address(peer: str, address: str) -> None:
     request = Request("GET", "/", "/", "", {"x-forwarded-for": "203.0.113.9"}, b"", peer)
