@@ -377,3 +377,43 @@ def test_the_last_refusal_is_explained(run: Callable[..., Ran], web: Web) -> Non
     assert run("explain", "--address", "192.0.2.99").err == "identity: no such refusal is kept\n"
     assert run("explain").status == 2
     assert run("errors", "--error", "UNAUTHENTICATED", "--json").json["items"] == 1
+
+
+# Tokens, and events as they happen.
+
+
+def test_a_token_is_got_and_looked_into_by_either_door(
+    run: Callable[..., Ran], web: Web, server: str, boss: str
+) -> None:
+    machine = an_application(web.rt, name="feed", scopes=("read", "write"))
+    got = run(
+        "--server", server, "token", "get", machine.client_id, "--secret-stdin", "--scope", "read", "--json", stdin=machine.secret
+    ).json  # fmt: skip
+    for door in ((), ("--server", server)):
+        seen = run(*door, "token", "inspect", got["accessToken"], "--json").json
+        assert (seen["valid"], seen["header"]["typ"], seen["claims"]["scope"]) == (True, "at+jwt", "read")
+        assert run(*door, "token", "inspect", "--json", stdin=got["accessToken"]).json == seen
+        for wrong in ("abc", got["accessToken"][:-4]):
+            forged = run(*door, "token", "inspect", wrong, "--json").json
+            assert forged["valid"] is False
+            assert forged["check"]
+    refused = run("--server", server, "token", "get", machine.client_id, "--secret-stdin", stdin="wrong")
+    assert (refused.status, refused.err) == (1, "identity: Client ID and secret do not match\n")
+
+
+def test_events_are_followed_as_they_happen(run: Callable[..., Ran], web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    a_user(web.rt, alias="ada")
+    rounds = iter(range(3))
+
+    def sleep(_seconds: float) -> None:
+        number = next(rounds, None)
+        if number is None:
+            raise KeyboardInterrupt
+        web.clock.tick(2)
+        a_user(web.rt, alias=f"late-{number}")
+
+    monkeypatch.setattr(command_line.records.time, "sleep", sleep)
+    ran = run("audit", "--action", "user.created", "--follow")
+    assert ran.status == 130
+    events = [json.loads(line)["eventID"] for line in ran.out.splitlines()]
+    assert len(events) == len(set(events)) == 4
