@@ -65,10 +65,21 @@ WATCHED: Final = {
     ),
     "user_session": Watch(
         of="user_id",
-        columns=("user_id", "amr", "verified", "bearer", "auth_time", "expires_at", "revoked_at", "place", "rights"),
+        columns=(
+            "user_id",
+            "amr",
+            "verified",
+            "bearer",
+            "auth_time",
+            "expires_at",
+            "revoked_at",
+            "place",
+            "rights",
+            "idle_expires_at",
+        ),
         ignored=(
             *("id", "keypair_id", "client_id", "kind", "seed", "generation", "turned_at", "resource", "created_at"),
-            *("idle_expires_at", "ip", "user_agent"),
+            *("ip", "user_agent"),
         ),
     ),
     "keypair": Watch(
