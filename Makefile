@@ -15,7 +15,7 @@ FAULT_ROUNDS ?= 200
 TEST_WORKERS ?= 2
 
 .DELETE_ON_ERROR:
-.PHONY: help run test check format readme bench faults recipes lock install install-dev clean
+.PHONY: help run test check format readme bench faults mutants recipes lock install install-dev clean
 
 help:
 	@echo "make run      start the service on 127.0.0.1:8000 (settings: environment, see README)"
@@ -26,6 +26,7 @@ help:
 	@echo "make recipes  docs/recipes with the real clients and proxies (installs them; needs Node 20)"
 	@echo "make bench    load runs against a private server"
 	@echo "make faults   the long form of the fault suite"
+	@echo "make mutants  break rules of the core one at a time, and see whether its tests notice; MUTANTS_ARGS='--count 50 proofs'"
 	@echo "make lock     resolve the locks anew from setup.cfg (needs uv)"
 	@echo "make clean    remove the environment and caches, never data or keys"
 
@@ -37,6 +38,9 @@ test: install-dev
 
 faults: install-dev
 	@IDENTITY_FAULT_ROUNDS=$(FAULT_ROUNDS) exec $(BIN)/python -m pytest -q -rP tests/faults $(PYTEST_ARGS)
+
+mutants: install-dev
+	@exec $(BIN)/python -m tests.mutants $(MUTANTS_ARGS)
 
 recipes: install-dev
 	@tests/recipes/install.sh

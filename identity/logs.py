@@ -12,6 +12,7 @@ import logging.handlers
 import os
 import sys
 import time
+from collections.abc import Callable
 from typing import Any, Final
 
 from identity.settings import Settings
@@ -85,7 +86,7 @@ class Gathered(logging.handlers.MemoryHandler):
         try:
             records, self.buffer = self.buffer, []
             if records and isinstance(target, logging.StreamHandler):
-                target.stream.write("".join(f"{target.format(record)}\n" for record in records))
+                target.stream.write("".join(_line(target.format, record) for record in records))
                 target.flush()
         finally:
             self.release()
@@ -121,10 +122,20 @@ def flush() -> None:
     waiting, _requests.waiting = _requests.waiting, []
     if waiting:
         lines = JsonLines()
-        sys.stderr.write("".join(f"{lines.request(moment, fields)}\n" for moment, fields in waiting))
+        sys.stderr.write("".join(_line(lines.request, moment, fields) for moment, fields in waiting))
         sys.stderr.flush()
     for handler in logging.getLogger("identity").handlers:
         handler.flush()
+
+
+def _line(spell: Callable[..., str], *of: Any) -> str:
+    """One record as a line. One that cannot be spelled says so, and takes none of its neighbours with it."""
+    try:
+        return f"{spell(*of)}\n"
+    except Exception as exc:  # noqa: BLE001 -- whatever it is, the other records are still to be written
+        return (
+            json.dumps({"level": "error", "event": "a record could not be written", "error": type(exc).__name__}) + "\n"
+        )
 
 
 def _trace(record: logging.LogRecord) -> list[str]:

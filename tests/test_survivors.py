@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import json
+import logging
 import threading
 
 import pytest
 from sqlalchemy import func, select
 
+from identity import logs
 from identity.ambient import Origin
 from identity.core import upkeep
 from identity.core.clients import keypairs
@@ -131,3 +135,19 @@ def test_a_key_retires_from_its_own_successor_on(rt: Runtime, clock: FakeClock) 
     rt.ring.load()
     assert first not in {key.kid for key in rt.ring.list()}
     assert len([key for key in rt.ring.list() if key.state == "retired"]) == 1
+
+
+def test_a_record_that_cannot_be_written_takes_no_other_with_it() -> None:
+    class Odd:
+        def __str__(self) -> str:
+            raise ValueError("cannot be spelled")
+
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(logs.JsonLines())
+    gathered = logs.Gathered(handler)
+    for message in ("before", Odd(), "after"):
+        gathered.buffer.append(logging.LogRecord("identity", logging.INFO, "", 0, message, (), None))
+    gathered.flush()
+    events = [json.loads(line)["event"] for line in stream.getvalue().splitlines()]
+    assert events == ["before", "a record could not be written", "after"]
