@@ -109,8 +109,6 @@ COMMANDS = [
     "user roles ada --remove nothing",
     "user disable eve",
     "user enable eve",
-    "user disable boss",
-    "user delete boss",
     "user access-window ada --starts 2026-01-01 --ends 2126-01-01T01:00:00+01:00",
     "user access-window ada --ends tomorrow",
     "user sessions ada",
