@@ -268,6 +268,8 @@ def ask(scene: Scene, endpoint: Endpoint, headers: Mapping[str, str]) -> TestRes
     victim, path = scene.victim, endpoint.path
     thing = next((name for name in ("session", "keypair", "email", "tenant", "user") if f"/{name}" in path), "user")
     names = {"id": victim.ids[thing], "session_id": victim.ids["session"], "key_id": victim.ids["keypair"]}
+    if path.startswith("/.well-known/status-lists/"):
+        names["id"] = scene.web.get("/.well-known/status-lists").json["status_lists"][0].rpartition("/")[2]
     names |= {"email_id": victim.ids["email"], "user_id": victim.person.id, "userID": victim.person.id}
     for name, value in {**victim.ids, **names}.items():
         path = path.replace("{" + name + "}", value)
