@@ -368,7 +368,7 @@ def test_every_problem_has_a_section_5_2_form(problem: Any) -> None:
     body = SHAPE.render(refusal, SHAPE.status(refusal))
     allowed = set(map(chr, range(0x20, 0x7F))) - {'"', "\\"}
     assert set(body["error_description"]) <= allowed
-    assert SHAPE.status(refusal) in (400, 401, 405, 413, 415, 429, 500, 503)
+    assert SHAPE.status(refusal) in (400, 401, 405, 412, 413, 415, 429, 500, 503)
 
 
 # private_key_jwt.
@@ -586,8 +586,9 @@ def test_an_application_without_keys_has_no_assertions(web: Web) -> None:
 
 def test_an_assertion_and_a_client_id_must_name_the_same_client(web: Web) -> None:
     feed, other = signing(web), signing(web)
+    # Another client's assertion is a platform's token that this client does not trust (RFC 7521 section 4.2.1: invalid_client).
     answer = present(web, assertion(web.rt, feed.client_id), client_id=other.client_id)
-    refused(answer, 400, "invalid_request")
+    refused(answer, 401, "invalid_client")
 
 
 # Introspection.
