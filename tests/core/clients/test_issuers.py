@@ -285,7 +285,7 @@ def test_an_issuer_with_a_trailing_slash_is_another(web: Web, platform: StandIn)
 def test_a_trust_that_makes_no_sense_is_refused(rt: Runtime, platform: StandIn, options: Any, field: str) -> None:
     feed = an_application(rt)
     with pytest.raises(Refused) as caught:
-        trusting(rt, feed, options.pop("issuer", platform.url), **options)
+        trusting(rt, feed, **({"issuer": platform.url} | options))
     assert (caught.value.problem.code, caught.value.field) == ("VALIDATION_ERROR", field)
 
 
