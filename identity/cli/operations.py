@@ -1,4 +1,4 @@
-"""Running the service and looking after it: serve, migrate, worker, settings."""
+"""Running the service and looking after it: serve, migrate, worker, settings, doctor."""
 
 from __future__ import annotations
 
@@ -161,3 +161,21 @@ def worker(opened: Opened) -> Any:
     for thread in threads:
         thread.join(opened.settings.graceful_stop_seconds)
     return {"stopped": True}
+
+
+@command(cli, "doctor", is_local=True)
+def doctor(opened: Opened) -> Any:
+    """Look at everything that a working service needs, and say what to do; exit 0: good, 1: warnings, 2: broken. Makes nothing."""
+    from identity.ambient import SystemClock
+    from identity.core.admin import doctor
+    from identity.settings import BadSettings
+
+    try:
+        findings = doctor.examine(opened.settings, SystemClock())
+    except BadSettings as exc:
+        findings = doctor.bad_settings(exc)
+    lines = [
+        f"{one.state:<7}  {one.name:<11}  {one.found}" + (f" -> {one.to_do}" if one.to_do else "") for one in findings
+    ]
+    opened.show(doctor.described(findings) if opened.prints_json else "\n".join(lines))
+    sys.exit(doctor.verdict(findings))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import errno
 import ipaddress
 import os
 import re
@@ -16,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote, urlsplit
 
-from identity.ambient import Mailer
 from identity.files import make_folder, open_new
 from identity.settings import BadSettings, Settings
 
@@ -64,6 +64,11 @@ class SmtpMailer:
         sender, recipient = _only_address(message, "From"), _only_address(message, "To")
         with self._connected() as connection:
             connection.send_message(message, from_addr=sender, to_addrs=[recipient])
+
+    def handshake(self) -> None:
+        """Go as far as a mail would and send none: connection, TLS, login. Raises OSError or smtplib.SMTPException."""
+        with self._connected():
+            pass
 
     @contextlib.contextmanager
     def _connected(self) -> Iterator[smtplib.SMTP]:
@@ -144,8 +149,15 @@ class FileMailer:
             draft.unlink(missing_ok=True)
         _sync_directory(self._directory)
 
+    def handshake(self) -> None:
+        """Raise OSError unless a mail could be written there, or the directory be made; nothing is."""
+        directory = self._directory.absolute()
+        there = next(path for path in (directory, *directory.parents) if path.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, "mail cannot be written there", str(there))
 
-def mailer_for(settings: Settings) -> Mailer:
+
+def mailer_for(settings: Settings) -> SmtpMailer | FileMailer:
     """The mailer that `settings.mail_url` describes. Nothing is connected or created yet. Raises BadSettings.
 
     `smtp://[user:password@]host[:port]` (port 587 with a user, else 25), `smtps://...` (port 465), `file:DIR`.
