@@ -226,7 +226,7 @@ def test_strangers_who_guess_reset_codes_do_not_use_up_the_second_factor(
     with rt.unit(ORIGIN) as unit:
         for _ in range(99):
             stranger = attempts.Charge(attempts.SECOND_FACTOR, f"asked by anybody {ada.id}")
-            attempts.record(rt, unit, (stranger,))
+            attempts.charge(unit, attempts.Reservation(rt.new_id(), (stranger,)))
     verification_id = new_password.forgot(rt, ORIGIN, ada.email)
     wrong = f"{(int(mailed_code(rt, mailbox)) + 1) % 10**6:06d}"
     assert reset(rt, verification_id, wrong) == INVALID_CODE
