@@ -18,7 +18,7 @@ from identity.core.clients import assertions, registration, secrets
 from identity.core.clients.assertions import SpentAssertion
 from identity.core.people.accounts import User
 from identity.core.record import explain
-from identity.core.tokens import sessions
+from identity.core.tokens import refresh, sessions
 from identity.errors import CATALOGUE, UNAVAILABLE, Refused
 from identity.wire.dialects.oauth import SHAPE
 from tests.builders import Machine, a_session, a_tenant, a_token, a_user, an_application
@@ -730,7 +730,7 @@ def test_a_stranger_cannot_revoke_and_learns_nothing(web: Web) -> None:
     answers = [revoke(web, stranger, token) for token in (*theirs, "unknown", "a.b.c", "idr_x")]
     assert {(answer.status_code, answer.data) for answer in answers} == {(200, b"{}")}
     assert all(introspected(web, stranger, token)["active"] for token in theirs[:3])
-    assert sessions.find_by_refresh(web.rt, theirs[3]).revoked_at is None
+    assert refresh.find_session(web.rt, theirs[3]).revoked_at is None
 
 
 @pytest.mark.parametrize("shown_as", ["token", "bearer", "refresh"])
@@ -749,7 +749,7 @@ def test_a_spent_refresh_token_still_ends_its_family(web: Web) -> None:
     portal = an_application(web.rt)
     opened = session_of(web.rt, a_user(web.rt), portal.client_id)
     with web.rt.unit(ORIGIN) as unit:
-        sessions.refresh(web.rt, unit, opened.refresh.reveal())
+        refresh.turn(web.rt, unit, opened.refresh.reveal())
     assert revoke(web, portal, opened.refresh.reveal()).status_code == 200
     assert sessions.find(web.rt, opened.session.id).revoked_at is not None
 

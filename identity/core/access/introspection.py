@@ -14,7 +14,7 @@ from identity.core.access import callers, passage
 from identity.core.access.callers import Caller, Presented
 from identity.core.clients import machine_tokens
 from identity.core.clients.applications import INTROSPECT_SCOPE, ApplicationInfo
-from identity.core.tokens import claims, custom_claims, sessions
+from identity.core.tokens import claims, custom_claims, refresh, sessions
 from identity.core.tokens.claims import Claims
 from identity.core.tokens.session_rows import SessionInfo
 from identity.errors import INVALID_TOKEN, TOKEN_EXPIRED, Refused
@@ -87,7 +87,7 @@ def _facts(rt: Runtime, caller: Caller) -> dict[str, Any]:
 def _ownership(rt: Runtime, token: str) -> tuple[Claims | None, SessionInfo | None]:
     """The claims of an application's token, or the session behind a user's; neither for what is not ours or over."""
     if token.startswith(f"{Kind.REFRESH}_"):
-        return None, sessions.find_by_refresh(rt, token)
+        return None, refresh.find_session(rt, token)
     try:
         if token.startswith(f"{Kind.SESSION}_"):
             return None, sessions.find_live_bearer(rt, token).session

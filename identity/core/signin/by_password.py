@@ -20,6 +20,7 @@ from identity.core.signin.factors import Factor
 from identity.core.signin.password_proof import PasswordProof
 from identity.core.tokens import sessions
 from identity.core.tokens.claims import AccessToken, resource_of
+from identity.core.tokens.refresh import turn
 from identity.core.tokens.sessions import Opened
 from identity.errors import MFA_REQUIRED, Refused
 from identity.instruments.opaque import Secret
@@ -131,9 +132,9 @@ def complete(
 
 
 def refresh(rt: Runtime, origin: Origin, token: str) -> tuple[AccessToken, Secret]:
-    """A new hour's token and the successor of a refresh token; see `sessions.refresh`."""
+    """A new hour's token and the successor of a refresh token; see `refresh.turn`."""
     with rt.unit(origin) as unit:
-        user, session, successor = sessions.refresh(rt, unit, token)
+        user, session, successor = turn(rt, unit, token)
     return sessions.token_for(
         rt, sessions.live_of(rt, user, session), seconds=rt.settings.access_token_seconds
     ), successor

@@ -1,18 +1,16 @@
 """Sessions: every login of every dialect is one row, and what a dialect hands out is a view of it.
 
 A row says whose it is, how it was proven, from where, and until when. It can be shown as an opaque bearer, as a signed token, or as
-a chain of refresh tokens. Those are not rows: generation n is an HMAC over the session's seed and n, and the row keeps only n and when
-it turned. So a retry gets the identical successor, a token of the past is recognised by its number, and a session stays one row.
+a chain of refresh tokens. Those are not rows, so a session stays one row: how they are written is told in `generations`, how they are
+used in `refresh`.
 """
 
 from __future__ import annotations
 
-import hmac
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final, NamedTuple, NoReturn
+from typing import Any, Final, NamedTuple
 
 from sqlalchemy import (
     ColumnElement,
@@ -30,8 +28,6 @@ from identity import paging
 from identity.ambient import Origin, later
 from identity.canonical import canonical_id
 from identity.core.keeping import Keeping, delete_batch
-from identity.core.mail import outbox
-from identity.core.mail.letters import Template
 from identity.core.people import policy, tenancy
 from identity.core.people.accounts import AccessWindow, Email, User, UserInfo, recheck
 from identity.core.people.policy import Login
@@ -39,7 +35,7 @@ from identity.core.people.rights import narrowed
 from identity.core.people.tenancy import Membership, Memberships
 from identity.core.record import audit
 from identity.core.record.audit import Action
-from identity.core.tokens import claims, status
+from identity.core.tokens import claims, generations, status
 from identity.core.tokens.claims import AccessToken, Subject
 from identity.core.tokens.session_rows import INFO, SessionInfo, UserSession, from_row
 from identity.errors import INVALID_TOKEN, NOT_FOUND, TOKEN_EXPIRED, Refused
@@ -49,9 +45,6 @@ from identity.instruments.opaque import Kind, Secret
 from identity.paging import Listed, Part
 from identity.runtime import Runtime
 from identity.storage import Instant, Prepared, Unit
-
-_REFRESH_BYTES: Final = 40
-_MAC_BYTES: Final = 20
 
 
 class Live(NamedTuple):
@@ -177,7 +170,7 @@ def open_session(
     # A key pair that is traded for a token is no login: nobody signed in.
     if user is not None and verified and keypair_id is None:
         audit.record(rt, unit, Action.LOGIN_SUCCEEDED, actor=user.id, target=values["id"], kind=kind, amr=list(amr))
-    refresh = _refresh_token(rt, values["id"], values["seed"], 0) if with_refresh else None
+    refresh = generations.mint(rt, values["id"], values["seed"], 0) if with_refresh else None
     return Opened(SessionInfo(*(values[column.key] for column in INFO)), bearer, refresh)
 
 
@@ -277,53 +270,6 @@ def extend(rt: Runtime, unit: Unit, session_id: str, *, idle_seconds: int, actor
     if not unit.changed(update(UserSession).where(*living).values(idle_expires_at=end)):
         raise Refused(INVALID_TOKEN, detail="the session is over")
     audit.record(rt, unit, Action.SESSION_EXTENDED, actor=actor, target=session_id)
-
-
-def refresh(rt: Runtime, unit: Unit, token: str) -> tuple[UserInfo, SessionInfo, Secret]:
-    """Exchange a refresh token for its successor.
-
-    Within the grace the previous token gets the same successor: a lost answer and two tabs are no attack. Seen later than that, it
-    ends its session and its user is told by mail; that end is kept even though this call refuses (INVALID_TOKEN). Raises
-    Refused(TOKEN_EXPIRED) for a genuine token that was not used in time.
-    """
-    # 1. Whose is it? Every generation is recognised by computing it, so that one of the past is told from a forged one.
-    parsed = _parse_refresh(token)
-    if parsed is None:
-        raise Refused(INVALID_TOKEN, detail="not a refresh token")
-    session_id, generation = parsed
-    row = unit.execute(select(UserSession).where(UserSession.id == session_id).with_for_update()).scalar_one_or_none()
-    if row is None or row.user_id is None or row.seed is None:
-        raise Refused(INVALID_TOKEN, detail="no session made that refresh token")
-    if not hmac.compare_digest(_refresh_token(rt, row.id, row.seed, generation).reveal(), token):
-        raise Refused(INVALID_TOKEN, detail="no session made that refresh token")
-    # 2. Is the session good? What is over stays over, whichever generation asks.
-    if row.revoked_at is not None or not row.verified:
-        raise Refused(INVALID_TOKEN, detail="the session was ended, or waits for its code")
-    if from_row(row).is_over(unit.now):
-        raise Refused(TOKEN_EXPIRED, detail="the refresh token was not used in time")
-    user = recheck(unit, row.user_id, instead=INVALID_TOKEN)
-    # 3. The present generation turns; the one before it has the grace; any other is a copy.
-    if generation == row.generation:
-        row.generation = generation + 1
-        row.turned_at = unit.now
-        row.idle_expires_at = min(later(unit.now, rt.settings.refresh_idle_seconds), row.expires_at)
-        if row.place is None:
-            row.place = status.take(rt, unit)
-        unit.session.flush()
-    elif generation != row.generation - 1 or not _is_recent(row.turned_at, unit.now, rt.settings.refresh_grace_seconds):
-        _end_reused(rt, unit, row, user, seen=generation)
-    return user, from_row(row), _refresh_token(rt, row.id, row.seed, row.generation)
-
-
-def find_by_refresh(rt: Runtime, token: str) -> SessionInfo | None:
-    """The session that made a refresh token, of whatever generation and whether it is over or not; or None."""
-    parsed = _parse_refresh(token)
-    if parsed is None:
-        return None
-    with rt.database.reading() as session:
-        row = session.get(UserSession, parsed[0])
-    genuine = row is not None and row.seed is not None and _refresh_token(rt, row.id, row.seed, parsed[1]).reveal()
-    return from_row(row) if row is not None and genuine and hmac.compare_digest(genuine, token) else None
 
 
 # Ending.
@@ -486,31 +432,6 @@ def _placed(rt: Runtime, live: Live) -> Live:
         waiting = (UserSession.id == live.session.id, UserSession.place.is_(None))
         unit.execute(update(UserSession).where(*waiting).values(place=status.take(rt, unit)))
     return find_live(rt, live.session.id)
-
-
-def _end_reused(rt: Runtime, unit: Unit, row: UserSession, user: UserInfo, *, seen: int) -> NoReturn:
-    """A spent refresh token came back after its grace: whoever holds the present one may have copied it."""
-    revoke(rt, unit, row.id, actor=user.id, reason="refresh token reuse")
-    audit.record(rt, unit, Action.REFRESH_REUSED, actor=user.id, target=row.id, seen=seen, current=row.generation)
-    if user.email:
-        outbox.queue(rt, unit, Template.SESSIONS_ENDED, to=user.email, values={"account": user.alias})
-    evidence = {"session": row.id, "seen": seen, "current": row.generation, "turned_at": str(row.turned_at)}
-    raise Refused(INVALID_TOKEN, detail="a spent refresh token was used again", evidence=evidence)
-
-
-def _refresh_token(rt: Runtime, session_id: str, seed: bytes | None, generation: int) -> Secret:
-    head = uuid.UUID(session_id).bytes + generation.to_bytes(4)
-    mac = hmac.digest(rt.ring.vault.derive("refresh tokens"), head + (seed or b""), "sha256")[:_MAC_BYTES]
-    return opaque.encode(Kind.REFRESH, head + mac)
-
-
-def _parse_refresh(token: str) -> tuple[str, int] | None:
-    payload = opaque.decode(Kind.REFRESH, token, _REFRESH_BYTES)
-    return None if payload is None else (str(uuid.UUID(bytes=payload[:16])), int.from_bytes(payload[16:20]))
-
-
-def _is_recent(turned_at: datetime | None, now: datetime, grace_seconds: int) -> bool:
-    return turned_at is not None and now < later(turned_at, grace_seconds)
 
 
 def _fingerprint(rt: Runtime, bearer: str) -> bytes:

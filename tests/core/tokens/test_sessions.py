@@ -10,7 +10,7 @@ from sqlalchemy import func, select
 from identity.core.clients import applications
 from identity.core.people import accounts
 from identity.core.signin import by_code
-from identity.core.tokens import sessions
+from identity.core.tokens import refresh, sessions
 from identity.core.tokens.sessions import UserSession
 from identity.errors import INVALID_TOKEN, NOT_FOUND, TOKEN_EXPIRED, Refused
 from identity.instruments.opaque import Kind, is_well_formed
@@ -44,11 +44,11 @@ def test_a_waiting_session_is_good_for_nothing_until_verified(rt: Runtime) -> No
     opened = a_session(rt, a_user(rt), verified=False)
     assert opened.bearer is not None
     assert opened.refresh is not None
-    bearer, refresh = opened.bearer.reveal(), opened.refresh.reveal()
+    bearer, token = opened.bearer.reveal(), opened.refresh.reveal()
     assert refusal(sessions.find_live_bearer, rt, bearer) == INVALID_TOKEN.code
     assert refusal(sessions.find_live, rt, opened.session.id) == INVALID_TOKEN.code
     with rt.unit(ORIGIN) as unit:
-        assert refusal(sessions.refresh, rt, unit, refresh) == INVALID_TOKEN.code
+        assert refusal(refresh.turn, rt, unit, token) == INVALID_TOKEN.code
     with rt.unit(ORIGIN) as unit:
         sessions.mark_proven(rt, unit, opened.session.id, amr=("email", "otp"))
     assert sessions.find_live_bearer(rt, bearer).session.amr == ("email", "otp")
