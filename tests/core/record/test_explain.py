@@ -158,7 +158,7 @@ def test_a_token_whose_application_is_gone_disabled_or_without_its_secret_is_tol
     applications.delete_application(web.rt, BY, gone.client_id)
     assert [check(token) for token in tokens] == [
         "the application is disabled",
-        "the secret that earned this token was removed or replaced",
+        "the secret that earned this token was removed",
         "the application was deleted",
     ]
     applications.change_application(web.rt, BY, off.client_id, enabled=True)
@@ -254,7 +254,7 @@ def test_a_client_secret_that_nearly_passed_is_told(web: Web) -> None:
     with web.rt.unit(ORIGIN) as unit:
         unit.execute(update(ClientSecret).values(expires_at=None))
     applications.change_application(web.rt, BY, machine.client_id, enabled=False)
-    assert ask(machine.secret)["check"] == "the application or its tenant is disabled"
+    assert ask(machine.secret)["check"] == "the application is disabled"
 
 
 def test_a_key_pair_that_nearly_passed_is_told(web: Web) -> None:
@@ -287,7 +287,7 @@ def test_a_key_pair_that_nearly_passed_is_told(web: Web) -> None:
     assert (expired["check"], expired["clockSkewSeconds"]) == ("the pair has expired", 5)
 
 
-@pytest.mark.parametrize(("seconds", "skew"), [(-60, 60), (-30, 30), (30, -30), (60, -60), (-90, None)])
+@pytest.mark.parametrize(("seconds", "skew"), [(-60, 60), (60, -60), (-90, None), (90, None)])
 def test_a_device_whose_clock_is_off_is_told(web: Web, seconds: int, skew: int | None) -> None:
     ada, seed = a_user_with_totp(web)
     code = pyotp.TOTP(seed).at(web.clock.now() + timedelta(seconds=seconds))
