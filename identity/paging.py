@@ -17,8 +17,8 @@ from sqlalchemy import ColumnElement, Select, and_, func, literal, or_, select, 
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from identity.canonical import decode_base64url, encode_base64url
+from identity.columns import Instant, from_micros, to_micros
 from identity.errors import VALIDATION, Refused
-from identity.storage import Instant, from_micros, to_micros
 
 T = TypeVar("T")
 Column = InstrumentedAttribute[Any]

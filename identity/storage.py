@@ -10,39 +10,32 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar, overload
 
 from sqlalchemy import (
-    BigInteger,
-    ColumnElement,
     Connection,
     Dialect,
     Executable,
     Insert,
     MetaData,
     Select,
-    Text,
     TextClause,
     TextualSelect,
     event,
-    literal,
-    type_coerce,
 )
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
-from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.orm import DeclarativeBase, InstrumentedAttribute, Session
+from sqlalchemy.orm import DeclarativeBase, Session
 from sqlalchemy.pool import PoolProxiedConnection
-from sqlalchemy.sql.compiler import SQLCompiler
-from sqlalchemy.sql.functions import FunctionElement
-from sqlalchemy.types import TypeDecorator, TypeEngine
+from sqlalchemy.types import TypeEngine
 
 from identity import outages
 from identity.ambient import Origin
+from identity.columns import Instant, Names
 from identity.engines import (
     LASTING,
     SET_TIMEOUTS,
@@ -61,84 +54,6 @@ from identity.outages import READ_ONLY, Contention, is_race, reason_of, translat
 __all__ = ["Contention", "is_race"]  # Callers know them as ours.
 T = TypeVar("T")
 R = TypeVar("R", bound=tuple[Any, ...])
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
-
-
-def to_micros(moment: datetime) -> int:
-    """Microseconds since the epoch, exactly."""
-    return (moment - _EPOCH) // _MICROSECOND
-
-
-def from_micros(micros: int) -> datetime:
-    """The aware UTC time of `to_micros`."""
-    return _EPOCH + timedelta(microseconds=micros)
-
-
-class Instant(TypeDecorator[datetime]):
-    """An aware datetime, stored as microseconds since the epoch: one meaning on every database, and cheap to compare."""
-
-    impl = BigInteger
-    cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> int | None:
-        return None if value is None else to_micros(value)
-
-    def process_result_value(self, value: int | None, dialect: Dialect) -> datetime | None:
-        return self.read(value)
-
-    @staticmethod
-    def read(value: int | None) -> datetime | None:
-        """The moment that a stored number stands for."""
-        return None if value is None else _EPOCH + timedelta(0, 0, value)
-
-
-class Names(TypeDecorator[tuple[str, ...]]):
-    """A sorted set of names without spaces (roles, scopes, audiences), stored as one line of text."""
-
-    impl = Text
-    cache_ok = True
-
-    def process_bind_param(self, value: Sequence[str] | None, dialect: Dialect) -> str | None:
-        return None if value is None else " ".join(sorted(set(value)))
-
-    def process_result_value(self, value: str | None, dialect: Dialect) -> tuple[str, ...]:
-        return self.read(value)
-
-    @staticmethod
-    def read(value: str | None) -> tuple[str, ...]:
-        """The names in a stored line."""
-        return tuple(value.split()) if value else ()
-
-
-class Ordered(Names):
-    """Names without spaces in the order in which they were given, stored as one line of text."""
-
-    cache_ok = True
-
-    def process_bind_param(self, value: Sequence[str] | None, dialect: Dialect) -> str | None:
-        return None if value is None else " ".join(dict.fromkeys(value))
-
-
-def holds(column: InstrumentedAttribute[tuple[str, ...]], name: str) -> ColumnElement[bool]:
-    """The condition that a column of Names has exactly this one among them."""
-    spaced = literal(" ", Text) + type_coerce(column, Text) + literal(" ", Text)
-    return spaced.contains(f" {name} ", autoescape=True)
-
-
-class Lines(FunctionElement[str]):
-    """The values of a text column in the selected rows, one a line: an aggregate that each database spells in its own way."""
-
-    inherit_cache = True
-    type = Text()
-
-
-@compiles(Lines)
-def _spell_lines(element: Lines, compiler: SQLCompiler, **options: Any) -> str:
-    aggregate, line_feed = (
-        ("group_concat", "char(10)") if compiler.dialect.name == "sqlite" else ("string_agg", "chr(10)")
-    )
-    return f"{aggregate}({compiler.process(element.clauses, **options)}, {line_feed})"
 
 
 class Base(DeclarativeBase):

@@ -17,13 +17,14 @@ from sqlalchemy import BigInteger, Boolean, bindparam, delete, select, text, upd
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from identity.ambient import later
+from identity.columns import from_micros, to_micros
 from identity.core.people.accounts import User
 from identity.core.proofs.codes import Code
 from identity.core.tokens.revoked import RevokedToken
 from identity.core.upkeep import Lease, take_lease
 from identity.errors import CONFLICT, INVALID_CODE, NOT_FOUND, Refused
 from identity.runtime import Runtime
-from identity.storage import Contention, Database, Prepared, from_micros, to_micros, translated
+from identity.storage import Contention, Database, Prepared, translated
 from tests.builders import a_user
 from tests.world import ORIGIN, FakeClock, Web
 

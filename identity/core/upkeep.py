@@ -21,6 +21,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from identity import logs
 from identity.ambient import Origin, later
+from identity.columns import Instant
 from identity.core.clients import expiry, registration, secrets
 from identity.core.keeping import Keeping, Overdue, keepings
 from identity.core.mail import outbox
@@ -30,7 +31,7 @@ from identity.core.record.audit import Action
 from identity.core.tokens import status
 from identity.runtime import Runtime
 from identity.settings import Settings
-from identity.storage import Base, Database, Instant, Prepared, Unit
+from identity.storage import Base, Database, Prepared, Unit
 
 _log = logging.getLogger("identity.upkeep")
 _TICK_SECONDS: Final = 0.5

@@ -25,12 +25,13 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from identity.ambient import Clock, Origin, later
 from identity.canonical import decode_base64url, decode_object, encode_base64url
+from identity.columns import Instant
 from identity.errors import CONFLICT, INVALID_TOKEN, NOT_FOUND, UNAVAILABLE, VALIDATION, Refused
 from identity.instruments.algorithms import ALGORITHMS, Algorithm, PrivateKey, PublicKey, algorithm_of, thumbprint
 from identity.instruments.jws import TOKEN_MAX_CHARACTERS, check_rsa
 from identity.instruments.vault import Unsealable, Vault
 from identity.settings import BadSettings, Settings
-from identity.storage import Base, Database, Instant, Prepared, Unit
+from identity.storage import Base, Database, Prepared, Unit
 
 SKEW_SECONDS: Final = 60
 ACCESS_TOKEN: Final = "at+jwt"

@@ -17,9 +17,10 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from identity import logs
 from identity.ambient import Origin
+from identity.columns import Instant
 from identity.errors import Refused
 from identity.instruments.limits import address_key
-from identity.storage import Base, Contention, Database, Instant
+from identity.storage import Base, Contention, Database
 
 CLIENTS_WORTH: Final = 4
 _MAX_WAITING: Final = 2_000

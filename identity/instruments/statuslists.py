@@ -26,10 +26,11 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from identity.ambient import Clock, later
 from identity.canonical import encode_base64url
+from identity.columns import Instant, from_micros, to_micros
 from identity.errors import Refused
 from identity.instruments.keyring import Keyring
 from identity.settings import Settings
-from identity.storage import Base, Database, Instant, Prepared, Unit, from_micros, to_micros
+from identity.storage import Base, Database, Prepared, Unit
 
 BITS: Final = 2
 PLACES: Final = 2**20

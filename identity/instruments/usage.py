@@ -17,7 +17,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from identity.ambient import Origin, later
-from identity.storage import Base, Database, Instant, Unit
+from identity.columns import Instant
+from identity.storage import Base, Database, Unit
 
 NOTED_WITHIN_SECONDS: Final = 5
 TOLD_SECONDS: Final = 86_400

@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 from alembic import context
 
+from identity.columns import Instant, Names
 from identity.migrations import schema
-from identity.storage import Instant, Names
 
 
 def _render(kind: str, thing: Any, _autogen: Any) -> str | Literal[False]:

@@ -3,6 +3,7 @@
 from sqlalchemy import Table
 
 from identity.ambient import Origin
+from identity.columns import from_micros
 from identity.core import upkeep
 from identity.core.keeping import Keeping, delete_batch, keepings
 from identity.core.proofs import codes
@@ -12,7 +13,6 @@ from identity.instruments.keyring import RingVersion, SigningKey
 from identity.instruments.vault import ServerSecret
 from identity.migrations import schema
 from identity.runtime import Runtime
-from identity.storage import from_micros
 
 # These are the instruments' own, which `admin.keys.reseal` and `upkeep.sweep` ask by name.
 OF_INSTRUMENTS = {Epoch.__tablename__, SigningKey.__tablename__, RingVersion.__tablename__, ServerSecret.__tablename__}

@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import Final, NamedTuple
 
 from identity.ambient import Origin
+from identity.columns import from_micros
 from identity.core.clients import keypairs, machine_tokens
 from identity.core.clients.applications import ADMIN_SCOPE
 from identity.core.people.accounts import ADMIN_ROLE
@@ -24,7 +25,6 @@ from identity.errors import FORBIDDEN, INVALID_TOKEN, STALE_LOGIN, TWO_CREDENTIA
 from identity.instruments.epochs import EVERYBODY, shard_of, shard_of_meter
 from identity.instruments.opaque import Kind
 from identity.runtime import Runtime
-from identity.storage import from_micros
 
 _NOWHERE: Final = Memberships()
 # What clients send whose variable was never filled. An empty one is among them.

@@ -15,6 +15,7 @@ from sqlalchemy import func, or_, select
 
 from identity import paging
 from identity.canonical import canonical_id
+from identity.columns import holds
 from identity.core.admin import roles as named
 from identity.core.admin.by import By
 from identity.core.admin.tenants import NEVER_AN_OWNERS, put_member
@@ -28,7 +29,7 @@ from identity.core.tokens import belonging
 from identity.errors import CONFLICT, FORBIDDEN, NOT_FOUND, VALIDATION, Refused
 from identity.paging import Listed, Part
 from identity.runtime import Runtime
-from identity.storage import Unit, holds
+from identity.storage import Unit
 
 _LAST_OWNER: Final = CONFLICT.saying("The last owner of a tenant stays")
 _KEPT: Final = FORBIDDEN.saying("This application holds scopes or roles that only an administrator gives")

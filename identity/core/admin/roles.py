@@ -19,6 +19,7 @@ from sqlalchemy.orm import InstrumentedAttribute, Mapped, Session, mapped_column
 
 from identity import paging
 from identity.canonical import is_name
+from identity.columns import Instant, holds
 from identity.core.admin.by import By
 from identity.core.clients.applications import Application
 from identity.core.keeping import Keeping
@@ -30,7 +31,7 @@ from identity.core.record.audit import Action
 from identity.errors import CONFLICT, NOT_FOUND, VALIDATION, Problem, Refused
 from identity.paging import Listed, Part
 from identity.runtime import Runtime
-from identity.storage import Base, Instant, Unit, holds
+from identity.storage import Base, Unit
 
 HOLDERS_TOLD: Final = 20
 _MEANINGS: Final = {

@@ -30,12 +30,13 @@ from sqlalchemy.orm import Mapped, Session, column_property, mapped_column
 from identity import paging
 from identity.ambient import Origin
 from identity.canonical import canonical_id
+from identity.columns import Instant, Names, Ordered
 from identity.core.keeping import Keeping
 from identity.core.people.tenancy import Tenant
 from identity.errors import NOT_FOUND, Problem, Refused
 from identity.paging import Listed, Part
 from identity.runtime import Runtime
-from identity.storage import Base, Instant, Names, Ordered, Prepared, Unit
+from identity.storage import Base, Prepared, Unit
 
 STANDARD_APP_ID: Final = 10
 ADMIN_SCOPE: Final = "admin"

@@ -14,6 +14,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, mapped_column
 
 from identity.ambient import Origin
+from identity.columns import Instant, from_micros
 from identity.core.clients.applications import find
 from identity.core.clients.secrets import Authenticated, name_of, refuse
 from identity.core.keeping import Keeping, delete_batch
@@ -22,7 +23,7 @@ from identity.errors import CLIENT_MISMATCH, Refused
 from identity.instruments.jws import unverified_claims, verify_assertion
 from identity.instruments.keyring import SKEW_SECONDS
 from identity.runtime import Runtime
-from identity.storage import Base, Instant, Unit, from_micros
+from identity.storage import Base, Unit
 
 ASSERTION_SECONDS: Final = 300
 MISMATCH: Final = CLIENT_MISMATCH.saying("The client assertion does not prove this client")

@@ -19,6 +19,7 @@ from sqlalchemy import BigInteger, ForeignKey, String, Text, bindparam, delete, 
 from sqlalchemy.orm import Mapped, mapped_column
 
 from identity.ambient import Origin, later
+from identity.columns import Instant
 from identity.core.clients.applications import ApplicationInfo, find, get_row
 from identity.core.clients.assertions import MISMATCH, is_moment
 from identity.core.clients.secrets import LONGEST_TOKEN_SECONDS, Authenticated, name_of, refuse
@@ -32,7 +33,7 @@ from identity.instruments import usage
 from identity.instruments.jws import load_issuer_keys, unverified_claims, unverified_header, verify_workload
 from identity.instruments.keyring import SKEW_SECONDS
 from identity.runtime import Runtime
-from identity.storage import Base, Instant, Prepared, Unit
+from identity.storage import Base, Prepared, Unit
 
 if TYPE_CHECKING:
     from identity.instruments.jws import PublicKey

@@ -32,6 +32,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from identity import paging
 from identity.ambient import Origin, later
 from identity.canonical import canonical_id
+from identity.columns import Instant
 from identity.core.clients import applications
 from identity.core.keeping import Keeping, delete_batch
 from identity.core.mail import outbox
@@ -53,7 +54,7 @@ from identity.instruments import opaque
 from identity.instruments.opaque import Kind, Secret
 from identity.paging import Listed, Part
 from identity.runtime import Runtime
-from identity.storage import Base, Instant, Prepared, Unit
+from identity.storage import Base, Prepared, Unit
 
 MAX_DAYS: Final = 3650
 MAX_NETWORKS: Final = 32

@@ -20,6 +20,7 @@ from sqlalchemy import (
 
 from identity.ambient import later
 from identity.canonical import canonical_audience
+from identity.columns import from_micros
 from identity.core.clients.applications import Application, ApplicationInfo
 from identity.core.clients.assertions import key_proof
 from identity.core.clients.issuers import ApplicationTrust
@@ -32,7 +33,7 @@ from identity.core.tokens.revoked import RevokedToken
 from identity.errors import CLIENT_MISMATCH, Problem, Refused
 from identity.instruments.keyring import CURRENT_VERSION, SKEW_SECONDS
 from identity.runtime import Runtime
-from identity.storage import Prepared, Unit, from_micros
+from identity.storage import Prepared, Unit
 
 _RESOURCE: Final = re.compile(r"[a-z][a-z0-9+.-]*://[!-\"$-~]{1,190}", re.ASCII | re.IGNORECASE)
 SCOPE_REFUSED: Final = Problem(

@@ -27,6 +27,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from identity.ambient import Origin, later
 from identity.canonical import canonical_id
+from identity.columns import Instant
 from identity.core.clients.applications import COLUMNS, Application, ApplicationInfo, get_row, info_of
 from identity.core.keeping import Keeping, delete_batch
 from identity.core.proofs import attempts, machines
@@ -40,7 +41,7 @@ from identity.instruments.keyring import CURRENT_VERSION, SKEW_SECONDS
 from identity.instruments.opaque import Kind, Secret
 from identity.instruments.usage import CredentialCaller
 from identity.runtime import Runtime
-from identity.storage import Base, Instant, Prepared, Unit
+from identity.storage import Base, Prepared, Unit
 
 MAX_LIVE_SECRETS: Final = 2
 LONGEST_TOKEN_SECONDS: Final = 86_400

@@ -41,6 +41,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from identity import logs, paging
 from identity.ambient import Origin, later
+from identity.columns import Instant
 from identity.core.keeping import Keeping, delete_batch
 from identity.core.mail import letters
 from identity.core.mail.letters import Template
@@ -48,7 +49,7 @@ from identity.errors import NOT_FOUND, Refused
 from identity.instruments.vault import Unsealable
 from identity.paging import Listed, Part
 from identity.runtime import Runtime
-from identity.storage import Base, Database, Instant, Prepared, Unit
+from identity.storage import Base, Database, Prepared, Unit
 
 POLL_SECONDS: Final = 0.5
 CLAIM_SECONDS: Final = 120

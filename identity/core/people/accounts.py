@@ -33,6 +33,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, Session, aliased, mapped_column
 
 from identity.canonical import canonical_address, canonical_alias, canonical_id, get_address, get_alias, get_names
+from identity.columns import Instant, Names, holds
 from identity.core.keeping import Keeping
 from identity.core.record import audit
 from identity.core.record.audit import Action
@@ -46,7 +47,7 @@ from identity.errors import (
     Refused,
 )
 from identity.runtime import Runtime
-from identity.storage import Base, Instant, Names, Prepared, Unit, holds, is_violation
+from identity.storage import Base, Prepared, Unit, is_violation
 
 ADMIN_ROLE: Final = "users_admin"
 

@@ -19,6 +19,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from identity import paging
 from identity.ambient import later
 from identity.canonical import canonical_id
+from identity.columns import Instant, Names
 from identity.core.keeping import Keeping, delete_batch
 from identity.core.mail import outbox
 from identity.core.mail.letters import Template
@@ -34,7 +35,7 @@ from identity.instruments.limits import budget_of
 from identity.instruments.opaque import Kind, Secret
 from identity.paging import Listed, Part
 from identity.runtime import Runtime
-from identity.storage import Base, Instant, Names, Unit
+from identity.storage import Base, Unit
 
 LIFE_SECONDS: Final = 7 * 86_400
 KEEP_SECONDS: Final = 30 * 86_400

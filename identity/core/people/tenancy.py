@@ -35,6 +35,7 @@ from sqlalchemy.orm import InstrumentedAttribute, Mapped, Session, mapped_column
 
 from identity import paging
 from identity.canonical import get_names, is_name
+from identity.columns import Instant, Lines, Names, holds
 from identity.core.keeping import Keeping
 from identity.core.people import attributes as noted
 from identity.core.people.accounts import User
@@ -45,7 +46,7 @@ from identity.errors import CONFLICT, NOT_FOUND, VALIDATION, Refused
 from identity.instruments.limits import Policy, parse_budget
 from identity.paging import Listed, Part
 from identity.runtime import Runtime
-from identity.storage import Base, Instant, Lines, Names, Prepared, Unit, holds
+from identity.storage import Base, Prepared, Unit
 
 LIMITED_TIERS = (Policy.STANDARD, Policy.AI_ASSISTED, Policy.BULK_UPLOAD)
 OWNER_ROLE: Final = "owner"

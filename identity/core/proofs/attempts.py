@@ -20,10 +20,11 @@ from sqlalchemy import LargeBinary, Text, bindparam, delete, select, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from identity.ambient import Origin, later
+from identity.columns import Instant, from_micros, to_micros
 from identity.core.keeping import Keeping, delete_batch
 from identity.errors import LOCKED_OUT, UNAVAILABLE, Refused
 from identity.runtime import Runtime
-from identity.storage import Base, Contention, Instant, Prepared, Unit, from_micros, to_micros
+from identity.storage import Base, Contention, Prepared, Unit
 
 _ABANDONED_SECONDS: Final = 30
 CLOCKS_APART: Final = 60_000_000

@@ -21,6 +21,7 @@ from sqlalchemy import BigInteger, Index, LargeBinary, String, Update, bindparam
 from sqlalchemy.orm import Mapped, mapped_column
 
 from identity.ambient import Entropy, later
+from identity.columns import Instant
 from identity.core.keeping import Keeping, delete_batch
 from identity.core.mail import links, outbox
 from identity.core.mail.letters import Template
@@ -30,7 +31,7 @@ from identity.errors import INVALID_CODE, MAIL_LIMITED, Refused
 from identity.instruments import limits, opaque
 from identity.instruments.opaque import Kind, Secret
 from identity.runtime import Runtime
-from identity.storage import Base, Instant, Prepared, Unit
+from identity.storage import Base, Prepared, Unit
 
 LIFE_SECONDS: Final = 600
 MAX_ATTEMPTS: Final = 5

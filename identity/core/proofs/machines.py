@@ -14,12 +14,13 @@ from typing import Final
 from sqlalchemy import bindparam, select
 
 from identity.ambient import Origin, later
+from identity.columns import to_micros
 from identity.core.proofs.attempts import CLOCKS_APART, Budget, Meter, locked_meter, stored_meter
 from identity.errors import LOCKED_OUT, Refused
 from identity.instruments.epochs import shard_of_meter, turn
 from identity.instruments.limits import address_key
 from identity.runtime import Runtime
-from identity.storage import Prepared, Unit, to_micros
+from identity.storage import Prepared, Unit
 
 NAME_AND_ADDRESS: Final = Budget("machine and address", 20, 300)
 ADDRESS: Final = Budget("machines at an address", 100, 300)

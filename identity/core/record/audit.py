@@ -20,11 +20,12 @@ from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from identity import paging
 from identity.ambient import Origin, later
+from identity.columns import Instant, to_micros
 from identity.core.keeping import Keeping, delete_batch
 from identity.errors import VALIDATION, Refused
 from identity.paging import Listed, Part
 from identity.runtime import Runtime
-from identity.storage import Base, Contention, Instant, Unit, to_micros
+from identity.storage import Base, Contention, Unit
 
 
 class Action(StrEnum):

@@ -19,6 +19,7 @@ from sqlalchemy import BigInteger, ForeignKey, String, bindparam, select, update
 from sqlalchemy.orm import Mapped, mapped_column
 
 from identity.ambient import later
+from identity.columns import Instant
 from identity.core.clients import applications
 from identity.core.keeping import Keeping, delete_batch
 from identity.core.people import accounts
@@ -33,7 +34,7 @@ from identity.core.signin.factors import Factor
 from identity.errors import INVALID_CODE, Refused
 from identity.instruments.opaque import Secret
 from identity.runtime import Runtime
-from identity.storage import Base, Instant, Prepared, Unit
+from identity.storage import Base, Prepared, Unit
 
 MAX_ATTEMPTS: Final = 5
 TYPE: Final = "mfa-challenge+jwt"

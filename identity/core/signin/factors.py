@@ -21,6 +21,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, mapped_column
 
 from identity.ambient import Origin, later
+from identity.columns import Instant
 from identity.core.keeping import Keeping
 from identity.core.mail import outbox
 from identity.core.mail.letters import Template
@@ -33,7 +34,7 @@ from identity.core.record.audit import Action
 from identity.errors import CONFLICT, FORBIDDEN, INVALID_CODE, MFA_REQUIRED, NOT_FOUND, VALIDATION, Refused
 from identity.instruments.opaque import Secret
 from identity.runtime import Runtime
-from identity.storage import Base, Instant, Prepared, Unit
+from identity.storage import Base, Prepared, Unit
 
 ENROL_SECONDS: Final = 600
 RECOVERY_CODES: Final = 10

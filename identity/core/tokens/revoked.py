@@ -11,11 +11,12 @@ from sqlalchemy import (
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, mapped_column
 
+from identity.columns import Instant
 from identity.core.keeping import Keeping, delete_batch
 from identity.core.record import audit
 from identity.core.record.audit import Action
 from identity.runtime import Runtime
-from identity.storage import Base, Instant, Unit
+from identity.storage import Base, Unit
 
 
 class RevokedToken(Base):

@@ -8,7 +8,8 @@ from typing import NamedTuple
 from sqlalchemy import BigInteger, Boolean, ForeignKey, Index, LargeBinary, String, Text, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from identity.storage import Base, Instant, Names
+from identity.columns import Instant, Names
+from identity.storage import Base
 
 
 class UserSession(Base):

@@ -27,6 +27,7 @@ from sqlalchemy import (
 from identity import paging
 from identity.ambient import Origin, later
 from identity.canonical import canonical_id
+from identity.columns import Instant
 from identity.core.keeping import Keeping, delete_batch
 from identity.core.people import policy, tenancy
 from identity.core.people.accounts import AccessWindow, Email, User, UserInfo, recheck
@@ -44,7 +45,7 @@ from identity.instruments.keyring import CURRENT_VERSION
 from identity.instruments.opaque import Kind, Secret
 from identity.paging import Listed, Part
 from identity.runtime import Runtime
-from identity.storage import Instant, Prepared, Unit
+from identity.storage import Prepared, Unit
 
 
 class Live(NamedTuple):

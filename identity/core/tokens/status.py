@@ -17,13 +17,14 @@ from sqlalchemy.orm import InstrumentedAttribute
 
 from identity import logs
 from identity.ambient import later
+from identity.columns import Instant
 from identity.core.keeping import Keeping, delete_batch
 from identity.core.people.accounts import User
 from identity.core.tokens.session_rows import UserSession
 from identity.instruments.keyring import SKEW_SECONDS
 from identity.instruments.statuslists import CHANGED, INVALID, PLACES, StatusEntry, StatusList
 from identity.runtime import Runtime
-from identity.storage import Instant, Unit
+from identity.storage import Unit
 
 MAX_TOKENS: Final = 1000
 _log = logging.getLogger("identity.status")
