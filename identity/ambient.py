@@ -78,6 +78,10 @@ class Origin:
     #: What proved whoever asks, by kind and id: `session:...`, `key:...` or `secret:...`. For the audit.
     credential: str = ""
 
+    def proven_by(self, credential: str) -> Origin:
+        """The same, of a caller whom this credential proved. Spelled out: `dataclasses.replace` costs ten times as much."""
+        return Origin(self.address, self.user_agent, self.request_id, self.error_id, credential)
+
     @classmethod
     def command_line(cls) -> Origin:
         return cls(address="command line")

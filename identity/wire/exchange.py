@@ -134,7 +134,7 @@ class Exchange:
             call.presented = read_credentials(request.headers, endpoint.reads)
             if not endpoint.limits_itself:
                 call.identified = callers.identify(call.rt, call.origin, call.presented)
-                call.origin = replace(call.origin, credential=call.caller.credential)
+                call.origin = call.origin.proven_by(call.caller.credential)
                 if endpoint.admin:
                     call.caller.require_admin()
                 if endpoint.owners:
