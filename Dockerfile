@@ -1,3 +1,4 @@
+# How to run it: deploy/compose.yaml with PostgreSQL, Valkey and TLS, deploy/kubernetes.yaml on a cluster.
 FROM python:3.12-slim AS build
 WORKDIR /src
 RUN python -m venv /opt/identity
