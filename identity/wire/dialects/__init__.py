@@ -1,5 +1,8 @@
 """One module for each dialect: its routes, its schemas, its shape of refusals. They never import each other.
 
+A dialect that is too long for one module has its `Dialect` and what its parts share in `<name>_dialect`, its endpoints in `<name>_<part>`,
+and `<name>` imports the parts: whoever imports that has all of it.
+
 s7risk       A: tokens for users and applications
 risksage     B: login with a second factor, refresh, passwords
 threatwinds  C: sessions by emailed code, addresses, key pairs, users

@@ -52,11 +52,10 @@ _SECURITY: Final[dict[Reads, list[dict[str, list[str]]]]] = {
     Reads.KEY: [{"apiKey": [], "apiSecret": []}],
     Reads.CLIENT: [{"clientBasic": []}, {}],
 }
-# Where two dialects chose the same name for a schema, whose it is. (`abc`: a page, made on the fly; those of administrators come first.)
+# Where two dialects chose the same name for a schema, whose it is, by the first word of its module. (`abc`: a page, made on the fly;
+# those of administrators come first.)
 _WHOSE: Final = {
-    "admin_schemas": "Admin",
-    "admin_record_schemas": "Admin",
-    "tenant_schemas": "Tenant",
+    "admin": "Admin",
     "tenant": "Tenant",
     "abc": "Tenant",
     "threatwinds": "Passwordless",
@@ -211,7 +210,7 @@ class _Names:
         kind = schema if isinstance(schema, type) else type(schema)
         name = kind.__name__
         if self._taken.setdefault(name, kind) is not kind:
-            name = _WHOSE.get(kind.__module__.rpartition(".")[2], "Other") + name
+            name = _WHOSE.get(kind.__module__.rpartition(".")[2].partition("_")[0], "Other") + name
         return name
 
 
