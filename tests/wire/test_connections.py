@@ -114,7 +114,8 @@ def test_a_refusal_that_is_written_down_counts_once(live: Live) -> None:
     with Wire(live) as wire:
         answers = [wire.ask(wrong) for _ in range(5)]
     remaining = [int(answer.headers["x-ratelimit-remaining"]) for answer in answers if answer is not None]
-    assert remaining == [99_999, 99_998, 99_997, 99_996, 99_995]
+    # Who proves nothing is counted by address: other tests of this module may have used some of the window.
+    assert remaining == [remaining[0] - spent for spent in range(5)]
 
 
 def test_requests_in_pieces_and_in_one_piece_are_answered_in_order(live: Live) -> None:
