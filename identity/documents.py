@@ -187,6 +187,8 @@ def application(info: ApplicationInfo) -> Document:
         "roles": list(info.roles),
         "audiences": list(info.audiences),
         "tokenSeconds": info.token_seconds,
+        "tokenReuseSeconds": info.token_reuse_seconds,
+        "tokensPerDay": info.tokens_per_day,
         "jwks": info.jwks,
         "attributes": attributes.read(info.attributes),
         "tokenClaims": attributes.read(info.token_claims),

@@ -72,6 +72,7 @@ def create_runtime(
             usage=Usage(),
             explanations=Explanations(),
             memory=Memory(database, entropy.bytes(32)),
+            issued=Memory(database, entropy.bytes(32)),
             issuers=Issuers(settings.trusted_issuers),
             status_lists=StatusLists(settings, clock, database, ring),
         )

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from identity.ambient import Clock, Entropy, Mailer, Origin
+from identity.instruments.asking import Asking
 from identity.instruments.epochs import Memory
 from identity.instruments.hashing import Passwords
 from identity.instruments.issuers import Issuers
@@ -41,9 +42,12 @@ class Runtime:
     usage: Usage
     explanations: Explanations
     memory: Memory
+    #: The tokens that are given again. Apart from `memory`: whoever asks for many kinds pushes out nobody's login.
+    issued: Memory
     status_lists: StatusLists
     issuers: Issuers
     strangers: Strangers = field(default_factory=Strangers)
+    asking: Asking = field(default_factory=Asking)
     standard_client: str = ""
     owed: deque[Any] = field(default_factory=lambda: deque(maxlen=10_000))  # Guesses to give back, see `attempts`.
     writes_until: float = 0.0  # On the monotonic clock: until when a write that was tried is proof enough.

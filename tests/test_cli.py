@@ -135,6 +135,18 @@ def test_an_application_made_here_gets_a_token(run: Run, web: Web) -> None:
     assert answer.json["data"]["expiresIn"] == 600
 
 
+def test_what_an_application_may_ask_for_is_set_and_shown(run: Run) -> None:
+    options = ("--token-seconds", "600", "--token-reuse-seconds", "5m", "--tokens-per-day", "50", "--json")
+    client = run("application", "create", "--name", "feed", *options).json["clientId"]
+    shown = run("application", "show", client, "--json").json
+    assert (shown["tokenReuseSeconds"], shown["tokensPerDay"]) == (300, 50)
+    changed = run("application", "update", client, "--token-reuse-seconds", "0", "--tokens-per-day", "0", "--json").json
+    assert (changed["tokenReuseSeconds"], changed["tokensPerDay"]) == (0, None)
+    assert run("application", "create", "--name", "any", "--tokens-per-day", "0", "--json").status == 0
+    refused = run("application", "update", client, "--token-reuse-seconds", "301")
+    assert (refused.status, "half its life" in refused.err) == (1, True)
+
+
 def test_what_either_door_makes_cannot_be_told_apart(run: Run, web: Web) -> None:
     boss = a_token(web.rt, a_user(web.rt, roles=("users_admin",)))
     a_tenant(web.rt, "acme-bank")

@@ -28,6 +28,17 @@ def key_set(_context: click.Context, _parameter: click.Parameter, file: TextIO |
         raise click.BadParameter("the file is not JSON") from exc
 
 
+_reuse = click.option(
+    "--token-reuse-seconds",
+    type=Duration(),
+    metavar="S",
+    help="So long who asks again gets the same token; 0: never. At most half its life.",
+)
+_per_day = click.option(
+    "--tokens-per-day", type=click.IntRange(0, 1_000_000), metavar="N", help="New tokens in 24 hours; 0: any number."
+)
+
+
 @command(application, "create")
 @click.option("--name", required=True, metavar="N")
 @click.option("--scope", "scopes", multiple=True, metavar="S", help="Scope it may ask for; admin administers.")
@@ -36,11 +47,15 @@ def key_set(_context: click.Context, _parameter: click.Parameter, file: TextIO |
 @click.option("--tenant", metavar="T", help="Tenant that it belongs to.")
 @click.option("--audience", "audiences", multiple=True, metavar="A", help="Resource that its tokens are for.")
 @click.option("--token-seconds", type=Duration(), metavar="S", help="Life of its tokens.")
+@_reuse
+@_per_day
 @click.option("--jwks", type=click.File(encoding="utf-8"), callback=key_set, help="Public keys for private_key_jwt.")
 def create(opened: Opened, new_role: bool, **options: Any) -> Any:
     """Make an application, and its first secret, which is shown once."""
     check(opened, options["roles"], new_role=new_role)
     body = {"scopes": list(options.pop("scopes"))} | _given(options) | ({"newRole": True} if new_role else {})
+    if body.get("tokensPerDay", 0) is None:
+        del body["tokensPerDay"]
     return opened.ask("POST", "application", body=body)
 
 
@@ -69,6 +84,8 @@ def show(opened: Opened, client_id: str) -> Any:
 @click.option("--new-role", is_flag=True, help=NEW_ROLE_HELP)
 @click.option("--audience", "audiences", multiple=True, metavar="A", help="The audiences, the first is the default.")
 @click.option("--token-seconds", type=Duration(), metavar="S", help="Life of its tokens.")
+@_reuse
+@_per_day
 @click.option("--jwks", type=click.File(encoding="utf-8"), callback=key_set, help="Public keys for private_key_jwt.")
 def update(opened: Opened, client_id: str, new_role: bool, **options: Any) -> Any:
     """Change an application; what is not named stays."""
@@ -157,9 +174,16 @@ def end_secret(opened: Opened, client_id: str, secret_id: str, force: bool) -> A
 
 def _given(options: Mapping[str, Any]) -> dict[str, Any]:
     """The options that were given, as the routes call them."""
-    names = {"token_seconds": "tokenSeconds"}
-    return {
+    names = {
+        "token_seconds": "tokenSeconds",
+        "token_reuse_seconds": "tokenReuseSeconds",
+        "tokens_per_day": "tokensPerDay",
+    }
+    given = {
         names.get(name, name): list(value) if isinstance(value, tuple) else value
         for name, value in options.items()
         if value not in (None, ())
     }
+    if given.get("tokensPerDay") == 0:
+        given["tokensPerDay"] = None
+    return given

@@ -31,12 +31,15 @@ _SECTIONS: Final[dict[str, dict[str, Any]]] = {
         "roles": None,
         "audiences": None,
         "tokenSeconds": None,
+        "tokenReuseSeconds": None,
+        "tokensPerDay": None,
         "enabled": None,
         "trusts": None,
     },
     "users": {"alias": None, "fullName": None, "roles": None, "groups": None, "enabled": None, "tenants": None},
 }
 _TRUST: Final = ("issuer", "subject", "claims", "audience", "jwks")
+_OF_APPLICATIONS: Final = ("scopes", "roles", "audiences", "tokenSeconds", "tokenReuseSeconds", "tokensPerDay")
 _STANDARD: Final = 10
 
 
@@ -163,7 +166,7 @@ def _present(opened: Opened) -> tuple[State, dict[str, dict[str, str]]]:
                 VALIDATION.saying(f"Two applications are called {one['name']}: a plan needs names of their own")
             )
         ids["applications"][one["name"]] = one["clientId"]
-        shown = {name: one[name] for name in ("tenant", "scopes", "roles", "audiences", "tokenSeconds", "enabled")}
+        shown = {name: one[name] for name in ("tenant", *_OF_APPLICATIONS, "enabled")}
         trusts = opened.ask("GET", "application", one["clientId"], "trusts", query={"limit": 200})["trusts"]
         shown["trusts"] = {trust["name"]: {name: trust[name] for name in _TRUST if trust[name]} for trust in trusts}
         ids["trusts"] |= {f"{one['name']}/{trust['name']}": trust["trustID"] for trust in trusts}
@@ -237,10 +240,9 @@ def _roles(wanted: Mapping[str, Any], present: Mapping[str, Any]) -> Iterator[St
 def _applications(
     wanted: Mapping[str, Any], present: Mapping[str, Any], ids: Mapping[str, Mapping[str, str]]
 ) -> Iterator[Step]:
-    attributes = ("scopes", "roles", "audiences", "tokenSeconds")
     for name, thing in wanted.items():
         if name not in present:
-            body = {key: thing[key] for key in ("tenant", *attributes) if key in thing} | {
+            body = {key: thing[key] for key in ("tenant", *_OF_APPLICATIONS) if key in thing} | {
                 "name": name,
                 "newRole": True,
             }
@@ -250,7 +252,7 @@ def _applications(
         client = ids["applications"][name]
         if thing.get("tenant", present[name].get("tenant")) != present[name].get("tenant"):
             raise Refused(VALIDATION.saying(f"An application cannot move to another tenant: {name}"))
-        changes = _differences(thing, present[name], (*attributes, "enabled"))
+        changes = _differences(thing, present[name], (*_OF_APPLICATIONS, "enabled"))
         if changes:
             body = {key: thing[key] for key in changes} | {"newRole": True}
             yield Step(

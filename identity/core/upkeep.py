@@ -22,7 +22,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from identity import logs
 from identity.ambient import Origin, later
 from identity.columns import Instant
-from identity.core.clients import expiry, registration, secrets
+from identity.core.clients import expiry, machine_tokens, registration, secrets
 from identity.core.keeping import Keeping, Overdue, keepings
 from identity.core.mail import outbox
 from identity.core.proofs import attempts
@@ -184,6 +184,7 @@ def write_notes(rt: Runtime) -> None:
 JOBS: Final = (
     Job("notes", 1.0, write_notes, shared=False),
     Job("strangers", 10.0, audit.record_strangers, shared=False),
+    Job("asking", 10.0, machine_tokens.record_asking, shared=False),
     Job("ring", 2.0, lambda rt: rt.ring.reload_if_changed(), shared=False),
     Job("windows", 60.0, lambda rt: rt.limiter.sweep(), shared=False),
     Job("keys", 10.0, tend_keys, shared=True),

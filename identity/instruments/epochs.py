@@ -95,6 +95,7 @@ WATCHED: Final = {
         columns=(
             *("app_id", "name", "tenant_id", "scopes", "roles", "audiences", "token_seconds", "jwks", "enabled"),
             *("disabled_at", "version", "key_set_id", "key_place", "token_claims", "attributes"),
+            *("token_reuse_seconds", "tokens_per_day"),
         ),
         ignored=("id", "created_at"),
     ),
@@ -193,6 +194,20 @@ class Memory:
             return
         self._notes.pop(name, None)
         self._keep(self._entries, name, _Entry(wanted, asked.epochs, until, value))
+
+    def look(self, name: bytes, now: datetime, *, shards: Sequence[str]) -> Recollection:
+        """As `recall`, where the shards are known before: their epochs are told also where nothing is remembered."""
+        wanted = tuple(shards)
+        entry = self._entries.get(name)
+        epochs = self._read(wanted)
+        is_good = entry is not None and (entry.shards, entry.epochs) == (wanted, epochs)
+        if entry is not None and is_good and entry.until is not None and now < entry.until:
+            return Recollection(entry.value, epochs)
+        return Recollection(None, epochs)
+
+    def keep(self, name: bytes, value: Any, *, shards: Sequence[str], until: datetime, asked: Recollection) -> None:
+        """Remember `value`, all of which was read after `asked` looked at these shards; already the first time."""
+        self._keep(self._entries, name, _Entry(tuple(shards), asked.epochs, until, value))
 
     def _read(self, shards: tuple[str, ...]) -> int:
         names, read = _READS[len(shards)]

@@ -20,7 +20,7 @@ from identity.storage import Base, Database
 if TYPE_CHECKING:
     from alembic.config import Config
 
-HEAD: Final = "0012"
+HEAD: Final = "0013"
 _LOCK: Final = 0x1DE27177
 _PATIENCE_SECONDS: Final = 300
 _POSTGRESQL_PATIENCE: Final = (

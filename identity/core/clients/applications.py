@@ -41,6 +41,8 @@ from identity.storage import Base, Prepared, Unit
 STANDARD_APP_ID: Final = 10
 ADMIN_SCOPE: Final = "admin"
 INTROSPECT_SCOPE: Final = "introspect"
+#: The limiter keeps a moment for each token of the last 24 hours: 8 MB for as many.
+MOST_TOKENS_PER_DAY: Final = 1_000_000
 
 
 class Application(Base):
@@ -66,6 +68,9 @@ class Application(Base):
     key_place: Mapped[int | None] = mapped_column(BigInteger)
     attributes: Mapped[str] = mapped_column(Text, default="{}", server_default="{}")
     token_claims: Mapped[str] = mapped_column(Text, default="{}", server_default="{}")
+    # For how long who asks again gets the same token again, and how many others in 24 hours.
+    token_reuse_seconds: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
+    tokens_per_day: Mapped[int | None] = mapped_column(BigInteger)
     enabled: Mapped[bool] = mapped_column(Boolean, default=True)
     disabled_at: Mapped[datetime | None] = mapped_column(Instant)
     created_at: Mapped[datetime] = mapped_column(Instant)
@@ -99,6 +104,8 @@ class ApplicationInfo(NamedTuple):
     #: JSON, as they are stored: most who read an application need neither.
     attributes: str
     token_claims: str
+    token_reuse_seconds: int
+    tokens_per_day: int | None
 
     @property
     def is_usable(self) -> bool:
@@ -124,6 +131,8 @@ COLUMNS = (
     Application.key_place,
     Application.attributes,
     Application.token_claims,
+    Application.token_reuse_seconds,
+    Application.tokens_per_day,
 )
 WIDTH: Final = len(COLUMNS)
 _BY_ID = Prepared(select(*COLUMNS).where(Application.id == bindparam("id")))

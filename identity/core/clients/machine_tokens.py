@@ -7,9 +7,9 @@ revocation; all are asked of the live rows in one read. A secret that merely exp
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from sqlalchemy import (
     bindparam,
@@ -18,22 +18,28 @@ from sqlalchemy import (
     update,
 )
 
-from identity.ambient import later
+from identity.ambient import Origin, later
 from identity.canonical import canonical_audience
 from identity.columns import from_micros
-from identity.core.clients.applications import Application, ApplicationInfo
+from identity.core.clients.applications import Application, ApplicationInfo, find, get_row
 from identity.core.clients.assertions import key_proof
 from identity.core.clients.issuers import ApplicationTrust
 from identity.core.clients.secrets import Authenticated, ClientSecret
 from identity.core.people import policy as tenant_policy
 from identity.core.people.tenancy import Memberships, Tenant
-from identity.core.tokens import claims, revoked, status
+from identity.core.record import audit
+from identity.core.record.audit import Action
+from identity.core.tokens import claims, custom_claims, revoked, status
 from identity.core.tokens.claims import AccessToken, Claims
 from identity.core.tokens.revoked import RevokedToken
-from identity.errors import CLIENT_MISMATCH, Problem, Refused
+from identity.errors import CLIENT_MISMATCH, NOT_FOUND, RATE_LIMITED, Problem, Refused
+from identity.instruments.asking import LONG_ENOUGH_SECONDS, Often
+from identity.instruments.epochs import EVERYBODY, shard_of
+from identity.instruments.jws import unverified_claims
 from identity.instruments.keyring import CURRENT_VERSION, SKEW_SECONDS
+from identity.instruments.limits import Policy
 from identity.runtime import Runtime
-from identity.storage import Prepared, Unit
+from identity.storage import Contention, Prepared, Unit
 
 _RESOURCE: Final = re.compile(r"[a-z][a-z0-9+.-]*://[!-\"$-~]{1,190}", re.ASCII | re.IGNORECASE)
 SCOPE_REFUSED: Final = Problem(
@@ -43,6 +49,9 @@ SCOPE_REFUSED: Final = Problem(
 
 TARGET_REFUSED: Final = Problem(
     "VALIDATION_ERROR", 422, "That resource is not this application's to ask for", oauth="invalid_target"
+)
+DAY_LIMITED: Final = RATE_LIMITED.saying(
+    "This application has had its tokens of the last 24 hours. Use each for as long as it lives"
 )
 
 
@@ -112,15 +121,75 @@ _LIVE = Prepared(
 def issue_token(
     rt: Runtime, proven: Authenticated, *, scope: Sequence[str] | None, audience: Sequence[str]
 ) -> AccessToken:
-    """A token for a proven application: the asked scopes, or all that it has.
+    """A token for a proven application: the asked scopes, or all that it has; within its `token_reuse_seconds` the one of before.
 
     It never outlives what proved the application, as far as that end is known now. Raises Refused(SCOPE_REFUSED) for a scope that it does
-    not have.
+    not have, Refused(DAY_LIMITED) where a new one is more than its `tokens_per_day`.
     """
     app, now = proven.application, rt.clock.now()
     granted = app.scopes if scope is None else tuple(dict.fromkeys(scope))
     if not set(granted) <= set(app.scopes):
         raise Refused(SCOPE_REFUSED, field="scope", evidence={"asked": sorted(granted), "has": list(app.scopes)})
+    seconds = _life(rt, proven, now)
+    rt.asking.note(app.id, seconds, now)
+    # Its tenant's policy, or the end of a secret, may have made the life shorter than it was when the window was set.
+    reuse = min(app.token_reuse_seconds, seconds // 2)
+    if reuse < 1:
+        return _mint(rt, proven, granted, audience, seconds=seconds, now=now)
+    shards = (EVERYBODY, shard_of(app.id), shard_of(proven.secret_id))
+    name = rt.issued.digest(app.id, proven.secret_id, " ".join(sorted(granted)), *audience)
+    asked = rt.issued.look(name, now, shards=shards)
+    kept: _Kept | None = asked.value
+    if kept is not None and kept.is_to_give(rt, proven, audience):
+        return AccessToken(kept.text, kept.expires_at - int(now.timestamp()), tuple(sorted(granted)), is_reused=True)
+    token = _mint(rt, proven, granted, audience, seconds=seconds, now=now)
+    said = unverified_claims(token.text)
+    if _stands(rt, proven, token.text, said):
+        rt.issued.keep(
+            name, _Kept(token.text, said["exp"], _added(said)), shards=shards, until=later(now, reuse), asked=asked
+        )
+    return token
+
+
+class _Kept(NamedTuple):
+    """A token that may be given again while the epochs stand that stood before it was issued."""
+
+    text: str
+    expires_at: int
+    added: Mapping[str, Any]
+
+    def is_to_give(self, rt: Runtime, proven: Authenticated, audience: Sequence[str]) -> bool:
+        """Whether what no epoch tells is as it was, too.
+
+        What proves the application now may end sooner than what did then, the key may have left the ring, and another application that
+        has this audience may add other claims.
+        """
+        outlives = proven.ends_at is not None and self.expires_at > int(proven.ends_at.timestamp())
+        if outlives or not rt.ring.can_verify(self.text):
+            return False
+        return self.added == custom_claims.of(rt, audience, client_id=proven.application.id)
+
+
+def _stands(rt: Runtime, proven: Authenticated, text: str, said: Mapping[str, Any]) -> bool:
+    """Whether a fresh token tells how things stand by the rows of now.
+
+    The application was read when it proved itself, before the epochs were: what changed in between no later epoch would tell.
+    """
+    if find(rt, proven.application.id) != proven.application:
+        return False
+    live = live_state(rt, said["client_id"], said["jti"], issued_at=said["iat"])
+    return live is not None and rt.ring.can_verify(text)
+
+
+def _added(said: Mapping[str, Any]) -> dict[str, Any]:
+    """The claims of a token that are nobody's but its applications' own."""
+    reserved = custom_claims.RESERVED - {custom_claims.OMITTED}
+    return {name: value for name, value in said.items() if name not in reserved}
+
+
+def _life(rt: Runtime, proven: Authenticated, now: datetime) -> int:
+    """How many seconds a token lives that is issued now."""
+    app = proven.application
     seconds = app.token_seconds or rt.settings.application_token_seconds
     own = tenant_policy.of_tenant(rt, app.tenant).token_seconds if app.tenant else None
     seconds = seconds if own is None else min(seconds, own)
@@ -128,6 +197,26 @@ def issue_token(
         seconds = min(seconds, int(proven.ends_at.timestamp()) - int(now.timestamp()))
         if seconds < 1:
             raise Refused(CLIENT_MISMATCH, detail="what proved the application ends within this second")
+    return seconds
+
+
+def _mint(
+    rt: Runtime, proven: Authenticated, granted: Sequence[str], audience: Sequence[str], *, seconds: int, now: datetime
+) -> AccessToken:
+    """A new token, which counts as one of its day."""
+    app = proven.application
+    if app.tokens_per_day is not None:
+        try:
+            rt.limiter.hit(Policy.APPLICATION, f"tokens of a day {app.id}", budget=f"{app.tokens_per_day}/day")
+        except Refused as refused:
+            if refused.problem is not RATE_LIMITED:
+                raise
+            raise Refused(
+                DAY_LIMITED,
+                detail="tokensPerDay of the application",
+                evidence=refused.evidence | {"expected": {"tokensPerDay": app.tokens_per_day}},
+                retry_after_seconds=refused.retry_after_seconds,
+            ) from refused
     return claims.issue_application_token(
         rt,
         client_id=app.id,
@@ -140,6 +229,42 @@ def issue_token(
         seconds=seconds,
         now=now,
     )
+
+
+def record_asking(rt: Runtime) -> None:
+    """Write down who asked this process for tokens too often for an hour; all processes together once an hour for each client."""
+    found = rt.asking.take()
+    try:
+        while found:
+            _record_often(rt, found[-1])
+            found.pop()
+    except (Refused, Contention):
+        rt.asking.give_back(found)
+        raise
+
+
+def _record_often(rt: Runtime, often: Often) -> None:
+    try:
+        with rt.unit(Origin.background()) as unit:
+            # Locked: of two processes that found it out, the second sees what the first wrote.
+            app = get_row(unit.session, often.client_id, for_update=True)
+            since = later(unit.now, -LONG_ENOUGH_SECONDS)
+            if audit.is_recorded(unit, Action.APPLICATION_ASKS_TOO_OFTEN, target=app.id, since=since):
+                return
+            audit.record(
+                rt,
+                unit,
+                Action.APPLICATION_ASKS_TOO_OFTEN,
+                actor="background",
+                target=app.id,
+                tenant=app.tenant_id,
+                asked=often.asked,
+                tokenSeconds=often.token_seconds,
+                tokenReuseSeconds=app.token_reuse_seconds,
+            )
+    except Refused as refused:
+        if refused.problem is not NOT_FOUND:
+            raise  # Only one that was deleted meanwhile is nobody's concern.
 
 
 def audience_of(rt: Runtime, app: ApplicationInfo, *, origin: str | None = None) -> tuple[str, ...]:

@@ -17,7 +17,14 @@ from sqlalchemy.exc import IntegrityError
 
 from identity.ambient import Origin
 from identity.canonical import canonical_audience, get_names
-from identity.core.clients.applications import STANDARD_APP_ID, Application, ApplicationInfo, from_row, get_row
+from identity.core.clients.applications import (
+    MOST_TOKENS_PER_DAY,
+    STANDARD_APP_ID,
+    Application,
+    ApplicationInfo,
+    from_row,
+    get_row,
+)
 from identity.core.clients.issuers import ApplicationTrust
 from identity.core.clients.secrets import ClientSecret, MadeSecret, add_secret
 from identity.core.keeping import Keeping
@@ -49,6 +56,8 @@ def register(
     roles: Sequence[str] = (),
     audiences: Sequence[str] = (),
     token_seconds: int | None = None,
+    token_reuse_seconds: int = 0,
+    tokens_per_day: int | None = None,
     jwks: Mapping[str, Any] | None = None,
 ) -> tuple[ApplicationInfo, MadeSecret]:
     """Make an application and its first secret, which is shown once.
@@ -69,6 +78,8 @@ def register(
         roles=get_names(tuple(roles), field="roles"),
         audiences=_checked_audiences(audiences),
         token_seconds=_checked_seconds(token_seconds),
+        token_reuse_seconds=_checked_reuse(rt, token_reuse_seconds, token_seconds),
+        tokens_per_day=_checked_count(tokens_per_day),
         jwks=_checked_jwks(jwks),
         key_set_id=_key_set_id(rt) if jwks else None,
         key_place=status.take(rt, unit) if jwks else None,
@@ -96,7 +107,8 @@ def register(
 def change(
     rt: Runtime, unit: Unit, client_id: str, *, actor: str, versions: Collection[int] | None = None, **changes: Any
 ) -> ApplicationInfo:
-    """Change `name`, `scopes`, `roles`, `audiences`, `token_seconds`, `jwks`, `attributes`, `token_claims` or `enabled`.
+    """Change `name`, `scopes`, `roles`, `audiences`, `token_seconds`, `token_reuse_seconds`, `tokens_per_day`, `jwks`, `attributes`,
+    `token_claims` or `enabled`.
 
     `versions` are those that the caller has seen.
 
@@ -109,11 +121,15 @@ def change(
         "roles": lambda value: get_names(tuple(value), field="roles"),
         "audiences": _checked_audiences,
         "token_seconds": _checked_seconds,
+        "tokens_per_day": _checked_count,
         "jwks": _checked_jwks,
         "attributes": attributes.checked,
         "token_claims": custom_claims.checked,
     }
     values = {name: checks[name](value) if name in checks else value for name, value in changes.items()}
+    if not {"token_seconds", "token_reuse_seconds"}.isdisjoint(values):
+        then = {name: values.get(name, getattr(row, name)) for name in ("token_reuse_seconds", "token_seconds")}
+        _checked_reuse(rt, then["token_reuse_seconds"], then["token_seconds"])
     before = {name: getattr(row, name) for name in values}
     ended: dict[str, Any] = {"disabled_at": unit.now} if values.get("enabled") is False else {}
     if "jwks" in values and values["jwks"] != row.jwks:
@@ -238,6 +254,21 @@ def _checked_seconds(seconds: int | None) -> int | None:
     if seconds is not None and not 60 <= seconds <= 86_400:
         raise Refused(VALIDATION.saying("A token lives from 60 to 86400 seconds"), field="tokenSeconds")
     return seconds
+
+
+def _checked_reuse(rt: Runtime, reuse: int, token_seconds: int | None) -> int:
+    """In the second half of its life a token is nobody's to get again: who asks means to have one for a while."""
+    if not 0 <= reuse <= (token_seconds or rt.settings.application_token_seconds) // 2:
+        raise Refused(
+            VALIDATION.saying("A token is given again for at most half its life; 0: never"), field="tokenReuseSeconds"
+        )
+    return reuse
+
+
+def _checked_count(count: int | None) -> int | None:
+    if count is not None and not 1 <= count <= MOST_TOKENS_PER_DAY:
+        raise Refused(VALIDATION.saying(f"1 to {MOST_TOKENS_PER_DAY} tokens a day"), field="tokensPerDay")
+    return count
 
 
 def _checked_jwks(jwks: Mapping[str, Any] | None) -> str | None:

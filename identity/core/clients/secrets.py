@@ -122,6 +122,8 @@ class _ProofRow(NamedTuple):
     key_place: int | None
     attributes: str
     token_claims: str
+    token_reuse_seconds: int
+    tokens_per_day: int | None
     ring_version: int
     failures: str | None
     secret_id: str | None

@@ -66,6 +66,7 @@ class Action(StrEnum):
     APPLICATION_CHANGED = "application.changed"
     APPLICATION_DELETED = "application.deleted"
     APPLICATION_REFUSED = "application.refused"
+    APPLICATION_ASKS_TOO_OFTEN = "application.asks-too-often"
     SECRET_CREATED = "secret.created"
     SECRET_RETIRED = "secret.retired"
     SECRET_REVOKED = "secret.revoked"
@@ -198,6 +199,12 @@ def record(
         "data": json.dumps(data, sort_keys=True, default=str),
     }
     unit.insert(AuditEvent, **values, mac=_mac(rt, values))
+
+
+def is_recorded(unit: Unit, action: Action, *, target: str, since: datetime) -> bool:
+    """Whether there is an event of this kind about `target` after `since`."""
+    like = (AuditEvent.action == action, AuditEvent.target == target, AuditEvent.at > since)
+    return unit.execute(select(AuditEvent.id).where(*like).limit(1)).first() is not None
 
 
 def search(

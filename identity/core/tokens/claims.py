@@ -31,6 +31,8 @@ class AccessToken(NamedTuple):
     expires_in: int
     scope: tuple[str, ...] = ()
     token_type: str = "Bearer"
+    #: Whether it was issued before, and is given again.
+    is_reused: bool = False
 
 
 @dataclass(frozen=True, slots=True)

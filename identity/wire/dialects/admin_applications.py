@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from identity import documents, paging
 from identity.core.admin import applications, seek
 from identity.core.clients import applications as clients
@@ -13,11 +15,19 @@ from identity.wire.dialects.admin_dialect import ACKNOWLEDGED, by_of, deed, list
 from identity.wire.dialects.lists import changes_of, flag, one, page, renamed, seen_versions, tagged, whole
 from identity.wire.endpoint import Call, Reply
 
+_NAMES: Final = {
+    "tokenSeconds": "token_seconds",
+    "tokenReuseSeconds": "token_reuse_seconds",
+    "tokensPerDay": "tokens_per_day",
+    "tokenClaims": "token_claims",
+    "newRole": "new_role",
+}
+
 
 @deed("POST", "/admin/application", body=schemas.NewApplication, answer=schemas.NewApplicationAnswer)
 def create_application(call: Call) -> Reply:
     """Register an application; its first secret is shown once."""
-    options = renamed(call.body, tokenSeconds="token_seconds", newRole="new_role")
+    options = renamed(call.body, **_NAMES)
     return Reply(documents.created_application(*applications.create_application(call.rt, by_of(call), **options)))
 
 
@@ -48,7 +58,7 @@ def show_application(call: Call) -> Reply:
 @deed("PATCH", "/admin/application/{clientId}", body=schemas.ApplicationChange, answer=schemas.ApplicationAnswer)
 def change_application(call: Call) -> Reply:
     """Change an application; disabling it ends its tokens at once. `If-Match` guards against a change in between."""
-    changes = renamed(changes_of(call), tokenSeconds="token_seconds", newRole="new_role", tokenClaims="token_claims")
+    changes = renamed(changes_of(call), **_NAMES)
     versions = seen_versions(call)
     return _application(
         applications.change_application(call.rt, by_of(call), call.params["clientId"], versions=versions, **changes)

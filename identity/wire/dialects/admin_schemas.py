@@ -7,6 +7,7 @@ from typing import Any
 
 from marshmallow import Schema, ValidationError, fields
 
+from identity.core.clients.applications import MOST_TOKENS_PER_DAY
 from identity.documents import moment
 from identity.errors import Refused
 from identity.wire.fields import Body, Change, Flag, Id, Message, Names, SaidAgain, Text, Whole
@@ -147,18 +148,22 @@ class NewApplication(Body):
     roles = Names()
     audiences = Names()
     tokenSeconds = Whole(least=60, most=86_400)
+    tokenReuseSeconds = Whole(least=0, most=43_200)
+    tokensPerDay = Whole(least=1, most=MOST_TOKENS_PER_DAY)
     jwks = fields.Dict(keys=fields.String())
     newRole = Flag()
 
 
 class ApplicationChange(Change):
-    """What of an application to change; null takes its own token life or key set away."""
+    """What of an application to change; null takes its own token life, its tokens per day or its key set away."""
 
     name = Text(max_length=200)
     scopes = Names()
     roles = Names()
     audiences = Names()
     tokenSeconds = Whole(least=60, most=86_400, allow_none=True)
+    tokenReuseSeconds = Whole(least=0, most=43_200)
+    tokensPerDay = Whole(least=1, most=MOST_TOKENS_PER_DAY, allow_none=True)
     jwks = fields.Dict(keys=fields.String(), allow_none=True)
     enabled = Flag()
     attributes = Attributes()
@@ -312,6 +317,8 @@ class ApplicationAnswer(Schema):
     roles = fields.List(fields.String(), required=True)
     audiences = fields.List(fields.String(), required=True)
     tokenSeconds = fields.Integer(required=True, allow_none=True)
+    tokenReuseSeconds = fields.Integer(required=True)
+    tokensPerDay = fields.Integer(required=True, allow_none=True)
     jwks = fields.Dict(required=True, allow_none=True)
     attributes = fields.Dict(required=True)
     tokenClaims = fields.Dict(keys=fields.String(), values=fields.String(), required=True)

@@ -27,7 +27,7 @@ from marshmallow import Schema, fields
 from identity.canonical import canonical_id
 from identity.core.access import introspection
 from identity.core.clients import assertions, issuers, machine_tokens, secrets
-from identity.core.clients.machine_tokens import SCOPE_REFUSED, TARGET_REFUSED
+from identity.core.clients.machine_tokens import DAY_LIMITED, SCOPE_REFUSED, TARGET_REFUSED
 from identity.core.clients.secrets import Authenticated, name_of
 from identity.errors import CLIENT_MISMATCH, LOCKED_OUT, MALFORMED, UNAUTHENTICATED, Problem, Refused
 from identity.instruments.jws import unverified_claims
@@ -163,8 +163,9 @@ _AUTHENTICATION: Final = (CLIENT_MISMATCH, assertions.MISMATCH, NO_CLIENT, LOCKE
     headers=("Origin",),
     body=TokenForm,
     answer=GrantedToken,
+    answer_headers=("X-Token-Reused",),
     hot=True,
-    refusals=(*_AUTHENTICATION, UNSUPPORTED_GRANT, SCOPE_REFUSED, TARGET_REFUSED),
+    refusals=(*_AUTHENTICATION, DAY_LIMITED, UNSUPPORTED_GRANT, SCOPE_REFUSED, TARGET_REFUSED),
 )
 def token(call: Call) -> Reply:
     """Exchange client credentials for an access token (RFC 6749 section 4.4).
@@ -229,6 +230,10 @@ class _Request(OAuth2Request):
         return self.parameters
 
 
+class _Again(dict[str, Any]):
+    """The answer of a token that is given again: Authlib hands on what `_issue` makes, and nothing beside it."""
+
+
 class _Server(AuthorizationServer):
     """Authlib's server, speaking Call and Reply, and refusing like the rest of the house."""
 
@@ -236,7 +241,8 @@ class _Server(AuthorizationServer):
         return request if isinstance(request, _Request) else _checked(_Request(request))
 
     def handle_response(self, status: int, body: dict[str, Any], _headers: Any) -> Reply:
-        return Reply(body, status, _NO_CACHE)
+        is_reused = isinstance(body, _Again)
+        return Reply(body, status, (*_NO_CACHE, ("X-Token-Reused", "1")) if is_reused else _NO_CACHE)
 
     def handle_error_response(self, _request: _Request, error: OAuth2Error) -> Reply:
         raise Refused(_PROBLEMS.get(error.error, INVALID_REQUEST), detail=f"authlib: {error.error}", cause=error)
@@ -391,5 +397,10 @@ def _issue(client: _Client, scope: str | None, **_unused: Any) -> dict[str, Any]
         audience = machine_tokens.audience_of(call.rt, app, origin=call.header("origin"))
     asked = scope.split() if scope else None
     issued = machine_tokens.issue_token(call.rt, client.proven, scope=asked, audience=audience)
-    answer = {"access_token": issued.text, "token_type": issued.token_type, "expires_in": issued.expires_in}
-    return answer | ({"scope": " ".join(issued.scope)} if issued.scope else {})
+    answer: dict[str, Any] = {
+        "access_token": issued.text,
+        "token_type": issued.token_type,
+        "expires_in": issued.expires_in,
+    }
+    answer |= {"scope": " ".join(issued.scope)} if issued.scope else {}
+    return _Again(answer) if issued.is_reused else answer

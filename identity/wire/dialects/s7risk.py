@@ -7,6 +7,7 @@ from typing import Any
 from marshmallow import Schema, fields
 
 from identity.core.clients import machine_tokens, secrets
+from identity.core.clients.machine_tokens import DAY_LIMITED
 from identity.core.signin import by_password
 from identity.core.tokens.claims import AccessToken
 from identity.errors import (
@@ -98,8 +99,9 @@ def user_token(call: Call) -> Reply:
     limits_itself=True,
     body=ApplicationTokenBody,
     answer=TokenAnswer,
+    answer_headers=("X-Token-Reused",),
     hot=True,
-    refusals=(CLIENT_MISMATCH, FORBIDDEN, LOCKED_OUT, VALIDATION),
+    refusals=(CLIENT_MISMATCH, DAY_LIMITED, FORBIDDEN, LOCKED_OUT, VALIDATION),
 )
 def application_token(call: Call) -> Reply:
     """Exchange a client id and its secret for an application token."""
@@ -108,7 +110,8 @@ def application_token(call: Call) -> Reply:
         proven = secrets.authenticate(call.rt, call.origin, client_id, call.body["secret"])
     audience = machine_tokens.audience_of(call.rt, proven.application, origin=call.header("origin"))
     scope = call.body["scope"].split() if "scope" in call.body else None
-    return Reply(_envelope(machine_tokens.issue_token(call.rt, proven, scope=scope, audience=audience)))
+    token = machine_tokens.issue_token(call.rt, proven, scope=scope, audience=audience)
+    return Reply(_envelope(token), headers=(("X-Token-Reused", "1"),) if token.is_reused else ())
 
 
 def _envelope(token: AccessToken) -> dict[str, Any]:

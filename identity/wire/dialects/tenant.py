@@ -66,6 +66,7 @@ class NewApplication(Body):
     scopes = Names()
     audiences = Names()
     tokenSeconds = Whole(least=60, most=86_400)
+    tokenReuseSeconds = Whole(least=0, most=43_200)
     jwks = fields.Dict(keys=fields.String())
 
 
@@ -76,6 +77,7 @@ class ApplicationChange(Change):
     scopes = Names()
     audiences = Names()
     tokenSeconds = Whole(least=60, most=86_400, allow_none=True)
+    tokenReuseSeconds = Whole(least=0, most=43_200)
     jwks = fields.Dict(keys=fields.String(), allow_none=True)
     enabled = Flag()
 
@@ -226,7 +228,7 @@ def list_applications(call: Call) -> Reply:
 @_deed("POST", "/tenant/applications", body=NewApplication, answer=schemas.NewApplicationAnswer, credential=True)
 def create_application(call: Call) -> Reply:
     """Register an application of the tenant, with scopes that the tenant may give; its first secret is shown once."""
-    options = renamed(call.body, tokenSeconds="token_seconds")
+    options = renamed(call.body, tokenSeconds="token_seconds", tokenReuseSeconds="token_reuse_seconds")
     return Reply(documents.created_application(*owners.create_application(call.rt, _by(call), **options)))
 
 
@@ -235,7 +237,8 @@ def create_application(call: Call) -> Reply:
 )
 def change_application(call: Call) -> Reply:
     """Change an application of the tenant; `If-Match` guards against a change in between."""
-    changes: dict[str, Any] = renamed(changes_of(call), tokenSeconds="token_seconds")
+    names = {"tokenSeconds": "token_seconds", "tokenReuseSeconds": "token_reuse_seconds"}
+    changes: dict[str, Any] = renamed(changes_of(call), **names)
     versions = seen_versions(call)
     changed = owners.change_application(call.rt, _by(call), call.params["clientId"], versions=versions, **changes)
     return _application(changed)

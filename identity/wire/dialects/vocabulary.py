@@ -170,10 +170,12 @@ FIELDS: Final[Mapping[str, str]] = {
     "tenants": "Memberships: the roles in each tenant",
     "to": "The address that it goes to",
     "token": "A token to look at or to end",
+    "tokenReuseSeconds": "For so long the same secret, scope and audience get the same token again; 0: never. At most half its life",
     "tokenSeconds": "How long its tokens live",
     "tokenType": "How to present the token: `Bearer`",
     "token_type": "How to present the token",
     "token_type_hint": "Not needed; it changes nothing",
+    "tokensPerDay": "How many new tokens it gets in 24 hours; one that is given again counts nothing. null: as many as it asks for",
     "totp": "Whether an authenticator is enrolled",
     "totpCode": "The six digits that the authenticator shows",
     "use": "What the key is for",
@@ -237,6 +239,7 @@ PARAMETERS: Final[Mapping[str, tuple[Mapping[str, Any], str]]] = {
 
 #: Request headers that an endpoint may name, and response headers.
 HEADERS: Final[Mapping[str, str]] = {
+    "X-Token-Reused": "`1` for a token that was given before and lives on; `expiresIn` is what is left of it",
     "Origin": "Whom the token is for: `scheme://host[:port]`, as browsers send it",
     "X-Tenant-Id": "The tenant to act in",
     "If-Match": "Only if it is still this version; else 412",
