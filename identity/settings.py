@@ -47,6 +47,10 @@ def _option(default: Any, meaning: str, *, secret: bool = False, bounds: tuple[i
     return dataclasses.field(default=default, metadata=data, repr=not secret)
 
 
+_Check = tuple[str, bool, str]
+"""A field, whether its value will do, and what to say if not."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """The service's configuration. Build it with `from_env`, or field by field in tests."""
@@ -238,7 +242,20 @@ class Settings:
 
     def _faults(self) -> list[tuple[str, str]]:
         """What is wrong with these values together, as (field, reason)."""
-        checks = [
+        checks = [*self._checks_of_values(), *self._checks_of_lists(), *self._checks_of_bounds()]
+        faults = [(name, reason) for name, holds, reason in checks if not holds]
+        reasons = [
+            ("database_url", _fault_of_database_url(self.database_url)),
+            ("redis_url", _fault_of_redis_url(self.redis_url)),
+            ("mail_url", _fault_of_mail_url(self.mail_url)),
+            ("bind", _fault_of_bind(self.bind, or_unix=True)),
+            ("metrics_bind", _fault_of_bind(self.metrics_bind, or_unix=False) if self.metrics_bind else ""),
+            *(("trusted_proxies", _fault_of_proxy(text)) for text in self.trusted_proxies),
+        ]
+        return faults + [(name, reason) for name, reason in reasons if reason]
+
+    def _checks_of_values(self) -> list[_Check]:
+        return [
             ("issuer", _is_issuer(self.issuer), "must be an http(s) URL without query, fragment or trailing slash"),
             (
                 "issuer",
@@ -287,7 +304,9 @@ class Settings:
                 "a unix socket needs the word `unix` in IDENTITY_TRUSTED_PROXIES, or all clients share one address",
             ),
         ]
-        checks += [
+
+    def _checks_of_lists(self) -> list[_Check]:
+        origins = [
             (
                 "origins",
                 bool(_ORIGIN.fullmatch(o)) and not _DEFAULT_PORT.fullmatch(o),
@@ -295,11 +314,11 @@ class Settings:
             )
             for o in self.origins
         ]
-        checks += [
+        portals = [
             ("portal_urls", u.startswith(("https://", "http://")), f"{u!r} is not an http(s) URL")
             for u in self.portal_urls
         ]
-        checks += [
+        issuers = [
             (
                 "trusted_issuers",
                 _is_trustable(u, development=self.development),
@@ -307,6 +326,10 @@ class Settings:
             )
             for u in self.trusted_issuers
         ]
+        return origins + portals + issuers
+
+    def _checks_of_bounds(self) -> list[_Check]:
+        checks = []
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.name == "limit_mail":
@@ -319,16 +342,7 @@ class Settings:
             elif isinstance(value, int) and not isinstance(value, bool):
                 least, most = field.metadata["bounds"]
                 checks.append((field.name, least <= value <= most, f"must be from {least} to {most}"))
-        faults = [(name, reason) for name, holds, reason in checks if not holds]
-        reasons = [
-            ("database_url", _fault_of_database_url(self.database_url)),
-            ("redis_url", _fault_of_redis_url(self.redis_url)),
-            ("mail_url", _fault_of_mail_url(self.mail_url)),
-            ("bind", _fault_of_bind(self.bind, or_unix=True)),
-            ("metrics_bind", _fault_of_bind(self.metrics_bind, or_unix=False) if self.metrics_bind else ""),
-            *(("trusted_proxies", _fault_of_proxy(text)) for text in self.trusted_proxies),
-        ]
-        return faults + [(name, reason) for name, reason in reasons if reason]
+        return checks
 
 
 def describe() -> list[tuple[str, str, str, str]]:
