@@ -78,6 +78,8 @@ class Shape:
     status_of: Callable[[Refused], int | None] = lambda _refused: None
     challenge: str = "Bearer"
     headers_of: Callable[[Refused], tuple[tuple[str, str], ...]] = lambda _refused: ()
+    is_page: bool = False
+    """Whether a refusal is a page for people, and no JSON."""
 
     def status(self, refused: Refused) -> int:
         """The HTTP status of a refusal in this dialect."""

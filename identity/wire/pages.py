@@ -102,4 +102,4 @@ def _shown(refused: Refused, status: int) -> str:
     return _templates.get_template("message.html").render(service="Sign-in", root="", **values)
 
 
-PAGE: Final = Shape("page", 422, _shown, headers_of=lambda _refused: headers(holds_token=True))
+PAGE: Final = Shape("page", 422, _shown, headers_of=lambda _refused: headers(holds_token=True), is_page=True)

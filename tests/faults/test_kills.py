@@ -155,7 +155,9 @@ class Check:
         for status, machines in ((200, journal.machines), (401, journal.gone)):
             for client_id, secret in machines:
                 answer = http.call("POST", "/application/token", {"clientId": client_id, "secret": secret})
-                self.expect(status, "a client secret", answer)
+                # 429: so many ended secrets from one address are refused before they are looked at.
+                if answer is None or answer.status != 429 or status == 200:
+                    self.expect(status, "a client secret", answer)
 
 
 def a_code(service: Service, rt: Runtime) -> tuple[str, dict[str, str]]:

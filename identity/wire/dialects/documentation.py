@@ -312,7 +312,7 @@ def _responses(endpoint: Endpoint, share: _Shared) -> dict[str, Any]:
         refusal = {
             "description": "; ".join(problems),
             "headers": _header_references(["X-Request-Id", "x-error", "x-error-id", *_EXTRA_HEADERS.get(status, ())]),
-            "content": {"application/json": content},
+            "content": {"text/html" if endpoint.shape.is_page else "application/json": content},
         }
         responses[str(status)] = share.name_of(status, refusal)
     return responses

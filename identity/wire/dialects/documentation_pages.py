@@ -58,7 +58,7 @@ _EXAMPLES: Final = {
     "email": "ada@acme.example",
     "address": "ada@acme.example",
     "username": "ada@acme.example",
-    "password": "correct horse battery staple",
+    "password": "four words that nobody guesses",
     "newPassword": "a different battery staple",
     "totpCode": "123456",
     "emailCode": "123456",

@@ -34,6 +34,7 @@ class StatusLists(Schema):
     any_origin=True,
     ignores_body=True,
     produces=_TYPE,
+    refusals=(NOT_FOUND,),
 )
 def status_list(call: Call) -> Reply:
     """A status list, signed; cache it for its `ttl`."""
