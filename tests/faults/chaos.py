@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
+from tests.world import free_port
+
 Upstream = str | tuple[str, int]
 """A unix socket's path, or a host and a port."""
 
@@ -46,7 +48,8 @@ class Wire:
         self._fault = HEALTHY
         self._pairs: set[tuple[socket.socket, socket.socket]] = set()
         self._listener: socket.socket | None = None
-        self.port = 0
+        # Not one of the system's choice: while nobody listens there, an outgoing connection could take it.
+        self.port = free_port()
         self.swallowed: list[bytes] = []
         self._listen()
 
@@ -77,7 +80,6 @@ class Wire:
 
     def _listen(self) -> None:
         self._listener = socket.create_server(("127.0.0.1", self.port), backlog=512)
-        self.port = self._listener.getsockname()[1]
         threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
 
     def _accept(self, listener: socket.socket) -> None:
