@@ -61,6 +61,7 @@ def _upgrade(database: Database) -> bool:
             if not database.is_sqlite:
                 connection.execute(text(f"SELECT pg_advisory_xact_lock({_LOCK})"))
             command.upgrade(_config(connection), "head")
+            _refuse_orphans(connection, database)
     return True
 
 
@@ -85,9 +86,22 @@ def _wait_for_others(connection: Connection, database: Database) -> None:
     """Let this connection, and no other, wait as long as a step of another process may take."""
     driver: Any = connection.connection.driver_connection
     connection.detach()
-    driver.execute(f"PRAGMA busy_timeout={_PATIENCE_SECONDS * 1000}" if database.is_sqlite else _POSTGRESQL_PATIENCE)
-    if not database.is_sqlite:
+    if database.is_sqlite:
+        driver.execute(f"PRAGMA busy_timeout={_PATIENCE_SECONDS * 1000}")
+        # A step may make a table again under its old name. To drop the old one deletes its rows, and with them whatever refers to those
+        # with ON DELETE CASCADE. It has to be said outside of a transaction.
+        driver.execute("PRAGMA foreign_keys=OFF")
+    else:
+        driver.execute(_POSTGRESQL_PATIENCE)
         driver.commit()
+
+
+def _refuse_orphans(connection: Connection, database: Database) -> None:
+    """Take the steps back that left a reference to a row that is not there: SQLite was told not to look."""
+    if database.is_sqlite and connection.exec_driver_sql("PRAGMA foreign_key_check").first() is not None:
+        raise BadSettings(
+            f"IDENTITY_DATABASE_URL: in {database.shown} rows refer to rows that are not there; restore a backup"
+        )
 
 
 def _config(connection: Connection) -> Config:
