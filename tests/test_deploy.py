@@ -5,6 +5,7 @@ from __future__ import annotations
 import configparser
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -27,11 +28,13 @@ from tests.world import ORIGIN, Live, free_port, start_live
 
 ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "deploy"
-UNIT = DEPLOY / "identity.service"
+UNITS = ("identity.service", "identity-backup.service")
 RULES = yaml.safe_load((DEPLOY / "prometheus-rules.yaml").read_text())
 DASHBOARD = json.loads((DEPLOY / "grafana-dashboard.json").read_text())
 RUNBOOK = (ROOT / "docs" / "runbook.md").read_text()
-CHECKED = {"identity.service", "prometheus-rules.yaml", "grafana-dashboard.json", "compose.yaml", "kubernetes.yaml"}
+CHECKED = {
+    *UNITS, "identity-backup.timer", "prometheus-rules.yaml", "grafana-dashboard.json", "compose.yaml", "kubernetes.yaml",
+}  # fmt: skip
 # What PromQL itself knows, of what is used here; anything else in an expression is a metric.
 PROMQL = {
     "sum", "by", "rate", "max", "min", "topk", "delta", "histogram_quantile", "and", "le", "status", "kind", "route", "job",
@@ -54,10 +57,10 @@ def test_operators_find_them() -> None:
 # systemd.
 
 
-def unit() -> dict[str, dict[str, list[str]]]:
-    """The sections of the unit; a directive may stand more than once."""
+def unit(name: str = UNITS[0]) -> dict[str, dict[str, list[str]]]:
+    """The sections of a unit; a directive may stand more than once."""
     sections: dict[str, dict[str, list[str]]] = {}
-    for line in UNIT.read_text().splitlines():
+    for line in (DEPLOY / name).read_text().splitlines():
         if line.startswith("["):
             section = sections.setdefault(line.strip("[]"), {})
         elif line and not line.startswith("#"):
@@ -82,8 +85,9 @@ def test_the_unit_starts_the_service_with_settings_that_it_knows() -> None:
     assert not settings.keys_dir.is_absolute()
 
 
-def test_the_unit_may_do_little() -> None:
-    service = unit()["Service"]
+@pytest.mark.parametrize("unit_name", UNITS)
+def test_the_units_may_do_little(unit_name: str) -> None:
+    service = unit(unit_name)["Service"]
     for name in (
         "DynamicUser", "NoNewPrivileges", "MemoryDenyWriteExecute", "PrivateTmp", "PrivateDevices", "PrivateUsers", "ProtectHome",
         "ProtectKernelModules", "ProtectKernelTunables", "ProtectControlGroups", "RestrictNamespaces", "RestrictSUIDSGID",
@@ -96,10 +100,57 @@ def test_the_unit_may_do_little() -> None:
     assert "~@privileged @resources" in service["SystemCallFilter"]
     # It judges a file without running it; where there is none, the list above is what is held.
     if program := shutil.which("systemd-analyze"):
-        command = [program, "security", "--offline=true", f"--threshold={EXPOSURE_MAX}", "--no-pager", str(UNIT)]
+        command = [
+            program,
+            "security",
+            "--offline=true",
+            f"--threshold={EXPOSURE_MAX}",
+            "--no-pager",
+            str(DEPLOY / unit_name),
+        ]
         judged = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
         too_old = "unrecognized option" in judged.stderr  # Before systemd 250.
         assert judged.returncode == 0 or too_old, judged.stdout[-300:] + judged.stderr
+
+
+def test_the_backup_is_made_by_the_same_user_of_the_same_database_every_night(
+    watched: tuple[Live, dict[str, set[str]]], tmp_path: Path
+) -> None:
+    served, service, timer = (
+        unit()["Service"],
+        unit("identity-backup.service")["Service"],
+        unit("identity-backup.timer"),
+    )
+    for name in ("WorkingDirectory", "EnvironmentFile"):
+        assert service[name] == served[name]
+    # A dynamic user without a name has that of its unit.
+    assert (service["User"], service["Type"], service["DynamicUser"]) == (["identity"], ["oneshot"], ["yes"])
+    mine, backups_of_it = service["StateDirectory"][0].split()
+    assert mine == served["StateDirectory"][0]
+    assert re.fullmatch(r"\*-\*-\* [0-9]{2}:[0-9]{2}:[0-9]{2}", timer["Timer"]["OnCalendar"][0])
+    assert (timer["Timer"]["Persistent"], timer["Install"]["WantedBy"]) == (["true"], ["timers.target"])
+    # Its command, run twice here: the second is of the same day, and replaces the first.
+    (command,) = service["ExecStart"]
+    ours = f"{shlex.quote(sys.executable)} -m identity"
+    command = (
+        command.replace("/opt/identity/bin/identity", ours)
+        .replace(f"/var/lib/{backups_of_it}", str(tmp_path))
+        .replace("%%", "%")
+    )
+    environment = watched[0].environment | {"PYTHONPATH": str(ROOT)}
+    for _ in range(2):
+        ran = subprocess.run(
+            shlex.split(command),
+            cwd=watched[0].folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        assert ran.returncode == 0, ran.stderr
+    (made,) = tmp_path.iterdir()
+    assert re.fullmatch(r"day-[1-7]\.sealed", made.name)
 
 
 # Prometheus and Grafana.

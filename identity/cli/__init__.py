@@ -10,6 +10,7 @@ from __future__ import annotations
 from identity.cli import (
     access,
     applications,
+    backup,
     frame,
     importing,
     keys,
@@ -28,6 +29,7 @@ from identity.cli.frame import cli, main
 __all__ = [
     "access",
     "applications",
+    "backup",
     "cli",
     "frame",
     "importing",

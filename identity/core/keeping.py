@@ -29,14 +29,16 @@ class Keeping:
     """What becomes of the rows of `tables`.
 
     `purge` deletes at most about `BATCH` rows that are over and tells how many; it is asked again until there are none. `forget` deletes
-    what is a user's, before the user's own row goes. `reseal` seals rows under the newest master key and tells how many changed. What goes
-    with the row that it refers to (`ON DELETE CASCADE`) needs no `forget`.
+    what is a user's, before the user's own row goes. `end` ends what may have been ended after the backup that was restored, and tells
+    how many: bearers, codes, links and whatever else opens a way in. `reseal` seals rows under the newest master key and tells how many
+    changed. What goes with the row that it refers to (`ON DELETE CASCADE`) needs no `forget`.
     """
 
     tables: tuple[type[Base], ...]
     purge: Callable[[Runtime, Unit], int] | None = None
     forget: Callable[[Unit, str], object] | None = None
     reseal: Callable[[Runtime, Unit], int] | None = None
+    end: Callable[[Runtime, Unit], int] | None = None
 
 
 @cache

@@ -45,6 +45,8 @@ LIFE_SECONDS: Final = 3600
 _SHELF_SECONDS: Final = 86_400
 _FIRST_BLOCK: Final = 16
 _LARGEST_BLOCK: Final = 4096
+# Lists have a million places each: nobody fills so many between a backup and a restore.
+_SKIPPED: Final = 100
 # What has expired by then is left out; the same moments on every host.
 _MARK_SECONDS: Final = 1800
 # An entry is dated before it is committed, by a host whose clock may be slow: it shows up that much later at most, or with the next whole.
@@ -242,6 +244,13 @@ class StatusLists:
                     unit.execute(insert(StatusList).values(id=number, used=0, named_until=named_until))
             except IntegrityError:
                 continue  # Another process has begun that list at this moment.
+
+    def skip(self, unit: Unit) -> None:
+        """Begin a list far behind the newest: those between may have been in use after the backup from which this database comes."""
+        newest = unit.execute(select(func.max(StatusList.id))).scalar()
+        number = 0 if newest is None else newest + _SKIPPED
+        unit.execute(insert(StatusList).values(id=number, used=0, named_until=unit.now))
+        self._blocks.clear()
 
     def uri(self, number: object) -> str:
         """Where a list is read."""

@@ -15,7 +15,7 @@ from sqlalchemy.exc import DBAPIError
 
 from identity.instruments import epochs
 from identity.settings import BadSettings
-from identity.storage import Base, Database
+from identity.storage import Base, Database, Unit
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -63,6 +63,31 @@ def _upgrade(database: Database) -> bool:
             command.upgrade(_config(connection), "head")
             _refuse_orphans(connection, database)
     return True
+
+
+def upgrade_unseen(database: Database, revision: str) -> None:
+    """Bring tables that were written back from a backup of `revision` to HEAD; until `reveal` the database passes for an empty one.
+
+    So nobody serves what it holds before it was made fit to be served. Raises BadSettings for a revision that is not known here.
+    """
+    from alembic import command  # noqa: PLC0415 -- see migrate
+
+    if not "0001" <= revision <= HEAD:
+        raise BadSettings(f"the backup is of a database at {revision}, and this program knows {HEAD}: take a newer one")
+    with database.engine.connect() as connection:
+        _wait_for_others(connection, database)
+        with connection.begin():
+            connection.execute(text("DROP TABLE IF EXISTS alembic_version"))
+            config = _config(connection)
+            command.stamp(config, revision)
+            command.upgrade(config, "head")
+            connection.execute(text("DELETE FROM alembic_version"))
+    epochs.lay_triggers(database)
+
+
+def reveal(unit: Unit) -> None:
+    """In this transaction: from its end on the database is one at HEAD."""
+    unit.execute(text("INSERT INTO alembic_version (version_num) VALUES (:head)").bindparams(head=HEAD))
 
 
 def require(database: Database) -> None:

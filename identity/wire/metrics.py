@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 from identity import logs
 from identity.ambient import SystemClock
 from identity.core import upkeep
+from identity.core.admin import backups
 from identity.core.clients import expiry
 from identity.core.mail import outbox
 from identity.settings import Settings
@@ -153,6 +154,7 @@ class _Standing:
         now = SystemClock().now()
         try:
             mail, overdue = outbox.standing_of(database, now), upkeep.backlog(database, self._settings, now)
+            backup_age = backups.seconds_since_last(database, now)
         finally:
             database.close()
         yield GaugeMetricFamily("identity_mail_waiting", "Mails that wait to be sent", mail.waiting)
@@ -162,6 +164,9 @@ class _Standing:
         for kind, count in overdue.items():
             gauge.add_metric([kind], count)
         yield gauge
+        yield GaugeMetricFamily(
+            "identity_backup_age_seconds", "How old the newest `identity backup` is; +Inf: there is none", backup_age
+        )
 
 
 @cache

@@ -46,6 +46,17 @@ def test_what_the_columns_call_for_is_done() -> None:
             assert keeping.reseal, f"{name} stays sealed under an old master key"
 
 
+# What a restore leaves as it was then, like users and memberships; and what lets nobody in.
+AS_THEY_WERE = {"client_secret", "keypair", "application_trust"}
+LETS_NOBODY_IN = {"meter", "spent_assertion", "revoked_token", "status_entry"}
+
+
+def test_whatever_lets_somebody_in_for_a_time_is_ended_by_a_restore() -> None:
+    for name, table in schema().tables.items():
+        if name not in OF_INSTRUMENTS and "expires_at" in table.columns:
+            assert (kept()[name].end is None) == (name in AS_THEY_WERE | LETS_NOBODY_IN), name
+
+
 def test_a_purge_that_fails_holds_up_no_other(rt: Runtime, monkeypatch) -> None:
     def broken(_rt: object, _unit: object) -> int:
         raise RuntimeError

@@ -223,6 +223,13 @@ def purge_lists(_rt: Runtime, unit: Unit) -> int:
     return status.purge_lists(unit, ClientSecret.place, Application.key_place, ApplicationTrust.place)
 
 
+def end(rt: Runtime, unit: Unit) -> int:
+    """End what every application has earned. What is granted from now on has places that nothing had, also not after a backup was taken."""
+    rt.status_lists.skip(unit)
+    end_earned(rt, unit)
+    return 0
+
+
 def _place(
     rt: Runtime, unit: Unit, holders: Sequence[tuple[Application | ClientSecret | ApplicationTrust, str]]
 ) -> None:
@@ -278,4 +285,4 @@ def _checked_jwks(jwks: Mapping[str, Any] | None) -> str | None:
     return json.dumps(jwks, sort_keys=True)
 
 
-KEEPING: Final = Keeping((StatusList,), purge=purge_lists)
+KEEPING: Final = Keeping((StatusList,), purge=purge_lists, end=end)

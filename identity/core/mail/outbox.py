@@ -488,5 +488,10 @@ def _reason(exc: Exception) -> str:
     return f"{type(exc).__name__} {code if isinstance(code, int) else ''}".strip()[:64]
 
 
+def end(_rt: Runtime, unit: Unit) -> int:
+    """Forget what waits to be sent: it has been sent since the backup, or holds a code that is dead; tell how many."""
+    return unit.changed(delete(Mail).where(Mail.state == State.PENDING))
+
+
 # A mail knows no user, only an address: `admin.erasure` forgets those that were a user's alone.
-KEEPING: Final = Keeping((Mail,), purge=purge, reseal=reseal)
+KEEPING: Final = Keeping((Mail,), purge=purge, reseal=reseal, end=end)

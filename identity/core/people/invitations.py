@@ -234,6 +234,16 @@ def purge(_rt: Runtime, unit: Unit) -> int:
     return delete_batch(unit, Invitation, Invitation.expires_at < later(unit.now, -KEEP_SECONDS))
 
 
+def end(rt: Runtime, unit: Unit) -> int:
+    """Make every link that was mailed a dead one; tell how many. The invitations still wait: sent again, they get new links."""
+    waiting = select(Invitation).where(Invitation.state == State.PENDING, Invitation.expires_at > unit.now)
+    rows = unit.execute(waiting).scalars().all()
+    for row in rows:
+        row.fingerprint = rt.entropy.bytes(32)
+    unit.session.flush()
+    return len(rows)
+
+
 def _check_budget(rt: Runtime, unit: Unit, address: str) -> None:
     """Raise Refused(MAIL_LIMITED) where this client, or all of them together, have invited the address as often as they may."""
     budget = budget_of(rt.settings.limit_mail)
@@ -297,4 +307,4 @@ def _info(row: Invitation) -> InvitationInfo:
     )
 
 
-KEEPING: Final = Keeping((Invitation,), purge=purge, forget=forget)
+KEEPING: Final = Keeping((Invitation,), purge=purge, forget=forget, end=end)

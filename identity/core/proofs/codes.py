@@ -279,6 +279,11 @@ def purge(_rt: Runtime, unit: Unit) -> int:
     return delete_batch(unit, Code, Code.created_at < old)
 
 
+def end(_rt: Runtime, unit: Unit) -> int:
+    """End every living code, whatever it is for; tell how many."""
+    return unit.changed(_ended(State.DEAD))
+
+
 def _issue(
     rt: Runtime,
     unit: Unit,
@@ -427,4 +432,4 @@ def _lock_number(key: bytes) -> int:
     return int.from_bytes(key[:8], signed=True)
 
 
-KEEPING: Final = Keeping((Code,), purge=purge, forget=forget)
+KEEPING: Final = Keeping((Code,), purge=purge, forget=forget, end=end)

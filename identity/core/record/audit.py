@@ -88,6 +88,8 @@ class Action(StrEnum):
     KEY_REVOKED = "signing-key.revoked"
     KEY_IMPORTED = "signing-key.imported"
     MASTER_KEY_CHANGED = "master-key.changed"
+    BACKUP_MADE = "backup.made"
+    BACKUP_RESTORED = "backup.restored"
 
 
 _NO_ACTION: Final = VALIDATION.saying("There is no such action; the catalogue is in the documentation")

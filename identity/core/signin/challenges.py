@@ -15,7 +15,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final, assert_never
 
-from sqlalchemy import BigInteger, ForeignKey, String, bindparam, select, update
+from sqlalchemy import BigInteger, ForeignKey, String, bindparam, delete, select, update
 from sqlalchemy.orm import Mapped, mapped_column
 
 from identity.ambient import later
@@ -225,6 +225,11 @@ def purge(_rt: Runtime, unit: Unit) -> int:
     return delete_batch(unit, Challenge, Challenge.expires_at < later(unit.now, -_KEEP_SECONDS))
 
 
+def end(_rt: Runtime, unit: Unit) -> int:
+    """Forget every challenge, so that none can be answered; tell how many could have been."""
+    return unit.changed(delete(Challenge).where(Challenge.state == State.PENDING, Challenge.expires_at > unit.now))
+
+
 def _is_right(rt: Runtime, unit: Unit, pending: Pending, code: str, given: Factor) -> bool:
     if given is not pending.factor and not (given is Factor.RECOVERY and pending.factor is Factor.TOTP):
         return False
@@ -285,4 +290,4 @@ def _b64(raw: bytes) -> bytes:
     return base64.urlsafe_b64encode(raw).rstrip(b"=")
 
 
-KEEPING: Final = Keeping((Challenge,), purge=purge)
+KEEPING: Final = Keeping((Challenge,), purge=purge, end=end)

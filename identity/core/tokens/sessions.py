@@ -337,6 +337,11 @@ def purge(_rt: Runtime, unit: Unit) -> int:
     return delete_batch(unit, UserSession, or_(UserSession.expires_at < horizon, waiting))
 
 
+def end(rt: Runtime, unit: Unit) -> int:
+    """End every living session of everybody, without an event of its own; tell how many."""
+    return status.end_sessions(rt, unit, UserSession.expires_at > unit.now)
+
+
 # Listing.
 
 
@@ -439,4 +444,4 @@ def _fingerprint(rt: Runtime, bearer: str) -> bytes:
     return opaque.fingerprint(rt.ring.vault.derive("session bearers"), bearer)
 
 
-KEEPING: Final = Keeping((UserSession,), purge=purge, forget=forget)
+KEEPING: Final = Keeping((UserSession,), purge=purge, forget=forget, end=end)
