@@ -13,6 +13,8 @@ from identity.files import make_file, make_folder
 from identity.settings import BadSettings
 
 BUSY_SECONDS: Final = 5
+IMPATIENT_MILLISECONDS: Final = 50
+"""How long to wait for SQLite's write lock while it is known that another program keeps it."""
 STATEMENT_SECONDS: Final = 10
 
 _SQLITE_REASONS: Final = {

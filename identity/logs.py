@@ -11,8 +11,10 @@ import logging
 import logging.handlers
 import os
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 from identity.settings import Settings
@@ -27,6 +29,18 @@ def event(
 ) -> None:
     """Log that something happened: a constant name, and data as fields, never a credential. The one way to write a line with data."""
     logger.log(level, name, exc_info=exc_info, extra={"fields": fields})
+
+
+@contextmanager
+def if_slow(logger: logging.Logger, seconds: float, name: str, **fields: Any) -> Iterator[None]:
+    """Log an event, once, if what is inside is not over after so many seconds: for whoever wonders what a start is waiting for."""
+    timer = threading.Timer(seconds, event, (logger, logging.WARNING, name), fields)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 class JsonLines(logging.Formatter):

@@ -59,6 +59,31 @@ def reason_of(exc: BaseException, *, connecting: bool = False) -> str:
     return f"{type(origin).__name__} {code}{said}".strip()
 
 
+class Outage:
+    """Since when the database takes no writes, as far as this process has tried, and why."""
+
+    __slots__ = ("reason", "since")
+
+    def __init__(self) -> None:
+        self.since: float | None = None
+        """On the monotonic clock; None while it serves."""
+        self.reason = ""
+
+    def began(self, reason: str) -> None:
+        """It did not serve; said again, the first time counts."""
+        if self.since is None:
+            self.reason = reason
+            self.since = time.monotonic()
+
+    def ended(self) -> None:
+        """It has taken a write."""
+        self.since = None
+
+    def explains(self, exc: BaseException) -> bool:
+        """Whether `exc` is no more than this outage, so that whoever met it need not say so as well."""
+        return self.since is not None and isinstance(exc, Refused) and exc.problem.code == UNAVAILABLE.code
+
+
 class Server(NamedTuple):
     """Who answers under the database's name now."""
 

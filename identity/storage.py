@@ -37,6 +37,8 @@ from identity import outages
 from identity.ambient import Origin
 from identity.columns import Instant, Names
 from identity.engines import (
+    BUSY_SECONDS,
+    IMPATIENT_MILLISECONDS,
     LASTING,
     SET_TIMEOUTS,
     SQLITE_OPTIONS,
@@ -90,7 +92,7 @@ class Unit:
 
     def __enter__(self) -> Self:
         self._database.refuse_writes_here()
-        with translated():
+        with self._database.noted(), translated():
             self._pooled = pooled = self._call(self._database.engine.raw_connection)
             try:
                 self._begin(pooled)
@@ -106,9 +108,10 @@ class Unit:
         pooled = self._get_pooled()
         transaction = pooled if self._session is None else self._session
         try:
-            with translated():
+            with self._database.noted(), translated():
                 if keep:
                     self._call(transaction.commit)
+                    self._database.outage.ended()
                 else:
                     if pooled.is_valid:
                         self._call(transaction.rollback)
@@ -130,7 +133,15 @@ class Unit:
             # It holds for the connection, and whoever had that last may have wanted the other.
             self._call(execute, LASTING if self._lasting else "PRAGMA synchronous=NORMAL")
             # The write lock at once: a read that becomes a write could only fail when it meets another.
-            self._call(execute, "BEGIN IMMEDIATE")
+            if self._database.outage.since is None:
+                self._call(execute, "BEGIN IMMEDIATE")
+                return
+            # Somebody has waited the whole patience in vain. If each did, readers would find no thread that is free.
+            try:
+                self._call(execute, f"PRAGMA busy_timeout={IMPATIENT_MILLISECONDS}")
+                self._call(execute, "BEGIN IMMEDIATE")
+            finally:
+                self._call(execute, f"PRAGMA busy_timeout={BUSY_SECONDS * 1000}")
             return
         wanted = [SET_TIMEOUTS] if self._database.is_pooled else []
         if not self._lasting:
@@ -314,6 +325,7 @@ class Database:
         self.engine = (
             sqlite_engine(self.url) if self.is_sqlite else postgresql_engine(self.url, pool_size, pooled=self.is_pooled)
         )
+        self.outage = outages.Outage()
         self._kept = threading.local()
         self._opened: set[Any] = set()
         self._pooled: set[Any] = set()
@@ -356,6 +368,16 @@ class Database:
         signal = getattr(self._kept, "signal", None)
         if signal is not None:
             raise signal
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """Note it in `outage` if this fails because the database does not serve."""
+        try:
+            yield
+        except Refused as exc:
+            if exc.problem.code == UNAVAILABLE.code:
+                self.outage.began(exc.detail)
+            raise
 
     def ping(self) -> None:
         """Raise Refused(UNAVAILABLE) unless the database answers."""
@@ -406,6 +428,7 @@ class Database:
             connecting = getattr(self._kept, "connection", None) is None
             self._drop_kept()
             detail = reason_of(exc, connecting=connecting)
+            self.outage.began(detail)
             raise Refused(UNAVAILABLE, detail=detail, retry_after_seconds=1, cause=exc) from exc
 
     def _connect(self) -> Any:

@@ -49,6 +49,18 @@ def test_the_steps_lead_to_what_the_code_declares(empty: str) -> None:
     database.close()
 
 
+def test_a_start_that_has_nothing_to_do_takes_no_lock(empty: str) -> None:
+    create_runtime(fast_settings(database_url=empty)).database.close()
+    holder, database = Database(empty), Database(empty)
+    with holder.engine.connect() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = version_num"))
+        assert not migrations.migrate(database)
+        create_runtime(fast_settings(database_url=empty)).database.close()
+        connection.rollback()
+    holder.close()
+    database.close()
+
+
 def test_partial_unique_indexes_are_really_partial_and_unique(empty: str) -> None:
     # Alembic does not compare the condition of an index: two users may claim an address, one may have it verified.
     settings = fast_settings(database_url=empty)
@@ -200,7 +212,9 @@ def test_twenty_processes_that_boot_at_once_make_one_of_everything(empty: str, t
         timeout=120,
         check=False,
     )
-    assert (booted.returncode, booted.stderr) == (0, "")
+    # On a busy machine some wait for so long that they say it.
+    said = [line for line in booted.stderr.splitlines() if "waits for its turn" not in line]
+    assert (booted.returncode, said) == (0, [])
     roots = booted.stdout.split()
     assert len(roots) == 20
     assert len(set(roots)) == 1, "one master key, one root"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -91,19 +92,39 @@ def run(rt: Runtime, stop: threading.Event) -> None:
                 if not job.shared or take_lease(rt, job.name, job.every_seconds * 0.9):
                     job.work(rt)
             except Exception as exc:  # noqa: BLE001 -- the loop must outlive a database that is down
-                logs.event(_log, logging.WARNING, "job failed", job=job.name, error=type(exc).__name__)
+                if not rt.database.outage.explains(exc):
+                    logs.event(_log, logging.WARNING, "job failed", job=job.name, error=type(exc).__name__)
         stop.wait(_TICK_SECONDS)
 
 
 def follow_until(rt: Runtime, stop: threading.Event) -> None:
-    """After a failover, go with the names of database and Redis, until `stop` is set. A thread of its own: a paused server holds it up."""
+    """After a failover, go with the names of database and Redis, until `stop` is set. A thread of its own: a paused server holds it up.
+
+    An outage of the database is said here, in one line when it is seen and one when it is over; nobody else says it again.
+    """
+    told: float | None = None
     while not stop.wait(_FOLLOW_SECONDS):
+        told = _tell_outage(rt.database, told)
         try:
             if rt.database.follow():
                 logs.event(_log, logging.WARNING, "another database server")
             rt.limiter.follow()
+            if told is not None:
+                prove_writes(rt)  # Whoever writes next need not find out that it serves again.
         except Exception as exc:  # noqa: BLE001 -- the loop must outlive whatever it meets
-            logs.event(_log, logging.WARNING, "cannot follow", error=type(exc).__name__)
+            if not rt.database.outage.explains(exc):
+                logs.event(_log, logging.WARNING, "cannot follow", error=type(exc).__name__)
+
+
+def _tell_outage(database: Database, told: float | None) -> float | None:
+    """Log what has become of the database's outage; `told` is the beginning of the one that was logged last and is not over."""
+    since = database.outage.since
+    if told is not None and since != told:
+        logs.event(_log, logging.WARNING, "the database serves again", seconds=round(time.monotonic() - told, 1))
+    if since is not None and since != told:
+        reason = database.outage.reason
+        logs.event(_log, logging.WARNING, "the database does not serve", database=database.shown, reason=reason)
+    return since
 
 
 def prove_writes(rt: Runtime) -> None:
@@ -162,7 +183,8 @@ def _purge(rt: Runtime, name: str, purge: Callable[[Runtime, Unit], int]) -> Non
             with rt.unit(Origin.background()) as unit:
                 gone = purge(rt, unit)
     except Exception as exc:  # noqa: BLE001 -- whatever it is, the other kinds are still to be swept
-        logs.event(_log, logging.WARNING, "purge failed", kind=name, error=type(exc).__name__)
+        if not rt.database.outage.explains(exc):
+            logs.event(_log, logging.WARNING, "purge failed", kind=name, error=type(exc).__name__)
 
 
 def tend_keys(rt: Runtime) -> None:

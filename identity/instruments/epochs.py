@@ -242,7 +242,8 @@ def lay_triggers(database: Database) -> int:
     A trigger's name tells its definition, so what stays the same is not touched. On PostgreSQL each that comes or goes has a transaction
     of its own: an older version of us may be serving, and must not wait for long.
     """
-    with database.engine.connect() as connection:
+    # As a read: where nothing is to be laid, a start needs no lock that somebody else may hold.
+    with database.engine.execution_options(identity_reading=True).connect() as connection:
         changes = _changes(database, connection)
     for part in [changes] if database.is_sqlite else [{name: each} for name, each in changes.items()]:
         if part:

@@ -5,7 +5,9 @@ Alembic is imported only when a step must run: a database that is up to date cos
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import logging
 import pkgutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -13,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import Connection, MetaData, text
 from sqlalchemy.exc import DBAPIError
 
+from identity import logs
+from identity.engines import BUSY_SECONDS
 from identity.instruments import epochs
 from identity.settings import BadSettings
 from identity.storage import Base, Database, Unit
@@ -21,6 +25,7 @@ if TYPE_CHECKING:
     from alembic.config import Config
 
 HEAD: Final = "0013"
+_log: Final = logging.getLogger("identity.migrations")
 _LOCK: Final = 0x1DE27177
 _PATIENCE_SECONDS: Final = 300
 _POSTGRESQL_PATIENCE: Final = (
@@ -57,9 +62,12 @@ def _upgrade(database: Database) -> bool:
 
     with database.engine.connect() as connection:
         _wait_for_others(connection, database)
-        with connection.begin():
-            if not database.is_sqlite:
-                connection.execute(text(f"SELECT pg_advisory_xact_lock({_LOCK})"))
+        waiting = "another process has the database, this one waits for its turn"
+        with contextlib.ExitStack() as transaction:
+            with logs.if_slow(_log, BUSY_SECONDS, waiting, database=database.shown, seconds_at_most=_PATIENCE_SECONDS):
+                transaction.enter_context(connection.begin())
+                if not database.is_sqlite:
+                    connection.execute(text(f"SELECT pg_advisory_xact_lock({_LOCK})"))
             command.upgrade(_config(connection), "head")
             _refuse_orphans(connection, database)
     return True

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+import threading
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from identity.ambient import later
 from identity.app import create_runtime
 from identity.core import keeping, upkeep
 from identity.core.proofs.attempts import Meter
+from identity.errors import NOT_FOUND, Refused
 from identity.runtime import Runtime
 from tests.builders import a_token, a_user
 from tests.world import ORIGIN, FakeClock, fast_settings
@@ -43,6 +46,30 @@ def test_the_sweep_goes_on_until_little_is_left_and_tells_what_is(rt: Runtime, m
     upkeep.sweep(rt)
     monkeypatch.undo()
     assert set(upkeep.backlog(rt.database, rt.settings, rt.clock.now()).values()) == {0}
+
+
+def test_an_outage_is_said_in_one_line_and_ends_in_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rt = create_runtime(fast_settings(database_url=f"sqlite:///{tmp_path}/i.db"))
+    stop = threading.Event()
+    holder = sqlite3.connect(tmp_path / "i.db", isolation_level=None)
+    holder.execute("BEGIN IMMEDIATE")
+    rt.database.outage.began("as if somebody had waited already")  # From then on nobody waits for long.
+    told = None
+    for _ in range(3):
+        with pytest.raises(Refused, match="SQLITE_BUSY") as refused, rt.unit(ORIGIN):
+            stop.set()
+        assert rt.database.outage.explains(refused.value)
+        told = upkeep._tell_outage(rt.database, told)
+    assert not stop.is_set()
+    assert not rt.database.outage.explains(Refused(NOT_FOUND))
+    holder.close()
+    with rt.unit(ORIGIN):
+        pass
+    for _ in range(2):
+        told = upkeep._tell_outage(rt.database, told)
+    said = [record.getMessage() for record in caplog.records if record.name == "identity.upkeep"]
+    assert said == ["the database does not serve", "the database serves again"]
+    rt.close()
 
 
 def test_a_first_start_with_a_clock_ahead_signs_once_the_clock_is_right(tmp_path: Path, clock: FakeClock) -> None:

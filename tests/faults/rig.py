@@ -130,7 +130,7 @@ class Service:
             },
             **settings,
         }
-        self._environment = {
+        self.environment = {
             name: value for name, value in os.environ.items() if not name.startswith("IDENTITY_")
         } | environment_of(self.settings)
         self.log = folder / "log"
@@ -142,8 +142,12 @@ class Service:
 
     def start(self, *, descriptors: int = 0) -> None:
         """Start it and wait until it is ready; `descriptors` is its `ulimit -n`, soft and hard."""
-        self.process = launch(self.folder, self._environment, self.log, descriptors=descriptors)
+        self.launch(descriptors=descriptors)
         wait_until_ready(self.url, self.process, self.log)
+
+    def launch(self, *, descriptors: int = 0) -> None:
+        """Start it, whatever becomes of it."""
+        self.process = launch(self.folder, self.environment, self.log, descriptors=descriptors)
 
     def stop(self) -> None:
         stop(self.process)

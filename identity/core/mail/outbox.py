@@ -211,8 +211,9 @@ def deliver_until(rt: Runtime, stop: threading.Event) -> None:
         try:
             tried = deliver_due(rt, limit=1)
         except Exception as exc:  # noqa: BLE001 -- whatever it is, the next mail may fare better; the loop must outlive it
-            reason = str(exc) if isinstance(exc, Refused) else _reason(exc)
-            logs.event(_log, logging.WARNING, "mail loop interrupted", reason=reason)
+            if not rt.database.outage.explains(exc):
+                reason = str(exc) if isinstance(exc, Refused) else _reason(exc)
+                logs.event(_log, logging.WARNING, "mail loop interrupted", reason=reason)
             tried = 0
         if not tried:
             stop.wait(POLL_SECONDS)

@@ -129,7 +129,8 @@ def write_until(rt: Runtime, stop: threading.Event) -> None:
         try:
             rt.explanations.flush(rt.database, rt.clock.now())
         except Exception as exc:  # noqa: BLE001 -- a database that is down: what waits is kept, and tried again
-            logs.event(_log, logging.WARNING, "refusals wait to be written", error=type(exc).__name__)
+            if not rt.database.outage.explains(exc):
+                logs.event(_log, logging.WARNING, "refusals wait to be written", error=type(exc).__name__)
         stop.wait(_BREATH_SECONDS)
 
 

@@ -104,7 +104,8 @@ def keep_current(rt: Runtime, stop: threading.Event) -> None:
         try:
             rt.status_lists.refresh()
         except Exception as exc:  # noqa: BLE001 -- the loop must outlive a database that is down
-            logs.event(_log, logging.WARNING, "status lists are not current", error=type(exc).__name__)
+            if not rt.database.outage.explains(exc):
+                logs.event(_log, logging.WARNING, "status lists are not current", error=type(exc).__name__)
         if stop.wait(seconds):
             return
 
