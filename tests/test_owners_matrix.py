@@ -16,7 +16,7 @@ from sqlalchemy import select
 from identity.app import create_app, endpoints
 from identity.core.admin import tenants
 from identity.core.admin.by import By
-from identity.core.clients import keypairs, machine_tokens, secrets
+from identity.core.clients import keypair_proof, keypairs, machine_tokens, secrets
 from identity.core.people import invitations, tenancy
 from identity.core.people.accounts import User
 from identity.core.people.tenancy import Membership
@@ -88,8 +88,8 @@ def _key_token(rt: Runtime) -> dict[str, str]:
     person = a_user(rt, password=None, tenants={"acme-bank": ("owner",)})
     with rt.unit(ORIGIN) as unit:
         pair, secret = keypairs.create(rt, unit, person.id, name="ci", days=1, actor=person.id, verified=True)
-    info = keypairs.authenticate(rt, ORIGIN, pair.api_key, secret.reveal())
-    return {"Authorization": f"Bearer {keypairs.trade(rt, ORIGIN, info, resource=rt.settings.issuer).text}"}
+    info = keypair_proof.authenticate(rt, ORIGIN, pair.api_key, secret.reveal())
+    return {"Authorization": f"Bearer {keypair_proof.trade(rt, ORIGIN, info, resource=rt.settings.issuer).text}"}
 
 
 def _machine(rt: Runtime, **options: object) -> dict[str, str]:

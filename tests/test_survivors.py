@@ -13,7 +13,7 @@ from sqlalchemy import func, select
 from identity import logs
 from identity.ambient import Origin
 from identity.core import upkeep
-from identity.core.clients import keypairs
+from identity.core.clients import keypair_proof, keypairs
 from identity.core.people.ownership import ANYONE
 from identity.core.proofs.attempts import Meter
 from identity.core.proofs.codes import Code
@@ -90,12 +90,12 @@ def test_a_key_pair_that_is_being_revoked_earns_no_token(rt: Runtime) -> None:
     ada = a_user(rt)
     with rt.unit(ORIGIN) as unit:
         info, secret = keypairs.create(rt, unit, ada.id, name="feed", days=5, actor="test", verified=True)
-    key = keypairs.authenticate(rt, ORIGIN, info.api_key, secret.reveal())
+    key = keypair_proof.authenticate(rt, ORIGIN, info.api_key, secret.reveal())
     ended: list[str] = []
 
     def trade() -> None:
         try:
-            keypairs.trade(rt, ORIGIN, key, resource=rt.settings.default_audience)
+            keypair_proof.trade(rt, ORIGIN, key, resource=rt.settings.default_audience)
         except Refused as refused:
             ended.append(refused.problem.code)
         else:

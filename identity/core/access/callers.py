@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 from identity.ambient import Origin
 from identity.columns import from_micros
-from identity.core.clients import keypairs, machine_tokens
+from identity.core.clients import keypair_proof, machine_tokens
 from identity.core.clients.applications import ADMIN_SCOPE
 from identity.core.people.accounts import ADMIN_ROLE
 from identity.core.people.tenancy import Memberships
@@ -64,7 +64,7 @@ class Caller(NamedTuple):
     alias: str = ""
     full_name: str = ""
     session: Live | None = None
-    key: keypairs.KeyInfo | None = None
+    key: keypair_proof.KeyInfo | None = None
     memberships: Memberships = _NOWHERE
     claims: Claims | None = None
     auth_time: datetime | None = None
@@ -128,7 +128,7 @@ def identify(rt: Runtime, origin: Origin, presented: Presented, *, own_routes: b
     caller: Caller | None = remembered.value
     if caller is not None:
         if caller.key is not None:
-            keypairs.note_use(rt, origin, caller.key)
+            keypair_proof.note_use(rt, origin, caller.key)
         return caller
     caller = read(rt, origin, presented, own_routes=own_routes)
     until = _holds_until(caller)
@@ -253,7 +253,7 @@ def _application(rt: Runtime, bearer: str, claims: Claims) -> Caller:
 
 
 def _by_key(rt: Runtime, origin: Origin, presented: Presented) -> Caller:
-    key = keypairs.authenticate(rt, origin, presented.api_key or "", presented.api_secret or "")
+    key = keypair_proof.authenticate(rt, origin, presented.api_key or "", presented.api_secret or "")
     return Caller(
         kind=CallerKind.KEY,
         subject=key.user_id,

@@ -8,7 +8,8 @@ from typing import Final
 
 from identity.ambient import Origin
 from identity.core.clients import keypairs
-from identity.core.clients.keypairs import KeyInfo, KeyPairInfo, Requested
+from identity.core.clients.keypair_proof import KeyInfo
+from identity.core.clients.keypairs import KeyPairInfo, Requested
 from identity.core.people import accounts, addresses
 from identity.core.people.ownership import Owner
 from identity.core.people.rights import Rights

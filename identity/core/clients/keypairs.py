@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import lru_cache
-from ipaddress import ip_address, ip_network
-from typing import Any, Final, NamedTuple
+from ipaddress import ip_network
+from typing import Final
 
 from sqlalchemy import (
     BigInteger,
@@ -21,7 +20,6 @@ from sqlalchemy import (
     LargeBinary,
     String,
     Text,
-    bindparam,
     delete,
     func,
     select,
@@ -33,28 +31,24 @@ from identity import paging
 from identity.ambient import Origin, later
 from identity.canonical import canonical_id
 from identity.columns import Instant
-from identity.core.clients import applications
 from identity.core.keeping import Keeping, delete_batch
 from identity.core.mail import outbox
 from identity.core.mail.letters import Template
 from identity.core.people import accounts, addresses, tenancy
-from identity.core.people.accounts import AccessWindow, User, UserInfo, recheck
+from identity.core.people.accounts import UserInfo
 from identity.core.people.ownership import Anyone, Owner, may_touch
-from identity.core.people.rights import ALL, Rights, decoded, narrowed
-from identity.core.people.tenancy import Memberships
-from identity.core.proofs import codes, guesses, machines
-from identity.core.proofs.attempts import FAILURES
+from identity.core.people.rights import ALL, Rights, decoded
+from identity.core.proofs import codes, guesses
 from identity.core.proofs.codes import Purpose
 from identity.core.record import audit
 from identity.core.record.audit import Action
 from identity.core.tokens import sessions
-from identity.core.tokens.claims import AccessToken
-from identity.errors import CONFLICT, INVALID_CODE, KEY_MISMATCH, NOT_FOUND, VALIDATION, Refused
+from identity.errors import CONFLICT, INVALID_CODE, NOT_FOUND, VALIDATION, Refused
 from identity.instruments import opaque
 from identity.instruments.opaque import Kind, Secret
 from identity.paging import Listed, Part
 from identity.runtime import Runtime
-from identity.storage import Base, Prepared, Unit
+from identity.storage import Base, Unit
 
 MAX_DAYS: Final = 3650
 MAX_NETWORKS: Final = 32
@@ -103,145 +97,6 @@ class KeyPairInfo:
     rights: Rights
 
 
-class KeyInfo(NamedTuple):
-    """A key pair that was just proven, with its owner as of now."""
-
-    id: str
-    api_key: str
-    name: str
-    expires_at: datetime
-    verified: bool
-    user_id: str
-    alias: str
-    full_name: str
-    roles: tuple[str, ...]
-    groups: tuple[str, ...]
-    memberships: Memberships
-    until: datetime
-    """When it ends by itself: its own end, that of its owner's access window, or that of the secret which another has replaced."""
-    rights: str | None = None
-
-
-class _PairRow(NamedTuple):
-    """A key pair with its owner."""
-
-    id: str
-    api_key: str
-    name: str
-    expires_at: datetime
-    verified: bool
-    user_id: str
-    alias: str
-    full_name: str
-    roles: tuple[str, ...]
-    groups: tuple[str, ...]
-    fingerprint: bytes
-    cidrs: str
-    enabled: bool
-    starts_at: datetime | None
-    ends_at: datetime | None
-    failures: str | None
-    memberships: str | None
-    rights: str | None
-    previous_fingerprint: bytes | None
-    previous_until: datetime | None
-
-    def secret_until(self, presented: bytes, now: datetime) -> datetime | None:
-        """Until when the presented secret is this pair's, or None if it is not."""
-        # Both are always compared: how long a refusal takes must not tell which was nearly right.
-        is_present = opaque.matches(self.fingerprint, presented)
-        is_previous = opaque.matches(self.previous_fingerprint or bytes(32), presented)
-        if is_present:
-            return self.expires_at
-        known = is_previous and self.previous_until is not None and now < self.previous_until
-        return self.previous_until if known else None
-
-
-_PROVEN = Prepared(
-    select(
-        KeyPair.id,
-        KeyPair.api_key,
-        KeyPair.name,
-        KeyPair.expires_at,
-        KeyPair.verified,
-        KeyPair.user_id,
-        User.alias,
-        User.full_name,
-        User.roles,
-        User.groups,
-        KeyPair.fingerprint,
-        KeyPair.cidrs,
-        User.enabled,
-        User.starts_at,
-        User.ends_at,
-        FAILURES,
-        tenancy.memberships(User.id),
-        KeyPair.rights,
-        KeyPair.previous_fingerprint,
-        KeyPair.previous_until,
-    )
-    .join(User, User.id == KeyPair.user_id)
-    .where(KeyPair.api_key == bindparam("api_key")),
-    into=_PairRow,
-)
-
-
-def authenticate(rt: Runtime, origin: Origin, api_key: str, api_secret: str) -> KeyInfo:
-    """The proven pair. Unverified, expired, wrong, of a disabled user, from a foreign network: all KEY_MISMATCH.
-
-    Raises Refused(LOCKED_OUT) after 20 failures in 5 minutes for one key from one address, and for every failure after 100 of that
-    address.
-    """
-    name = api_key[:64]
-    well_formed = opaque.is_well_formed(Kind.API_KEY, api_key) and opaque.is_well_formed(Kind.API_SECRET, api_secret)
-    row = rt.database.row(_PROVEN, api_key=api_key, meter=machines.meter_key(origin)) if well_formed else None
-    if row is None:
-        machines.check(rt, origin, name)
-    else:
-        machines.judge(rt, name, row.failures)
-    flaw, evidence = _flaw(rt, origin, row, api_secret)
-    if row is None or flaw:
-        with rt.unit(origin, lasting=row is not None) as unit:
-            machines.record(unit, name)
-            if row is not None:
-                audit.record(
-                    rt,
-                    unit,
-                    Action.LOGIN_FAILED,
-                    actor=row.user_id,
-                    target=row.id,
-                    credential=f"key:{row.id}",
-                    reason=flaw,
-                )
-        if row is None:
-            rt.strangers.note(Action.LOGIN_FAILED, flaw, origin.address)
-        raise Refused(KEY_MISMATCH, detail=flaw, evidence=evidence)
-    roles, groups, memberships = narrowed(row.rights, row.roles, row.groups, Memberships(row.memberships or ""))
-    secret_until = row.secret_until(_fingerprint(rt, api_secret), rt.clock.now()) or row.expires_at
-    info = KeyInfo(
-        id=row.id,
-        api_key=row.api_key,
-        name=row.name,
-        expires_at=row.expires_at,
-        verified=row.verified,
-        user_id=row.user_id,
-        alias=row.alias,
-        full_name=row.full_name,
-        roles=roles,
-        groups=groups,
-        memberships=memberships,
-        until=min(row.expires_at, row.ends_at or row.expires_at, secret_until),
-        rights=row.rights,
-    )
-    note_use(rt, origin, info)
-    return info
-
-
-def note_use(rt: Runtime, origin: Origin, key: KeyInfo) -> None:
-    """Remember that the pair was used now, from here; written down a moment later."""
-    rt.usage.note(KeyPair, key.id, rt.clock.now(), origin.address)
-
-
 def create(
     rt: Runtime,
     unit: Unit,
@@ -268,7 +123,7 @@ def create(
         id=rt.new_id(),
         user_id=user_id,
         api_key=opaque.mint(Kind.API_KEY, rt.entropy).reveal(),
-        fingerprint=_fingerprint(rt, secret.reveal()),
+        fingerprint=fingerprint_of(rt, secret.reveal()),
         name=_clean_name(name),
         cidrs=" ".join(_checked_networks(cidrs)),
         verified=verified,
@@ -333,30 +188,6 @@ def prove(rt: Runtime, origin: Origin, verification_id: str, code: str) -> None:
             outbox.queue(rt, unit, Template.KEYPAIR_ADDED, to=address, values={"key_name": info.name})
 
 
-def trade(rt: Runtime, origin: Origin, key: KeyInfo, *, resource: str) -> AccessToken:
-    """An hour's token for a proven pair, backed by a session that ends with the pair."""
-    seconds = min(rt.settings.access_token_seconds, int((key.expires_at - rt.clock.now()).total_seconds()))
-    with rt.unit(origin) as unit:
-        user = recheck(unit, key.user_id)
-        if unit.execute(select(KeyPair.id).where(KeyPair.id == key.id).with_for_update()).first() is None:
-            raise Refused(KEY_MISMATCH, detail="the key pair was revoked meanwhile")
-        opened = sessions.open_session(
-            rt,
-            unit,
-            user,
-            kind="keypair",
-            amr=("key",),
-            client_id=applications.standard_client(rt),
-            resource=resource,
-            idle_seconds=max(1, seconds),
-            absolute_seconds=max(1, seconds),
-            keypair_id=key.id,
-            rights=key.rights,
-        )
-    live = sessions.live_of(rt, user, opened.session)
-    return sessions.token_for(rt, live, seconds=max(1, seconds), at=opened.session.created_at)
-
-
 def mark_proven(rt: Runtime, unit: Unit, key_id: str, *, actor: str) -> KeyPairInfo:
     """Make a waiting pair usable: its code was right, or an administrator vouches. Raises Refused(NOT_FOUND)."""
     if not canonical_id(key_id) or not unit.changed(update(KeyPair).where(KeyPair.id == key_id).values(verified=True)):
@@ -380,7 +211,7 @@ def rotate(
     secret = opaque.mint(Kind.API_SECRET, rt.entropy)
     until = later(unit.now, grace_seconds)
     row.previous_fingerprint, row.previous_until = row.fingerprint, until
-    row.fingerprint = _fingerprint(rt, secret.reveal())
+    row.fingerprint = fingerprint_of(rt, secret.reveal())
     unit.session.flush()
     audit.record(rt, unit, Action.KEYPAIR_ROTATED, actor=actor, target=row.id, user=row.user_id, grace=grace_seconds)
     return _info(row), secret, until
@@ -423,44 +254,6 @@ def purge(_rt: Runtime, unit: Unit) -> int:
     return delete_batch(unit, KeyPair, KeyPair.expires_at < later(unit.now, -30 * 86_400))
 
 
-def _flaw(  # noqa: PLR0911 -- one return for each reason
-    rt: Runtime, origin: Origin, row: _PairRow | None, api_secret: str
-) -> tuple[str, dict[str, Any]]:
-    """Why this pair does not pass, and what would have, for operators only; empty when it passes.
-
-    The secret is compared before anything else is looked at.
-    """
-    presented = _fingerprint(rt, api_secret)
-    if row is None:
-        return "unknown key, or not the shape of a pair", {}
-    now = rt.clock.now()
-    if row.secret_until(presented, now) is None:
-        return "wrong secret", {"key": row.id}
-    right = {"key": row.id, "near_miss": "the secret was right"}
-    if not row.verified:
-        return "the pair waits for its code", right
-    if row.expires_at <= now:
-        return "the pair has expired", right | {"skew_seconds": int((now - row.expires_at).total_seconds())}
-    if not row.enabled:
-        return "its user is disabled", right
-    if not AccessWindow(row.starts_at, row.ends_at).is_open(now):
-        return "outside the user's access window", right
-    if not _is_allowed(row.cidrs, origin.address):
-        return "foreign network", right | {"expected": row.cidrs.split(), "seen": origin.address}
-    return "", {}
-
-
-@lru_cache(maxsize=1024)
-def _is_allowed(cidrs: str, address: str) -> bool:
-    if not cidrs:
-        return True
-    try:
-        peer = ip_address(address)
-    except ValueError:
-        return False
-    return any(peer in ip_network(network) for network in cidrs.split())
-
-
 def _checked_networks(cidrs: Sequence[str]) -> list[str]:
     if len(cidrs) > MAX_NETWORKS:
         raise Refused(VALIDATION.saying(f"A key pair has at most {MAX_NETWORKS} allowed networks"), field="cidrs")
@@ -477,7 +270,8 @@ def _clean_name(text: str) -> str:
     return name
 
 
-def _fingerprint(rt: Runtime, secret: str) -> bytes:
+def fingerprint_of(rt: Runtime, secret: str) -> bytes:
+    """The keyed hash that a pair keeps of its secret."""
     return opaque.fingerprint(rt.ring.vault.derive("api secrets"), secret)
 
 

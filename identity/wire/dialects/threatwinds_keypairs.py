@@ -6,8 +6,8 @@ from marshmallow import Schema, fields
 
 from identity.core.access import own
 from identity.core.access.callers import Caller
-from identity.core.clients import keypairs
-from identity.core.clients.keypairs import KeyInfo
+from identity.core.clients import keypair_proof, keypairs
+from identity.core.clients.keypair_proof import KeyInfo
 from identity.errors import (
     CONFLICT,
     FORBIDDEN,
@@ -277,7 +277,7 @@ def end_keypair(call: Call) -> Reply:
 )
 def trade_keypair(call: Call) -> Reply:
     """Trade the key pair for a one-hour token that other services verify."""
-    return Reply(token_answer(keypairs.trade(call.rt, call.origin, _key(call.caller), resource=resource_of(call))))
+    return Reply(token_answer(keypair_proof.trade(call.rt, call.origin, _key(call.caller), resource=resource_of(call))))
 
 
 def _key(caller: Caller) -> KeyInfo:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from sqlalchemy import update
 
-from identity.core.clients import keypairs
+from identity.core.clients import keypair_proof, keypairs
 from identity.core.clients.keypairs import KeyPair, Requested
 from identity.core.people import accounts
 from identity.core.people.ownership import ANYONE, Owner
@@ -33,8 +33,8 @@ def confirmed(web: Web, person: Person, **options: object) -> Requested:
     return made
 
 
-def proven(rt: Runtime, made: Requested, *, address: str = "192.0.2.1") -> keypairs.KeyInfo:
-    return keypairs.authenticate(rt, replace(ORIGIN, address=address), made.info.api_key, made.secret.reveal())
+def proven(rt: Runtime, made: Requested, *, address: str = "192.0.2.1") -> keypair_proof.KeyInfo:
+    return keypair_proof.authenticate(rt, replace(ORIGIN, address=address), made.info.api_key, made.secret.reveal())
 
 
 def test_both_halves_say_what_they_are_and_only_a_keyed_hash_of_the_secret_is_kept(rt: Runtime) -> None:
@@ -130,7 +130,7 @@ def test_what_a_pair_opened_ends_with_it_and_nothing_else_does(web: Web) -> None
     first, second = confirmed(web, ada), confirmed(web, ada)
     for made in (first, second):
         key = proven(web.rt, made)
-        keypairs.trade(web.rt, ORIGIN, key, resource="https://api.example")
+        keypair_proof.trade(web.rt, ORIGIN, key, resource="https://api.example")
     with web.rt.unit(ORIGIN) as unit:
         keypairs.revoke(web.rt, unit, first.info.id, actor=ada.id, of=Owner(ada.id))
     assert len(sessions.listing_of(web.rt, ada.id)) == 1
@@ -143,7 +143,7 @@ def test_a_pair_revoked_since_it_was_proven_opens_nothing(web: Web) -> None:
     with web.rt.unit(ORIGIN) as unit:
         keypairs.revoke(web.rt, unit, made.info.id, actor=ada.id, of=ANYONE)
     with pytest.raises(Refused) as caught:
-        keypairs.trade(web.rt, ORIGIN, key, resource="https://api.example")
+        keypair_proof.trade(web.rt, ORIGIN, key, resource="https://api.example")
     assert caught.value.problem == KEY_MISMATCH
     assert sessions.listing_of(web.rt, ada.id) == []
 
@@ -183,7 +183,9 @@ def test_the_janitor_forgets_pairs_a_month_after_their_end(rt: Runtime, clock: F
 
 def test_a_traded_token_dies_when_its_user_is_disabled(web: Web) -> None:
     ada = a_user(web.rt)
-    token = keypairs.trade(web.rt, ORIGIN, proven(web.rt, confirmed(web, ada)), resource="https://api.example").text
+    token = keypair_proof.trade(
+        web.rt, ORIGIN, proven(web.rt, confirmed(web, ada)), resource="https://api.example"
+    ).text
     with web.rt.unit(ORIGIN) as unit:
         accounts.get_row(unit.session, ada.id).enabled = False
     assert web.get("/session", bearer=token).json["error"] == INVALID_TOKEN.code

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import func, select
 
 from identity.ambient import Origin
-from identity.core.clients import keypairs, secrets
+from identity.core.clients import keypair_proof, secrets
 from identity.core.proofs import machines
 from identity.core.proofs.attempts import Meter
 from identity.core.record import audit
@@ -37,7 +37,7 @@ def by_key(rt: Runtime) -> str:
     """How one with a made-up key pair ends."""
     key, secret = (opaque.mint(kind, rt.entropy).reveal() for kind in (Kind.API_KEY, Kind.API_SECRET))
     try:
-        keypairs.authenticate(rt, ORIGIN, key, secret)
+        keypair_proof.authenticate(rt, ORIGIN, key, secret)
     except Refused as refused:
         return refused.problem.code
     return "right"
