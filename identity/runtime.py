@@ -22,6 +22,7 @@ from identity.instruments.limits import Limiter
 from identity.instruments.refusals import Explanations
 from identity.instruments.statuslists import StatusLists
 from identity.instruments.strangers import Strangers
+from identity.instruments.tallies import Tallies
 from identity.instruments.usage import Usage
 from identity.settings import Settings
 from identity.storage import Database, Unit
@@ -48,6 +49,7 @@ class Runtime:
     issuers: Issuers
     strangers: Strangers = field(default_factory=Strangers)
     asking: Asking = field(default_factory=Asking)
+    tallies: Tallies = field(default_factory=Tallies)
     standard_client: str = ""
     owed: deque[Any] = field(default_factory=lambda: deque(maxlen=10_000))  # Guesses to give back, see `attempts`.
     writes_until: float = 0.0  # On the monotonic clock: until when a write that was tried is proof enough.

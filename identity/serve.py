@@ -121,9 +121,9 @@ class Upkeep:
     def end(self) -> None:
         """Stop, and write down what was only noted."""
         self._stop.set()
-        for flush in (self._rt.usage.flush, self._rt.explanations.flush):
+        for write in (upkeep.write_notes, upkeep.write_tallies):
             with contextlib.suppress(Refused, Contention):
-                flush(self._rt.database, self._rt.clock.now())
+                write(self._rt)
         logs.flush()
 
 

@@ -19,6 +19,7 @@ from werkzeug.serving import make_server
 
 from identity import cli as command_line
 from identity.cli.frame import as_text, when
+from identity.core import upkeep
 from identity.core.clients import keypairs
 from identity.settings import Settings
 from tests.builders import a_session, a_tenant, a_user, an_application
@@ -139,6 +140,11 @@ COMMANDS = [
     "application enable feed",
     "application secrets feed",
     "application end-secret feed 000000000000",
+    "incident --secret 000000000000 --since 1h",
+    "incident --key 00000000-0000-7000-8000-000000000000 --since 7d --contain",
+    "incident --secret a --kid b --since 1h",
+    "incident --since 1h",
+    "incident --secret 000000000000",
     "role list",
     "keypair list --user boss",
     "keypair revoke 00000000-0000-7000-8000-000000000000",
@@ -203,6 +209,27 @@ def test_what_either_door_makes_is_the_same(run: Callable[..., Ran], web: Web, s
         app = run(*door, "application", "create", "--name", name, "--scope", "read", "--json").json
         made.append((sorted(created), sorted(app), shown["tenants"], shown["verified"], shown["enabled"]))
     assert made[0] == made[1]
+
+
+def test_either_door_contains_a_leak_and_says_what_it_touched(
+    run: Callable[..., Ran], web: Web, server: str, boss: str
+) -> None:
+    said = []
+    for door in ((), ("--server", server)):
+        feed = an_application(web.rt)
+        asked = {"clientId": feed.client_id, "secret": feed.secret}
+        token = web.post("/application/token", asked).json["data"]["accessToken"]
+        upkeep.write_tallies(web.rt)
+        leaked = (*door, "incident", "--secret", feed.secret_id, "--since", "1d")
+        assert "lives" in run(*leaked).out
+        assert web.get("/verify?tenant=optional", bearer=token).status_code == 200, "only told"
+        told = run(*leaked, "--contain").out
+        assert web.get("/verify?tenant=optional", bearer=token).status_code == 401
+        again = run(*leaked, "--contain", "--json").json
+        assert again["contained"]["report"]["counts"]["tokens"] == 1
+        said.append([line.split() for line in told.replace(feed.secret_id, "ID").splitlines() if "Z" not in line])
+    assert said[0] == said[1]
+    assert ["POST", "/application/token", "200", "1"] in said[0]
 
 
 def test_the_network_says_who_did_it_and_by_which_key(
@@ -326,7 +353,7 @@ def test_on_a_terminal_what_cannot_be_undone_is_asked_first(
     run: Callable[..., Ran], web: Web, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     a_user(web.rt, alias="ada")
-    monkeypatch.setattr(command_line.frame, "_is_conversation", lambda: True)
+    monkeypatch.setattr(command_line.frame, "is_conversation", lambda: True)
     asked: list[str] = []
 
     def no(text: str, **_options: Any) -> None:

@@ -93,6 +93,7 @@ ROUTES: dict[Kind, str] = {
         DELETE /admin/tenant/{id}/invitation/{invitationID}, GET /admin/roles, POST /admin/role,
         GET /admin/signing-keys,
         POST /admin/signing-keys/rotate, DELETE /admin/signing-key/{kid}, GET /admin/audit, GET /admin/error/{errorID},
+        GET /admin/incident, POST /admin/incident,
         DELETE /admin/sessions, GET /admin/errors, GET /admin/mails, GET /admin/user/{id}/export, POST /admin/mails/retry,
         POST /admin/users/import, PUT /admin/user/{id}/unlock
     """,

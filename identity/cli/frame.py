@@ -164,7 +164,7 @@ def command(
             opened: Opened = click.get_current_context().obj
             opened.prints_json = as_json
             opened.server = server or opened.server
-            if asks and not yes and _is_conversation():
+            if asks and not yes and is_conversation():
                 click.confirm(asks.format(**options), abort=True, err=True)
             document = _patiently(lambda: function(opened, **options))
             if document is not None:
@@ -334,7 +334,7 @@ def _seconds(text: str) -> int | None:
     return int(found[1]) * _UNITS[found[2]] if found else None
 
 
-def _is_conversation() -> bool:
+def is_conversation() -> bool:
     """Whether a person sits there: what runs by itself does as asked."""
     return sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()
 

@@ -203,8 +203,15 @@ def write_notes(rt: Runtime) -> None:
     rt.explanations.flush(rt.database, rt.clock.now())
 
 
+def write_tallies(rt: Runtime) -> None:
+    """Write down what this process counted of the uses of credentials."""
+    now = rt.clock.now()
+    rt.tallies.flush(rt.database, now, signer=rt.ring.active_kid(now) if rt.ring.is_ready() else "")
+
+
 JOBS: Final = (
     Job("notes", 1.0, write_notes, shared=False),
+    Job("tallies", 5.0, write_tallies, shared=False),
     Job("strangers", 10.0, audit.record_strangers, shared=False),
     Job("asking", 10.0, machine_tokens.record_asking, shared=False),
     Job("ring", 2.0, lambda rt: rt.ring.reload_if_changed(), shared=False),

@@ -174,6 +174,11 @@ class Keyring:
         """Whether the key of an already verified token is still in the ring; ask after `ensure_version`."""
         return token.partition(".")[0] in self._by_header
 
+    def kid_of(self, token: str) -> str:
+        """Which key of the ring signed an already verified token; empty where it has left the ring, or what was presented is no token."""
+        key = self._by_header.get(token.partition(".")[0])
+        return key.kid if key is not None else ""
+
     def ensure_version(self, version: int | None) -> bool:
         """Load the ring again if the database has moved on to another `version`; tell whether it had."""
         if version is None or version == self._version:

@@ -24,8 +24,8 @@ from identity.storage import Base, Database, Unit
 if TYPE_CHECKING:
     from alembic.config import Config
 
-HEAD: Final = "0013"
 _log: Final = logging.getLogger("identity.migrations")
+HEAD: Final = "0014"
 _LOCK: Final = 0x1DE27177
 _PATIENCE_SECONDS: Final = 300
 _POSTGRESQL_PATIENCE: Final = (

@@ -13,6 +13,7 @@ from marshmallow import Schema
 from identity.ambient import Origin
 from identity.canonical import canonical_id
 from identity.core.access.callers import Caller, Presented
+from identity.core.tokens.claims import AccessToken
 from identity.errors import (
     UNAUTHENTICATED,
     VALIDATION,
@@ -117,6 +118,10 @@ class Call:
     presented: Presented = field(default_factory=Presented)
     window: Window | None = None
     identified: Caller | None = None
+    #: What proved the machine that asks on a route of `Reads.CLIENT` or `NOTHING`, for the counts of its uses: `secret:ID`.
+    proven: str = ""
+    #: Whether the answer holds an access token.
+    issued: bool = False
     #: The tenant that the caller administers, on routes of `owners`.
     tenant: str = ""
 
@@ -130,6 +135,11 @@ class Call:
     def header(self, name: str) -> str | None:
         """The value of a header, by its lower-case name."""
         return self.request.headers.get(name)
+
+    def hand_out(self, token: AccessToken) -> AccessToken:
+        """The token, which is about to be answered: what a credential earns is counted."""
+        self.issued = True
+        return token
 
     @contextmanager
     def limiting_client(self, client_id: str, *, purpose: str = "") -> Iterator[Callable[[], None]]:

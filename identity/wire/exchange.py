@@ -200,8 +200,21 @@ class Exchange:
             explain.note(self.rt, origin, endpoint.name, status, refused, caller=caller)
         elapsed = time.perf_counter() - self._started
         metrics.observe(endpoint.name, status, elapsed)
+        self._count(call, status, issued=call.issued and refused is None)
         _log_request(call, status, elapsed, refused)
         return Answer(status, tuple(headers), body)
+
+    def _count(self, call: Call, status: int, *, issued: bool) -> None:
+        """Add to what the credential behind this request was used for, and to what the key was that signed its token."""
+        tallies, name, address = self.rt.tallies, self.endpoint.name, call.origin.address
+        caller = call.identified
+        credential = call.proven if caller is None else caller.counted_as
+        if credential or issued:
+            tallies.note(credential, name, status, address, issued=issued)
+        if caller is not None and call.presented.bearer is not None:
+            kid = self.rt.ring.kid_of(call.presented.bearer)
+            if kid:
+                tallies.note(f"kid:{kid}", name, status, address, issued=False)
 
 
 class WritesElsewhere(Exception):

@@ -84,6 +84,14 @@ class Caller(NamedTuple):
         return f"secret:{secret_of(self.claims.token_id)}" if self.claims is not None else ""
 
     @property
+    def counted_as(self) -> str:
+        """Whose use this counts as: a client secret's, or a key pair's with all that it opened; a person's is counted nowhere."""
+        if self.session is not None:
+            pair = self.session.session.keypair_id
+            return f"key:{pair}" if pair is not None else ""
+        return self.credential
+
+    @property
     def is_by_key(self) -> bool:
         """Whether a key pair proved the caller, or a token that one was traded for."""
         return self.key is not None or (self.session is not None and self.session.session.is_of_keypair)

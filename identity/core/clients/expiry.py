@@ -6,7 +6,6 @@ where it has none, the administrators. Each is told once for each of those days:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, NamedTuple
@@ -21,11 +20,11 @@ from identity.core.clients.keypairs import KeyPair
 from identity.core.clients.secrets import ClientSecret
 from identity.core.mail import outbox
 from identity.core.mail.letters import Template
-from identity.core.people import accounts, addresses, tenancy
-from identity.core.people.accounts import ADMIN_ROLE, User
+from identity.core.people.accounts import User
+from identity.core.people.answering import who_answers
 from identity.core.people.invitations import Invitation, State
 from identity.runtime import Runtime
-from identity.storage import Database, Unit
+from identity.storage import Database
 
 WARNING_DAYS: Final = (30, 7, 1)
 Credential = ClientSecret | KeyPair | ApplicationTrust
@@ -128,22 +127,10 @@ def _warn(rt: Runtime, one: _Expiring, days: int) -> bool:
         unsaid = or_(one.table.warned_days.is_(None), one.table.warned_days > days)
         if not unit.changed(update(one.table).where(one.table.id == one.id, unsaid).values(warned_days=days)):
             return False
-        for alias, address in _who_can_replace(unit, one):
+        for alias, address in who_answers(unit, user=one.owner, tenant=one.tenant):
             values: dict[str, str | datetime] = {"account": alias, "key_name": one.name, "until": one.expires_at}
             outbox.queue(rt, unit, Template.CREDENTIAL_EXPIRING, to=address, values=values, expires_at=one.expires_at)
     return True
-
-
-def _who_can_replace(unit: Unit, one: _Expiring) -> Sequence[tuple[str, str]]:
-    """Alias and proven address of each who should hear of it."""
-    people = select(User.id, User.alias).where(User.enabled).order_by(User.id)
-    if one.owner is not None:
-        found = unit.execute(people.where(User.id == one.owner)).all()
-    else:
-        found = tenancy.owners_of(unit, one.tenant) if one.tenant is not None else []
-        found = found or unit.execute(people.where(accounts.holds_role(ADMIN_ROLE))).all()
-    addressed = [(alias, addresses.preferred_of(unit, user_id)) for user_id, alias in found]
-    return [(alias, address) for alias, address in addressed if address]
 
 
 def _secrets(session: Session, now: datetime, until: datetime) -> list[_Expiring]:

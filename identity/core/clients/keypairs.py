@@ -44,7 +44,7 @@ from identity.core.record import audit
 from identity.core.record.audit import Action
 from identity.core.tokens import sessions
 from identity.errors import CONFLICT, INVALID_CODE, NOT_FOUND, VALIDATION, Refused
-from identity.instruments import opaque
+from identity.instruments import opaque, tallies
 from identity.instruments.opaque import Kind, Secret
 from identity.paging import Listed, Part
 from identity.runtime import Runtime
@@ -246,6 +246,8 @@ def listing(rt: Runtime, part: Part, *, user: str | None = None) -> Listed[KeyPa
 
 def forget(unit: Unit, user_id: str) -> None:
     """Delete the pairs of a user who is erased."""
+    ids = unit.execute(select(KeyPair.id).where(KeyPair.user_id == user_id)).scalars().all()
+    tallies.forget(unit, [f"key:{one}" for one in ids])
     unit.execute(delete(KeyPair).where(KeyPair.user_id == user_id))
 
 

@@ -43,6 +43,7 @@ class Template(StrEnum):
     FACTOR_CHANGED = "factor_changed"
     SESSIONS_ENDED = "sessions_ended"
     CREDENTIAL_EXPIRING = "credential_expiring"
+    CREDENTIAL_CONTAINED = "credential_contained"
     TENANT_DISABLED = "tenant_disabled"
     TENANT_ENABLED = "tenant_enabled"
 
@@ -204,6 +205,13 @@ LETTERS: Final[Mapping[Template, Letter]] = {
         "the service itself",
         "If you no longer use it, you need not do anything.",
     ),
+    Template.CREDENTIAL_CONTAINED: Letter(
+        "A credential of yours at $service was ended after a leak",
+        "The $key_name, which you answer for at $service, may be in the wrong hands. It was ended, with everything that it had earned. "
+        "Known of its use so far: $found. Make a new one for what needs it, and look for what else lay where this one was kept.",
+        "an administrator",
+        "If you know of no leak, ask your administrator.",
+    ),
     Template.TENANT_DISABLED: Letter(
         "$tenant was stopped at $service",
         "The tenant $tenant, which you own, was stopped at $service. Nobody can act in it, and its applications get no tokens. "
@@ -219,7 +227,7 @@ LETTERS: Final[Mapping[Template, Letter]] = {
     ),
 }
 VALUES: Final = frozenset(
-    {"account", "address", "by", "change", "code", "key_name", "tenant", "until", "url", "verification_id"}
+    {"account", "address", "by", "change", "code", "found", "key_name", "tenant", "until", "url", "verification_id"}
 )
 """Every name that `values` may hold."""
 

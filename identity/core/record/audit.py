@@ -90,6 +90,7 @@ class Action(StrEnum):
     MASTER_KEY_CHANGED = "master-key.changed"
     BACKUP_MADE = "backup.made"
     BACKUP_RESTORED = "backup.restored"
+    INCIDENT_CONTAINED = "incident.contained"
 
 
 _NO_ACTION: Final = VALIDATION.saying("There is no such action; the catalogue is in the documentation")

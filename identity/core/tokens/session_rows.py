@@ -71,6 +71,7 @@ class SessionInfo(NamedTuple):
     user_agent: str
     place: int | None
     rights: str | None
+    keypair_id: str | None
 
     @property
     def expires_at(self) -> datetime:
@@ -104,6 +105,7 @@ INFO = (
     UserSession.user_agent,
     UserSession.place,
     UserSession.rights,
+    UserSession.keypair_id,
 )
 
 

@@ -89,6 +89,7 @@ class _LiveRow(NamedTuple):
     user_agent: str
     place: int | None
     rights: str | None
+    keypair_id: str | None
     alias: str
     full_name: str
     roles: tuple[str, ...]

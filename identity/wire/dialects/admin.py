@@ -11,6 +11,15 @@ from identity.wire.dialects import admin_credentials
 from identity.wire.dialects import admin_applications
 from identity.wire.dialects import admin_tenants
 from identity.wire.dialects import admin_operations
+from identity.wire.dialects import admin_incidents
 # isort: on
 
-__all__ = ["admin", "admin_applications", "admin_credentials", "admin_operations", "admin_tenants", "admin_users"]
+__all__ = [
+    "admin",
+    "admin_applications",
+    "admin_credentials",
+    "admin_incidents",
+    "admin_operations",
+    "admin_tenants",
+    "admin_users",
+]

@@ -82,3 +82,96 @@ class EndingAnswer(Schema):
     userID = fields.String(required=True, allow_none=True)
     clientId = fields.String(required=True, allow_none=True)
     tenant = fields.String(required=True, allow_none=True)
+
+
+class IncidentBody(Body):
+    """A credential that leaked: one of `secret`, `key`, `trust` or `kid`."""
+
+    secret = Text(max_length=200, metadata={"description": "The id of a client secret"})
+    key = Text(max_length=200, metadata={"description": "The id of a key pair, or its api-key"})
+    trust = Text(max_length=200, metadata={"description": "The id of a trust"})
+    kid = Text(max_length=200, metadata={"description": "The id of a signing key"})
+    since = Text(max_length=40, metadata={"description": "From this moment on: Unix seconds or RFC 3339"})
+    contain = Flag(metadata={"description": "End it, and all that it earned"})
+
+
+class EarnedAnswer(Schema):
+    """The tokens that a credential was given in an hour at an address."""
+
+    hour = Seconds(required=True)
+    address = fields.String(required=True, allow_none=True)
+    tokens = fields.Integer(required=True)
+
+
+class RouteAnswer(Schema):
+    """How often a route answered a credential so."""
+
+    route = fields.String(required=True)
+    status = fields.Integer(required=True)
+    uses = fields.Integer(required=True)
+    lastHour = Seconds(required=True)
+
+
+class CallerAnswer(Schema):
+    """An address that a credential was used from; null: so many that they are told together."""
+
+    address = fields.String(required=True, allow_none=True)
+    uses = fields.Integer(required=True)
+    firstHour = Seconds(required=True)
+    lastHour = Seconds(required=True)
+
+
+class OpenedAnswer(Schema):
+    """A session that a key pair opened."""
+
+    sessionID = fields.String(required=True)
+    userID = fields.String(required=True, allow_none=True)
+    createdAt = Seconds(required=True)
+    ip = fields.String(required=True)
+    userAgent = fields.String(required=True)
+
+
+class DeedAnswer(Schema):
+    """An event of the audit that a credential is behind."""
+
+    eventID = fields.String(required=True)
+    at = Seconds(required=True)
+    action = fields.String(required=True)
+    actor = fields.String(required=True)
+    target = fields.String(required=True)
+    address = fields.String(required=True)
+
+
+class TouchedAnswer(Schema):
+    """What a credential has touched; lists tell the newest, `counts` how many there are in all."""
+
+    since = Seconds(required=True)
+    until = Seconds(required=True)
+    counts = fields.Dict(keys=fields.String(), values=fields.Integer(), required=True)
+    earned = fields.List(fields.Nested(EarnedAnswer), required=True)
+    routes = fields.List(fields.Nested(RouteAnswer), required=True)
+    addresses = fields.List(fields.Nested(CallerAnswer), required=True)
+    sessions = fields.List(fields.Nested(OpenedAnswer), required=True)
+    deeds = fields.List(fields.Nested(DeedAnswer), required=True)
+
+
+class ContainmentAnswer(Schema):
+    """When a leak was contained and by whom, to how many a mail was sent, and what was known then."""
+
+    at = Seconds(required=True)
+    by = fields.String(required=True)
+    told = fields.Integer(required=True)
+    report = fields.Nested(TouchedAnswer, required=True)
+
+
+class IncidentAnswer(TouchedAnswer):
+    """A credential that may have leaked: whose it is, what it has touched, and whether that was contained."""
+
+    kind = fields.String(required=True, metadata={"enum": ["secret", "key", "trust", "kid"]})
+    id = fields.String(required=True)
+    name = fields.String(required=True)
+    lives = fields.Boolean(required=True)
+    userID = fields.String(required=True, allow_none=True)
+    clientId = fields.String(required=True, allow_none=True)
+    tenant = fields.String(required=True, allow_none=True)
+    contained = fields.Nested(ContainmentAnswer, required=True, allow_none=True)

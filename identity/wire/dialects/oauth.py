@@ -206,6 +206,9 @@ class _Client(ClientMixin):
     call: Call
     proven: Authenticated
 
+    def __post_init__(self) -> None:
+        self.call.proven = f"secret:{self.proven.secret_id}"
+
     def check_endpoint_auth_method(self, method: str, endpoint: str) -> bool:
         return method in METHODS
 
@@ -277,7 +280,7 @@ class _Revocation(RevocationEndpoint):
 
     def revoke_token(self, token: str, request: _Request) -> None:
         call, proven = request.call, request.client.proven
-        origin = replace(call.origin, credential=f"secret:{proven.secret_id}")
+        origin = replace(call.origin, credential=call.proven)
         introspection.revoke(call.rt, origin, proven.application, token)
 
 
@@ -396,7 +399,7 @@ def _issue(client: _Client, scope: str | None, **_unused: Any) -> dict[str, Any]
     else:
         audience = machine_tokens.audience_of(call.rt, app, origin=call.header("origin"))
     asked = scope.split() if scope else None
-    issued = machine_tokens.issue_token(call.rt, client.proven, scope=asked, audience=audience)
+    issued = call.hand_out(machine_tokens.issue_token(call.rt, client.proven, scope=asked, audience=audience))
     answer: dict[str, Any] = {
         "access_token": issued.text,
         "token_type": issued.token_type,

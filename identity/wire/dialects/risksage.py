@@ -179,7 +179,7 @@ def login(call: Call) -> Reply:
         call.rt, call.origin, identifier=call.body["email"], password=call.body["password"], resource=resource
     )
     if isinstance(outcome, Grant):
-        return Reply(_tokens(outcome.access, outcome.refresh))
+        return Reply(_tokens(call.hand_out(outcome.access), outcome.refresh))
     return Reply(
         {
             "mfaChallengeToken": outcome.token.reveal(),
@@ -208,7 +208,7 @@ def answer_challenge(call: Call) -> Reply:
         code=code,
         factor=factor,
     )
-    return Reply(_tokens(grant.access, grant.refresh))
+    return Reply(_tokens(call.hand_out(grant.access), grant.refresh))
 
 
 @risksage.endpoint(
@@ -221,7 +221,8 @@ def answer_challenge(call: Call) -> Reply:
 )
 def refresh(call: Call) -> Reply:
     """Exchange a refresh token for a new token and the refresh token's successor."""
-    return Reply(_tokens(*by_password.refresh(call.rt, call.origin, call.body["refreshToken"])))
+    access, successor = by_password.refresh(call.rt, call.origin, call.body["refreshToken"])
+    return Reply(_tokens(call.hand_out(access), successor))
 
 
 @risksage.endpoint("POST", "/auth/logout", answer=Message, refusals=_REFUSED_BEARER, **_BEARER)

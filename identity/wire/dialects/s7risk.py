@@ -88,7 +88,7 @@ def user_token(call: Call) -> Reply:
         totp_code=call.body.get("totpCode"),
         resource=resource,
     )
-    return Reply(_envelope(token))
+    return Reply(_envelope(call.hand_out(token)))
 
 
 @s7risk.endpoint(
@@ -108,10 +108,11 @@ def application_token(call: Call) -> Reply:
     client_id = call.body["clientId"]
     with call.limiting_client(client_id):
         proven = secrets.authenticate(call.rt, call.origin, client_id, call.body["secret"])
+    call.proven = f"secret:{proven.secret_id}"
     audience = machine_tokens.audience_of(call.rt, proven.application, origin=call.header("origin"))
     scope = call.body["scope"].split() if "scope" in call.body else None
     token = machine_tokens.issue_token(call.rt, proven, scope=scope, audience=audience)
-    return Reply(_envelope(token), headers=(("X-Token-Reused", "1"),) if token.is_reused else ())
+    return Reply(_envelope(call.hand_out(token)), headers=(("X-Token-Reused", "1"),) if token.is_reused else ())
 
 
 def _envelope(token: AccessToken) -> dict[str, Any]:

@@ -251,7 +251,7 @@ def _otp(call: Call, arguments: dict[str, Any]) -> dict[str, Any]:
     return {
         "code": "OK",
         "message": "Token created successfully",
-        "token": grant.access.text,
+        "token": call.hand_out(grant.access).text,
         "userDetails": {
             "username": grant.user.alias,
             "firstName": first,

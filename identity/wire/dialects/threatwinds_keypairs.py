@@ -277,7 +277,8 @@ def end_keypair(call: Call) -> Reply:
 )
 def trade_keypair(call: Call) -> Reply:
     """Trade the key pair for a one-hour token that other services verify."""
-    return Reply(token_answer(keypair_proof.trade(call.rt, call.origin, _key(call.caller), resource=resource_of(call))))
+    token = keypair_proof.trade(call.rt, call.origin, _key(call.caller), resource=resource_of(call))
+    return Reply(token_answer(call.hand_out(token)))
 
 
 def _key(caller: Caller) -> KeyInfo:

@@ -210,6 +210,5 @@ def list_sessions(call: Call) -> Reply:
 def trade_session(call: Call) -> Reply:
     """Trade the bearer for a one-hour token that other services verify."""
     seconds = call.rt.settings.access_token_seconds
-    return Reply(
-        token_answer(sessions.token_for(call.rt, live_of(call.caller), seconds=seconds, resource=resource_of(call)))
-    )
+    token = sessions.token_for(call.rt, live_of(call.caller), seconds=seconds, resource=resource_of(call))
+    return Reply(token_answer(call.hand_out(token)))
