@@ -8,6 +8,7 @@ from identity.opening import create_runtime
 from identity.runtime import Runtime
 from identity.settings import Settings
 from identity.wire.dialects.admin import admin
+from identity.wire.dialects.console import console
 from identity.wire.dialects.documentation import with_documentation
 from identity.wire.dialects.gate import gate
 from identity.wire.dialects.inbox import inbox
@@ -29,9 +30,11 @@ DIALECTS = (s7risk, signalx, risksage, threatwinds, oauth, gate, admin, tenant, 
 
 def endpoints() -> list[Endpoint]:
     """Every endpoint of the service."""
-    return with_documentation(
+    documented = with_documentation(
         (endpoint for dialect in DIALECTS for endpoint in dialect.endpoints), graphql=GRAPHQL_SCHEMA
     )
+    # No program calls the pages of the console: they are in no documentation of an interface.
+    return [*documented, *console.endpoints]
 
 
 def create_app(settings: Settings | None = None, *, runtime: Runtime | None = None) -> Flask:
@@ -39,5 +42,6 @@ def create_app(settings: Settings | None = None, *, runtime: Runtime | None = No
     rt = runtime or create_runtime(settings)
     app = Flask("identity", static_folder=None)
     app.extensions["identity"] = rt
-    flask_mount.mount(app, rt, endpoints())
+    hidden = console.endpoints if rt.settings.console == "off" else []
+    flask_mount.mount(app, rt, [endpoint for endpoint in endpoints() if endpoint not in hidden])
     return app

@@ -93,6 +93,10 @@ class Settings:
         False,
         "permits what is unsafe in production: an http issuer elsewhere than on loopback, GraphQL introspection, `identity testkit`",
     )
+    console: str = _option(
+        "local",
+        "the pages of `/console`: `local` (the machine of an embedded service alone), `on` (every administrator and owner) or `off`",
+    )
     log_level: str = _option("info", "`debug`, `info`, `warning` or `error`")
 
     # Mail
@@ -144,7 +148,9 @@ class Settings:
     )
     challenge_seconds: int = _option(300, "how long a login waits for its second step", bounds=(1, 86_400))
     recent_login_seconds: int = _option(
-        900, "how young a login must be to change factors and passwords", bounds=(1, _YEAR)
+        900,
+        "how young a login must be to change factors and passwords, and for what cannot be undone",
+        bounds=(1, _YEAR),
     )
     second_factor: str = _option(
         "always", "`always`: users without TOTP get an emailed code; `enrolled`: they sign in at once"
@@ -291,6 +297,7 @@ class Settings:
                 self.log_level in ("debug", "info", "warning", "error"),
                 "must be debug, info, warning or error",
             ),
+            ("console", self.console in ("local", "on", "off"), "must be `local`, `on` or `off`"),
             ("user_claims", set(self.user_claims) <= {"email", "name"}, "knows `email` and `name` only"),
             (
                 "socket_mode",

@@ -11,10 +11,12 @@ from typing import Any
 import pyotp
 from sqlalchemy import update
 
+from identity.core.admin import console as visiting
+from identity.core.admin.by import By
 from identity.core.clients import applications, registration
 from identity.core.people import accounts, tenancy
 from identity.core.people.accounts import User
-from identity.core.signin import factors
+from identity.core.signin import console, factors
 from identity.core.tokens import sessions
 from identity.runtime import Runtime
 from tests.world import ORIGIN
@@ -143,6 +145,14 @@ class Authenticator:
     def at(self, moment: datetime) -> str:
         """The code that it shows at `moment`."""
         return pyotp.TOTP(self.seed).at(moment)
+
+
+def at_the_console(rt: Runtime, person: Person) -> tuple[str, str]:
+    """The bearer of a fresh console session of `person`, for its cookie, and the token of its forms."""
+    _, token = visiting.link(rt, By.command_line(), person.id)
+    bearer = console.follow(rt, ORIGIN, token.reveal()).bearer
+    assert bearer is not None
+    return bearer.reveal(), visiting.visit(rt, ORIGIN, bearer.reveal()).form_token
 
 
 def an_authenticator(rt: Runtime, person: Person) -> Authenticator:

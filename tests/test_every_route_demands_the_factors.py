@@ -16,12 +16,14 @@ import pytest
 from marshmallow import Schema, fields
 from werkzeug.test import TestResponse
 
+from identity import errors
 from identity.app import endpoints
 from identity.core.signin import factors
 from identity.core.tokens import sessions
 from identity.runtime import Runtime
 from identity.settings import Settings
 from identity.wire.endpoint import Endpoint, Reads
+from tests.browser import Browser
 from tests.builders import Authenticator, Person, a_session, a_user, an_authenticator
 from tests.world import Web, code_in
 
@@ -41,6 +43,8 @@ DOORS = {
     "POST /auth/password/forgot": "reset",
     "PUT /auth/password/reset": "reset",
     "POST /user": "registration",
+    "GET /console/sign-in": "console",
+    "POST /console/sign-in": "console",
 }
 """Where a person comes in: the name of the way that the route is part of."""
 
@@ -49,6 +53,12 @@ CONTINUES = {"POST /auth/refresh"}
 
 MACHINES = {"POST /application/token", "POST /oauth/token", "POST /oauth/introspect", "POST /oauth/revoke"}
 """For applications; no user stands behind what they give."""
+
+ENDS = {"POST /console/sign-out"}
+"""Ends the login whose cookie it is sent, and gives nothing."""
+
+HOST_LINKS = {"GET /console/link/{token}", "POST /console/link/{token}"}
+"""Takes the token of a link that only who holds the host can print (`test_console`)."""
 
 CONFIRMS = {"PUT /email/verification", "PUT /keypair/verification"}
 """Takes a code whose id only a live session could ask for, and answers with nothing."""
@@ -127,7 +137,7 @@ def answers_with_a_secret(endpoint: Endpoint) -> bool:
 
 def test_every_route_without_a_credential_is_placed() -> None:
     open_routes = {one.name for one in endpoints() if one.reads in (Reads.NOTHING, Reads.CLIENT)}
-    assert open_routes == set(DOORS) | CONTINUES | MACHINES | CONFIRMS | LINKS | PUBLIC
+    assert open_routes == set(DOORS) | CONTINUES | MACHINES | CONFIRMS | LINKS | HOST_LINKS | ENDS | PUBLIC
 
 
 def test_every_route_that_answers_with_a_secret_is_placed() -> None:
@@ -204,11 +214,22 @@ def by_registration(web: Web, person: Person, second: str | None) -> tuple[TestR
     return answer, opened.json["bearer"]
 
 
+def by_console(web: Web, person: Person, second: str | None) -> tuple[TestResponse, str | None]:
+    browser = Browser(web)
+    browser.open("/console/sign-in")
+    first = browser.send("Go on", {"identifier": person.email, "password": person.password})
+    if first.status_code != 200:
+        return first, None
+    answer = browser.send("Sign in", {"code": second or mailed(web, person, "second sign-in code")}, follows=False)
+    return answer, browser.cookies.get("identity")
+
+
 WAYS: dict[str, Way] = {
     "user token": by_user_token,
     "challenge": by_challenge,
     "GraphQL": by_graphql,
     "emailed session": by_emailed_session,
+    "console": by_console,
     "reset": by_reset,
     "registration": by_registration,
 }
@@ -216,8 +237,14 @@ FOR_A_KNOWN_USER = [name for name in WAYS if name != "registration"]
 
 
 @pytest.fixture
+def settings(settings: Settings) -> Settings:
+    return replace(settings, console="on")
+
+
+@pytest.fixture
 def ada(web: Web) -> Person:
-    return a_user(web.rt)
+    """Somebody for whom every door is."""
+    return a_user(web.rt, roles=("users_admin",))
 
 
 @pytest.fixture
@@ -228,7 +255,11 @@ def app(web: Web, ada: Person) -> Authenticator:
 
 
 def is_in(web: Web, bearer: str | None) -> bool:
-    return bearer is not None and web.get("/auth/me", bearer=bearer).status_code == 200
+    if bearer is None:
+        return False
+    if bearer.startswith("idw_"):
+        return web.get("/console/users", headers={"Cookie": f"identity={bearer}"}).status_code == 200
+    return web.get("/auth/me", bearer=bearer).status_code == 200
 
 
 def test_every_door_belongs_to_a_way_in_that_is_tried() -> None:
@@ -250,7 +281,7 @@ def test_with_the_authenticator_every_way_lets_in(web: Web, ada: Person, app: Au
     answer, bearer = WAYS[name](web, ada, app.at(web.clock.now()))
     assert is_in(web, bearer), answer.json
     assert bearer is not None
-    assert "otp" in web.get("/auth/me", bearer=bearer).json["amr"]
+    assert "otp" in sessions.listing_of(web.rt, ada.id)[0].amr
 
 
 @pytest.mark.parametrize("name", FOR_A_KNOWN_USER)
@@ -265,7 +296,7 @@ class TestEnrolledOnly:
 
     @pytest.fixture
     def settings(self, settings: Settings) -> Settings:
-        return replace(settings, second_factor="enrolled", fixed_otp=True)
+        return replace(settings, second_factor="enrolled", fixed_otp=True, console="on")
 
     def test_password_and_mailbox_do_not_replace_the_authenticator(
         self, web: Web, ada: Person, app: Authenticator
@@ -322,6 +353,10 @@ def guesses_of(web: Web, person: Person) -> dict[str, Callable[[], TestResponse]
     address = web.post("/email", {"address": f"second.{person.email}"}, bearer=bearer).json["verificationCodeID"]
     answered = {"mfaChallengeToken": challenge["mfaChallengeToken"]}
 
+    begun = Browser(web)
+    begun.open("/console/sign-in")
+    begun.send("Go on", {"identifier": person.email, "password": person.password})
+
     def confirmation(verification_id: str) -> dict[str, Any]:
         return {"verificationCodeID": verification_id, "code": WRONG}
 
@@ -331,6 +366,8 @@ def guesses_of(web: Web, person: Person) -> dict[str, Callable[[], TestResponse]
         "login": lambda: by_challenge(web, wrong, None)[0],
         "challenge, code": lambda: web.post("/auth/mfa/challenge", {**answered, "totpCode": WRONG}),
         "challenge, recovery": lambda: web.post("/auth/mfa/challenge", {**answered, "recoveryCode": "a" * 16}),
+        "console, password": lambda: by_console(web, wrong, None)[0],
+        "console, code": lambda: by_console_code(begun),
         "GraphQL login": lambda: by_graphql(web, wrong, None)[0],
         "GraphQL otp": lambda: web.post("/query", otp),
         "session": lambda: web.put("/session/verification", confirmation(session)),
@@ -345,6 +382,14 @@ def guesses_of(web: Web, person: Person) -> dict[str, Callable[[], TestResponse]
     }
 
 
+def by_console_code(begun: Browser) -> TestResponse:
+    """A wrong code in a sign-in that was begun; the page stays, whatever was answered before."""
+    page = begun.page
+    answer = begun.send("Sign in", {"code": WRONG})
+    begun.page = page
+    return answer
+
+
 def graphql_session(web: Web, person: Person) -> str:
     variables = {"u": person.email, "p": person.password}
     session_id: str = web.post("/query", {"query": LOGIN, "variables": variables}).json["data"]["login"]["sessionID"]
@@ -353,6 +398,9 @@ def graphql_session(web: Web, person: Person) -> str:
 
 def error_of(answer: TestResponse) -> str:
     """The error code of a refusal, in whatever shape."""
+    if answer.json is None:
+        problems = [one for one in vars(errors).values() if isinstance(one, errors.Problem)]
+        return next(one.code for one in problems if one.message == answer.headers["x-error"])
     data = answer.json.get("data")
     code: str = answer.json["error"] if data is None else next(iter(data.values()))["code"]
     return code
@@ -404,7 +452,7 @@ def test_an_authenticator_enrolled_while_the_password_is_checked_is_demanded(
 
 def enrolled(web: Web) -> Person:
     """A user with TOTP, seconds after enrolling."""
-    person = a_user(web.rt)
+    person = a_user(web.rt, roles=("users_admin",))
     an_authenticator(web.rt, person)
     web.clock.tick(30)
     return person

@@ -7,7 +7,7 @@ aiming at her ids. No answer may hold that word, nothing of hers may change, and
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
@@ -28,7 +28,8 @@ from identity.core.tokens.sessions import UserSession
 from identity.opening import create_runtime
 from identity.runtime import Runtime
 from identity.wire.endpoint import Endpoint
-from tests.builders import PASSWORD, Person, a_session, a_tenant, a_user, an_application
+from tests.browser import console_deeds
+from tests.builders import PASSWORD, Person, a_session, a_tenant, a_user, an_application, at_the_console
 from tests.conftest import BACKENDS, fresh_database
 from tests.world import ORIGIN, FakeClock, Mailbox, Web, fast_settings
 
@@ -48,6 +49,8 @@ class Kind(Enum):
     ADMIN = "is for administrators of the whole service; a tenant's own is none"
     GATE = "is for members of the tenant in the header"
     LINK = "acts on the token of a mailed link, and on nothing else"
+    CONSOLE = "is a page for who has the console's cookie; none of these subjects has one (see the owner at the console below)"
+    CONSOLE_DOOR = "leads into the console; nothing of a tenant is in it"
     TENANT = "is for owners of the tenant in the header; none of these subjects is one (`test_owners_matrix` has those)"
 
 
@@ -101,6 +104,13 @@ ROUTES: dict[Kind, str] = {
     Kind.LINK: """
         GET /invitation/{token}, POST /invitation/{token}, PUT /invitation, GET /password-reset/{token}, POST /password-reset/{token}
     """,
+    Kind.CONSOLE: """
+        GET /console, GET /console/users, GET /console/users/new, POST /console/users/new, GET /console/user/{id}, POST /console/user/{id},
+        GET /console/user/{id}/export, GET /console/you, POST /console/you
+    """,
+    Kind.CONSOLE_DOOR: """
+        GET /console/sign-in, POST /console/sign-in, POST /console/sign-out, GET /console/link/{token}, POST /console/link/{token}
+    """,
     Kind.TENANT: """
         GET /tenant, GET /tenant/members, PUT /tenant/member/{userID}, DELETE /tenant/member/{userID}, GET /tenant/invitations,
         POST /tenant/invitations, POST /tenant/invitation/{id}/resend, DELETE /tenant/invitation/{id}, GET /tenant/applications,
@@ -136,10 +146,18 @@ class Scene:
     web: Web
     victim: Victim
     subjects: dict[str, dict[str, str]]
+    owner: dict[str, tuple[str, str]] = field(default_factory=dict)
 
     @property
     def rt(self) -> Runtime:
         return self.web.rt
+
+    def at_the_console(self) -> tuple[str, str]:
+        """The cookie of an owner of acme-bank, and the token of its forms; a new one where the last was signed out."""
+        held = self.owner.get("cookie")
+        if held is None or self.web.get("/console/you", headers={"Cookie": f"identity={held[0]}"}).status_code != 200:
+            held = self.owner["cookie"] = at_the_console(self.rt, a_user(self.rt, tenants={"acme-bank": ("owner",)}))
+        return held
 
     def credential(self, subject: str, kind: Kind) -> dict[str, str]:
         """The headers of a subject; of a new one for a route that may end or change its caller."""
@@ -153,7 +171,7 @@ class Scene:
 @pytest.fixture(params=BACKENDS, scope="module")
 def scene(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     folder = tmp_path_factory.mktemp("matrix")
-    settings = fast_settings(keys_dir=folder / "keys", **fresh_database(request.param, folder))
+    settings = fast_settings(console="on", keys_dir=folder / "keys", **fresh_database(request.param, folder))
     clock, mailbox = FakeClock(), Mailbox()
     rt = create_runtime(settings, clock=clock, mailer=mailbox, migrate=False)
     a_tenant(rt, "acme-bank")
@@ -344,6 +362,11 @@ def assert_fitting(kind: Kind, subject: str, tenant: str, answer: TestResponse, 
         case Kind.LINK:
             # 403: an application accepts no invitation. 415: a form is posted, not JSON.
             assert status in (401, 403, 415, 422, 429), where
+        case Kind.CONSOLE_DOOR:
+            assert status in (200, 401, 415, 429), where
+        case Kind.CONSOLE:
+            # To a page a stranger is led to the way in. 415: a form is posted, and this is none.
+            assert status == (303 if answer.request.method == "GET" else 415), where
         case _ if subject == "nobody":
             assert status == 401, where
         case Kind.ADMIN:
@@ -360,6 +383,28 @@ def assert_fitting(kind: Kind, subject: str, tenant: str, answer: TestResponse, 
             assert (status, answer.json) == (200, {"alias": "eve"}), where
         case Kind.OWN:
             assert status in (200, 202, 400, 401, 403, 404, 409, 422, 429), where
+
+
+@pytest.mark.parametrize("route", [name for name, kind in KINDS.items() if kind is Kind.CONSOLE])
+def test_an_owner_at_the_console_is_told_nothing_of_another_tenant(scene: Scene, route: str) -> None:
+    endpoint, rt, before = ENDPOINTS[route], scene.rt, state_of(scene.rt, scene.victim)
+    path = endpoint.path
+    for tenant in ("", "acme-bank", "globex", "no-such-tenant"):
+        for name in console_deeds() if endpoint.method == "POST" else ("",):
+            bearer, form = scene.at_the_console()
+            headers = {"Cookie": f"identity={bearer}", "Sec-Fetch-Site": "same-origin"}
+            typed = {**scene.victim.ids, "form": form, "deed": name, "sure": "yes", "tenant": tenant, "roles": "owner"}
+            for parameter, value in scene.victim.ids.items():
+                path = path.replace("{" + parameter + "}", value)
+            path = path.replace("{id}", scene.victim.ids[path.split("/")[2]]) if "{id}" in path else path
+            query = f"?tenant={tenant}" if tenant and endpoint.method == "GET" else ""
+            sent = {"data": typed} if endpoint.method == "POST" else {}
+            answer = scene.web.call(endpoint.method, path + query, headers=headers, **sent)
+            where = f"{path} {tenant} {name}: {answer.status_code} {answer.text[:300]}"
+            assert answer.status_code < 500, where
+            assert SECRET not in answer.text.replace(f'value="{SECRET}', ""), where
+            assert tenant in ("", "acme-bank") or answer.status_code == 404, where
+    assert state_of(rt, scene.victim) == before
 
 
 def test_the_word_would_be_seen_where_it_is(scene: Scene) -> None:

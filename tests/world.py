@@ -120,7 +120,7 @@ class Web:
             sent["Authorization"] = f"Bearer {bearer}"
         if json is not None:
             options["json"] = json
-        return self.app.test_client().open(path, method=method, headers=sent, **options)
+        return self.app.test_client(use_cookies=False).open(path, method=method, headers=sent, **options)
 
     def get(self, path: str, **options: Any) -> TestResponse:
         return self.call("GET", path, **options)

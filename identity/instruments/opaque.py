@@ -25,12 +25,14 @@ class Kind(StrEnum):
     """The prefix of each kind of opaque secret."""
 
     SESSION = "ids"
+    CONSOLE = "idw"
     REFRESH = "idr"
     API_KEY = "idk"
     API_SECRET = "idx"
     CLIENT_SECRET = "idc"
     INVITATION = "idi"
     RESET = "idp"
+    LINK = "idl"
 
 
 class Secret:

@@ -36,6 +36,7 @@ class Reads(Enum):
     BEARER_OR_KEY = "bearer or key pair"
     KEY = "key pair"
     CLIENT = "client authentication"
+    COOKIE = "the console's cookie"
 
 
 class Request(NamedTuple):

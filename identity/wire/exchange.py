@@ -59,6 +59,8 @@ from identity.wire.reading import read_form, read_json, read_lines, read_query
 
 _encode: Final = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
 BODILESS: Final = (204, 304)
+# What stands in the head for any route; a client authenticates to its own routes, and the console reads its cookie itself.
+_CREDENTIALS: Final = (Reads.BEARER, Reads.BEARER_OR_KEY, Reads.KEY)
 _CONTENTION_TRIES: Final = 4
 # What a page can use of an answer beside its body, and what it may send.
 _EXPOSED: Final = (
@@ -130,7 +132,7 @@ class Exchange:
         if endpoint.limit is Policy.AUTH and (endpoint.reads is Reads.NOTHING or not has_credential(request.headers)):
             call.limit(Policy.AUTH, limits.address_key(call.origin.address))
         # 3. Who is asking, and how much of them.
-        if endpoint.reads not in (Reads.NOTHING, Reads.CLIENT):
+        if endpoint.reads in _CREDENTIALS:
             call.presented = read_credentials(request.headers, endpoint.reads)
             if not endpoint.limits_itself:
                 call.identified = callers.identify(call.rt, call.origin, call.presented)
@@ -291,7 +293,7 @@ def _refusal(call: Call, refused: Refused) -> Reply:
 
 def _challenge(call: Call, problem: Problem) -> str:
     """RFC 6750 section 3: no error code where no token was presented."""
-    if call.endpoint.reads in (Reads.NOTHING, Reads.KEY):
+    if call.endpoint.reads in (Reads.NOTHING, Reads.KEY, Reads.COOKIE):
         return ""
     if call.endpoint.reads is Reads.CLIENT:
         return call.endpoint.shape.challenge

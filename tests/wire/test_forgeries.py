@@ -30,7 +30,7 @@ ROUTE = pytest.mark.parametrize("route", ENDPOINTS)
 def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
     """One service for all of them: a forgery leaves no trace. On one database, since no forgery comes as far as that."""
     folder = tmp_path_factory.mktemp("forgeries")
-    settings = fast_settings(keys_dir=folder / "keys", **fresh_database("sqlite", folder))
+    settings = fast_settings(console="on", keys_dir=folder / "keys", **fresh_database("sqlite", folder))
     clock, mailbox = FakeClock(), Mailbox()
     rt = create_runtime(settings, clock=clock, mailer=mailbox, migrate=False)
     yield Web(create_app(runtime=rt), rt, mailbox, clock)
@@ -106,6 +106,19 @@ def test_every_mount_of_a_route_refuses_alike(web: Web, token: str, route: str) 
         for bearer in (token[:-1], "ids_" + "0" * 33, "IDS_" + "0" * 33, "idk_" + "0" * 33, "idr_" + "0" * 60, "x"):
             answer = call(web, f"{method} {prefix}{path}", bearer)
             assert_refused(answer, "INVALID_TOKEN", "The token is not valid", f"{prefix} {bearer}")
+
+
+@pytest.mark.parametrize("route", [one.name for one in endpoints() if one.reads is Reads.COOKIE])
+def test_nothing_but_its_cookie_opens_the_console(web: Web, token: str, forged: dict[str, str], route: str) -> None:
+    method, _, path = route.partition(" ")
+    short = (token, "ids_" + "0" * 33, "idw_" + "0" * 33, "IDW_" + "0" * 33, "idw_" + "0" * 34, "")
+    for bearer in [*short, *(forged.values() if path == "/console/you" else ())]:
+        for headers in ({"Cookie": f"identity={bearer}"}, {"Authorization": f"Bearer {bearer}"}, {"api-key": bearer}):
+            sent = {name: value.encode("ascii", "replace").decode() for name, value in headers.items()}
+            options = {} if method == "GET" else {"data": {"deed": "erase"}}
+            answer = web.call(method, path, headers={"Sec-Fetch-Site": "same-origin", **sent}, **options)
+            assert answer.status_code == (303 if method == "GET" else 401), bearer
+            assert "WWW-Authenticate" not in answer.headers
 
 
 def test_the_genuine_token_is_none_of_the_forgeries_and_is_good(web: Web, token: str, forged: dict[str, str]) -> None:

@@ -145,6 +145,14 @@ def identify(rt: Runtime, origin: Origin, presented: Presented, *, own_routes: b
     return caller
 
 
+def of_console(rt: Runtime, bearer: str) -> Caller:
+    """The user behind the bearer of a console's cookie, which serves nowhere else, by the rows of now.
+
+    Raises Refused(INVALID_TOKEN) or Refused(TOKEN_EXPIRED).
+    """
+    return _user(sessions.find_live_bearer(rt, bearer, Kind.CONSOLE))
+
+
 def _shards(origin: Origin, caller: Caller) -> tuple[str, ...]:
     """Whose epochs a change that concerns this caller turns."""
     shards = [EVERYBODY, shard_of(caller.subject)]

@@ -11,12 +11,13 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import func, or_, select
+from sqlalchemy import Select, func, or_, select
 
 from identity import paging
 from identity.canonical import canonical_id
 from identity.columns import holds
 from identity.core.admin import roles as named
+from identity.core.admin import users
 from identity.core.admin.by import By
 from identity.core.admin.tenants import NEVER_AN_OWNERS, put_member
 from identity.core.clients import applications, registration, secrets
@@ -49,13 +50,28 @@ class TenantMember:
 # Members.
 
 
-def list_members(rt: Runtime, by: By, part: Part) -> Listed[TenantMember]:
-    """The members of the tenant, in the order in which their accounts were made."""
-    preferred = select(Email.address).where(Email.user_id == User.id, Email.preferred).correlate(User).scalar_subquery()
-    columns = (User.id, User.alias, User.full_name, func.coalesce(preferred, ""), Membership.roles)
-    query = select(*columns).join(Membership, Membership.user_id == User.id).where(Membership.tenant_id == by.where)
+def list_members(rt: Runtime, by: By, part: Part, *, q: str | None = None) -> Listed[TenantMember]:
+    """The members of the tenant, in the order in which their accounts were made; `q`: how a name, alias, address or id begins."""
+    query = _members(by)
+    if q is not None:
+        query = query.where(users.begins(rt, q))
     with rt.database.reading() as session:
         return paging.read(session, query, Membership.user_id, part=part, make=TenantMember)
+
+
+def describe_member(rt: Runtime, by: By, user_id: str) -> TenantMember:
+    """A member of the tenant. Raises Refused(NOT_FOUND) for everybody else."""
+    with rt.database.reading() as session:
+        row = session.execute(_members(by).where(User.id == (canonical_id(user_id) or ""))).one_or_none()
+    if row is None:
+        raise Refused(NOT_FOUND, detail="no such member of this tenant")
+    return TenantMember(*row)
+
+
+def _members(by: By) -> Select[*tuple[Any, ...]]:
+    preferred = select(Email.address).where(Email.user_id == User.id, Email.preferred).correlate(User).scalar_subquery()
+    columns = (User.id, User.alias, User.full_name, func.coalesce(preferred, ""), Membership.roles)
+    return select(*columns).join(Membership, Membership.user_id == User.id).where(Membership.tenant_id == by.where)
 
 
 def set_roles(rt: Runtime, by: By, user_id: str, *, roles: Sequence[str], new_role: bool = False) -> TenantMember:

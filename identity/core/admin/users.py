@@ -175,13 +175,13 @@ def list_users(
     if alias is not None:
         query = query.where(User.alias == get_alias(alias))
     if q is not None:
-        query = query.where(_begins(rt, q))
+        query = query.where(begins(rt, q))
     with rt.database.reading() as session:
         found = paging.read(session, query, User.id, part=part, make=str)
     return found.mapped(lambda ids: _details(rt, [user for one in ids if (user := accounts.find(rt, one))]))
 
 
-def _begins(rt: Runtime, q: str) -> ColumnElement[bool]:
+def begins(rt: Runtime, q: str) -> ColumnElement[bool]:
     """The condition that a user's name, alias, id or one of their addresses begins so."""
     is_sqlite, plain = rt.database.is_sqlite, q.lower()
     by_address = select(Email.user_id).where(paging.begins(Email.address, plain, is_sqlite=is_sqlite))

@@ -271,6 +271,18 @@ def listing(
         )
 
 
+def about(rt: Runtime, subject: str, *, limit: int, tenant: str | None = None) -> list[Event]:
+    """The newest events that this one did or that were done to it; `tenant`: only those of that tenant."""
+    found: dict[str, Event] = {}
+    with rt.database.reading() as session:
+        # One query for each column: an index serves each, and none serves both.
+        for column in (AuditEvent.actor, AuditEvent.target):
+            query = select(AuditEvent).where(column == subject, *_conditions({"tenant": tenant}))
+            newest = query.order_by(AuditEvent.at.desc(), AuditEvent.id.desc()).limit(limit)
+            found |= {row.id: _event(rt, row) for row in session.scalars(newest)}
+    return sorted(found.values(), key=lambda event: (event.at, event.id), reverse=True)[:limit]
+
+
 def knows(rt: Runtime, name: str) -> bool:
     """Whether any event names this one as its actor or target: for names of what exists no more."""
     with rt.database.reading() as session:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hmac
 import json
+import uuid
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -32,13 +33,17 @@ from identity.core.record.audit import Action
 from identity.core.signin import factors
 from identity.core.signin.factors import Factor
 from identity.errors import INVALID_CODE, Refused
-from identity.instruments.opaque import Secret
+from identity.instruments import opaque
+from identity.instruments.opaque import Kind, Secret
 from identity.runtime import Runtime
 from identity.storage import Base, Prepared, Unit
 
 MAX_ATTEMPTS: Final = 5
 TYPE: Final = "mfa-challenge+jwt"
 _KEEP_SECONDS: Final = 86_400
+_LINK: Final = "LINK"
+_LINK_MAC_BYTES: Final = 16
+_LINK_BYTES: Final = 16 + _LINK_MAC_BYTES
 
 
 class State(StrEnum):
@@ -89,6 +94,16 @@ class Pending:
     verification_id: str
     client_id: str
     resource: str
+
+
+@dataclass(frozen=True, slots=True)
+class Linked:
+    """A link that may still be followed, and whose login it stands for."""
+
+    id: str
+    user_id: str
+    version: int
+    expires_at: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +174,54 @@ def issue(
     )
     audit.record(rt, unit, Action.LOGIN_CHALLENGED, actor=user.id, target=challenge_id, factor=factor)
     return Issued(_spell(rt, challenge_id, unit.now, expires_at), factor, seconds)
+
+
+def issue_link(rt: Runtime, unit: Unit, user: UserInfo, *, handout: str, seconds: int, actor: str) -> Secret:
+    """The token of a link that stands for the user's login, once, whoever follows it; for whoever holds the host.
+
+    It is a challenge without a question: its handout is answered by `spend_link` alone.
+    """
+    challenge_id = rt.new_id()
+    unit.add(
+        Challenge(
+            id=challenge_id,
+            user_id=user.id,
+            version=user.version,
+            factor=_LINK,
+            allows_fixed=False,
+            handout=handout,
+            client_id="",
+            resource="",
+            state=State.PENDING,
+            created_at=unit.now,
+            expires_at=later(unit.now, seconds),
+        )
+    )
+    audit.record(rt, unit, Action.LOGIN_CHALLENGED, actor=actor, target=user.id, factor=_LINK)
+    return opaque.encode(Kind.LINK, uuid.UUID(challenge_id).bytes + _link_mac(rt, handout, challenge_id))
+
+
+def find_link(rt: Runtime, token: str, *, handout: str) -> Linked | None:
+    """The login that a link's token stands for, if it is good now; or None. Only reads."""
+    raw = opaque.decode(Kind.LINK, token, _LINK_BYTES)
+    challenge_id = str(uuid.UUID(bytes=raw[:16])) if raw else ""
+    if raw is None or not hmac.compare_digest(raw[16:], _link_mac(rt, handout, challenge_id)):
+        return None
+    row = rt.database.row(_BY_ID, id=challenge_id)
+    if row is None or row[7] != handout or row[8] != State.PENDING or row[10] <= rt.clock.now():
+        return None
+    return Linked(challenge_id, row[0], row[1], row[10])
+
+
+def spend_link(unit: Unit, linked: Linked) -> UserInfo:
+    """Spend a link; of any number of followers one succeeds. Raises Refused(INVALID_CODE), also for a user who has changed since."""
+    pending = (Challenge.id == linked.id, Challenge.state == State.PENDING, Challenge.expires_at > unit.now)
+    if not unit.changed(update(Challenge).where(*pending).values(state=State.SPENT)):
+        raise Refused(INVALID_CODE, detail="the link was followed already")
+    user = accounts.recheck(unit, linked.user_id, instead=INVALID_CODE)
+    if user.version != linked.version:
+        raise Refused(INVALID_CODE, detail="password or rights changed meanwhile")
+    return user
 
 
 def get(rt: Runtime, token: str, *, handout: str) -> Pending:
@@ -284,6 +347,11 @@ def _read(rt: Runtime, token: str) -> str | None:
 
 def _signature(rt: Runtime, signed: bytes) -> bytes:
     return _b64(hmac.digest(rt.ring.vault.derive("challenges"), signed, "sha256"))
+
+
+def _link_mac(rt: Runtime, handout: str, challenge_id: str) -> bytes:
+    key = rt.ring.vault.derive("links that sign in")
+    return hmac.digest(key, f"{handout} {challenge_id}".encode(), "sha256")[:_LINK_MAC_BYTES]
 
 
 def _b64(raw: bytes) -> bytes:

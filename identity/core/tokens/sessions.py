@@ -129,6 +129,7 @@ def open_session(
     absolute_seconds: int,
     verified: bool = True,
     with_bearer: bool = False,
+    bearer_kind: Kind = Kind.SESSION,
     with_refresh: bool = False,
     keypair_id: str | None = None,
     rights: str | None = None,
@@ -138,7 +139,7 @@ def open_session(
     `user` None: a session of nobody, which costs the same and never works. `keypair_id`: the key pair that stands for the login;
     the session ends with it, and has no more than its `rights`.
     """
-    bearer = opaque.mint(Kind.SESSION, rt.entropy) if with_bearer else None
+    bearer = opaque.mint(bearer_kind, rt.entropy) if with_bearer else None
     end = later(unit.now, absolute_seconds)
     values: dict[str, Any] = {
         "id": rt.new_id(),
@@ -203,9 +204,9 @@ def find_live(rt: Runtime, session_id: str) -> Live:
     return _live(rt, rt.database.row(_LIVE_BY_ID, id=session_id) if canonical_id(session_id) else None)
 
 
-def find_live_bearer(rt: Runtime, bearer: str) -> Live:
-    """The verified session behind an opaque bearer. Raises Refused(INVALID_TOKEN) or Refused(TOKEN_EXPIRED)."""
-    if not opaque.is_well_formed(Kind.SESSION, bearer):
+def find_live_bearer(rt: Runtime, bearer: str, kind: Kind = Kind.SESSION) -> Live:
+    """The verified session behind an opaque bearer of this kind. Raises Refused(INVALID_TOKEN) or Refused(TOKEN_EXPIRED)."""
+    if not opaque.is_well_formed(kind, bearer):
         raise Refused(INVALID_TOKEN, detail="not a session bearer")
     return _live(rt, rt.database.row(_LIVE_BY_BEARER, bearer=_fingerprint(rt, bearer)))
 
@@ -272,6 +273,24 @@ def extend(rt: Runtime, unit: Unit, session_id: str, *, idle_seconds: int, actor
     if not unit.changed(update(UserSession).where(*living).values(idle_expires_at=end)):
         raise Refused(INVALID_TOKEN, detail="the session is over")
     audit.record(rt, unit, Action.SESSION_EXTENDED, actor=actor, target=session_id)
+
+
+def touch(rt: Runtime, origin: Origin, session: SessionInfo, *, idle_seconds: int, at_most_every: int) -> None:
+    """Note that a session is used: its idle end slides, never past its absolute one. No event; one that is over stays over.
+
+    It slides `at_most_every` so many seconds: most reads are no write.
+    """
+    left = (session.idle_expires_at - rt.clock.now()).total_seconds()
+    if left > idle_seconds - at_most_every or session.idle_expires_at >= session.absolute_expires_at:
+        return
+    with rt.unit(origin, lasting=False) as unit:
+        end = min(later(unit.now, idle_seconds), session.absolute_expires_at)
+        living = (
+            UserSession.id == session.id,
+            UserSession.revoked_at.is_(None),
+            UserSession.idle_expires_at > unit.now,
+        )
+        unit.changed(update(UserSession).where(*living).values(idle_expires_at=end))
 
 
 # Ending.

@@ -10,20 +10,17 @@ from email.message import EmailMessage
 from email.parser import BytesParser
 from email.policy import SMTP
 from html import escape
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
-from urllib.parse import urlsplit
 
 from identity.errors import NOT_FOUND, Refused
 from identity.instruments.transports import mail_directory
-from identity.settings import Settings
-from identity.wire.endpoint import Call, Dialect, Reply, Request
+from identity.wire.endpoint import Call, Dialect, Reply
+from identity.wire.home import is_at_home
 
 inbox = Dialect("I: the development inbox")
 
 NEWEST: Final = 50
-_FORWARDING: Final = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "via")
 _HEADERS: Final = (
     # Nothing of a mail may run, load or leave, whatever stands in it.
     ("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"),
@@ -42,28 +39,10 @@ _STYLE: Final = (
 def show(call: Call) -> Reply:
     """The newest mails as a page; only on the machine that runs an embedded service."""
     directory = mail_directory(call.rt.settings)
-    if directory is None or not _is_at_home(call.rt.settings, call.request):
+    if directory is None or not is_at_home(call.rt.settings, call.request):
         raise Refused(NOT_FOUND, detail="the inbox is for the machine itself, while mail goes to files")
     page = _page([_article(mail) for mail in _newest(directory)])
     return Reply(raw=page.encode(), content_type="text/html; charset=utf-8", headers=_HEADERS)
-
-
-def _is_at_home(settings: Settings, request: Request) -> bool:
-    """Whether everybody who could be asking sits at this machine."""
-    named = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
-    bound = "" if settings.bind.startswith("unix:") else settings.bind.rpartition(":")[0]
-    # The name too: a page in the user's own browser could point its own name at this address.
-    hosts = (request.peer, bound, named, urlsplit(settings.issuer).hostname or "")
-    return all(_is_loopback(host) for host in hosts) and not any(name in request.headers for name in _FORWARDING)
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 def _newest(directory: Path) -> list[EmailMessage]:

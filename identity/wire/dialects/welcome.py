@@ -34,6 +34,7 @@ from identity.wire import pages
 from identity.wire.endpoint import ENVELOPE, HTML, Call, Dialect, Reads, Reply
 from identity.wire.fields import Body, Text
 from identity.wire.head import has_credential, read_credentials
+from identity.wire.home import has_console
 from identity.wire.pages import PAGE, Again
 
 welcome = Dialect("M: pages", shape=PAGE)
@@ -71,6 +72,8 @@ def front(call: Call) -> Reply:
     places = []
     if mail_directory(call.rt.settings) is not None:
         places.append({"path": "/dev/inbox", "name": "Inbox", "text": "the mails that were sent, on this machine only"})
+    if has_console(call.rt.settings, call.request):
+        places.append({"path": "/console", "name": "Console", "text": "for administrators and owners of tenants"})
     return pages.page(call.rt, "front.html", places=places)
 
 
