@@ -20,7 +20,7 @@ from identity.runtime import Runtime
 from identity.settings import Settings
 from tests import servers
 from tests.vectors import wycheproof_folder
-from tests.world import FakeClock, Live, Mailbox, Web, fast_settings, migrated_sqlite, start_live
+from tests.world import FakeClock, Live, Mailbox, Web, fast_settings, migrated_sqlite, open_guesses, start_live
 
 BACKENDS = ("sqlite", "postgresql")
 
@@ -93,11 +93,13 @@ def settings(backend: str, tmp_path: Path) -> Settings:
 
 
 @pytest.fixture
-def rt(settings: Settings, clock: FakeClock, mailbox: Mailbox) -> Iterator[Runtime]:
-    """A fresh service without its HTTP part."""
+def rt(request: pytest.FixtureRequest, settings: Settings, clock: FakeClock, mailbox: Mailbox) -> Iterator[Runtime]:
+    """A fresh service without its HTTP part. Whatever a test does, it fails if a guess is left without its end."""
     runtime = create_runtime(settings, clock=clock, mailer=mailbox, migrate=False)
     yield runtime
+    forgotten = () if request.node.get_closest_marker("leaves_guesses") else open_guesses(runtime)
     runtime.close()
+    assert not forgotten, "a path ended, and its guess did not: neither right, nor wrong, nor given back"
 
 
 @pytest.fixture

@@ -24,11 +24,13 @@ from typing import Any
 
 import requests
 from flask import Flask
+from sqlalchemy import select
 from werkzeug.test import TestResponse
 
 from identity.ambient import Origin
 from identity.app import create_runtime
 from identity.core.mail import outbox
+from identity.core.proofs.attempts import Meter
 from identity.runtime import Runtime
 from identity.settings import Settings
 
@@ -82,6 +84,12 @@ def fast_settings(**changes: Any) -> Settings:
         **off,
     }
     return Settings(**{**defaults, **changes})
+
+
+def open_guesses(rt: Runtime) -> list[str]:
+    """The reservations of guesses that did not end: of each counter that has any, in the words of its row."""
+    with rt.database.reading() as session:
+        return list(session.scalars(select(Meter.pending).where(Meter.pending != "{}")))
 
 
 @functools.cache

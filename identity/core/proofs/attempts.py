@@ -1,6 +1,7 @@
 """Failed attempts, counted in the database: never lost with a cache, never multiplied by processes.
 
-A guess is *reserved* before it is evaluated and refunded when it was right, so that even parallel guesses cannot exceed a budget.
+A guess is *reserved* before it is evaluated and forgotten when it was right, so that even parallel guesses cannot exceed a budget;
+`guesses.Guess` sees to the end of each reservation, and only it calls `reserve` and `settle`.
 Each counted key is one row; an upsert locks it, so that two guesses at once are counted one after the other on either database.
 """
 
@@ -9,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
@@ -147,40 +148,38 @@ def reserve(rt: Runtime, origin: Origin, charges: Sequence[Charge]) -> Reservati
             rt.pause(0.02)
 
 
-def charge(unit: Unit, reservation: Reservation) -> None:
-    """Count the reserved guess as a failure."""
+def settle(unit: Unit, *, failed: Sequence[Reservation] = (), forgotten: Sequence[Reservation] = ()) -> None:
+    """End reservations: count the guess of each in `failed`, and forget those that were right or never looked at.
+
+    Forgets also what was taken for abandoned meanwhile. Two reservations of one call have no charge in common.
+    """
     now = to_micros(unit.now)
-    counts = _locked(unit, reservation.charges)
+    ends = {each.key: (one, one in failed) for one in (*failed, *forgotten) for each in one.charges}
+    counts = _locked(unit, [each for one in (*failed, *forgotten) for each in one.charges])
     for count in counts:
-        # What no longer counts goes: a key that is never reserved would otherwise grow as long as somebody fails.
-        failed = [*count.failed, count.pending.pop(reservation.id, now)]
-        count.failed = _living(count.charge.budget, failed, now)
-    _store(unit, counts)
-
-
-def refund(unit: Unit, reservation: Reservation) -> None:
-    """Forget the reserved guess: it was right, or never evaluated. Also where it was taken for abandoned meanwhile."""
-    counts = _locked(unit, reservation.charges)
-    for count in counts:
-        if count.pending.pop(reservation.id, None) is None and reservation.at in count.failed:
+        reservation, has_failed = ends[count.key]
+        at = count.pending.pop(reservation.id, None)
+        if has_failed:
+            # What no longer counts goes: a key that is never reserved would otherwise grow as long as somebody fails.
+            count.failed = _living(count.charge.budget, [*count.failed, now if at is None else at], now)
+        elif at is None and reservation.at in count.failed:
             count.failed.remove(reservation.at)
     _store(unit, counts)
 
 
-@contextmanager
-def given_back(rt: Runtime, origin: Origin, *reservations: Reservation) -> Iterator[None]:
-    """Around what evaluates or settles guesses: refund them when it rolls back, since what it decided was then not told to anybody.
+def fail(rt: Runtime, unit: Unit, charges: Sequence[Charge]) -> None:
+    """Count a failure that nothing was reserved for: of what cannot be guessed, so that its number alone is bounded."""
+    settle(unit, failed=[Reservation(rt.new_id(), tuple(charges))])
+
+
+def owe(rt: Runtime, origin: Origin, reservations: Sequence[Reservation]) -> None:
+    """Give back guesses whose unit rolled back, since what it decided was then not told to anybody.
 
     An outage is not held against the user: what cannot be given back now, because the database is away, is given back when it returns.
     """
-    try:
-        yield
-    except (Refused, Contention) as exc:
-        if not (isinstance(exc, Refused) and exc.problem.keeps_writes):
-            rt.owed.extend(reservations)
-            with suppress(Refused, Contention):
-                pay_back(rt, origin)
-        raise
+    rt.owed.extend(reservations)
+    with suppress(Refused, Contention):
+        pay_back(rt, origin)
 
 
 def pay_back(rt: Runtime, origin: Origin) -> None:
@@ -188,7 +187,7 @@ def pay_back(rt: Runtime, origin: Origin) -> None:
     while rt.owed:
         reservation = rt.owed[0]
         with rt.unit(origin) as unit:
-            refund(unit, reservation)
+            settle(unit, forgotten=[reservation])
         with suppress(ValueError):
             rt.owed.remove(reservation)  # Not by place: two threads may pay the same one, which is the same as once.
 

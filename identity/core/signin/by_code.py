@@ -6,7 +6,7 @@ the first gets a mail. A user with a second factor needs it here too, beside the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -17,9 +17,8 @@ from identity.core.clients import applications
 from identity.core.mail.letters import Template
 from identity.core.people import accounts, addresses
 from identity.core.people.accounts import UserInfo
-from identity.core.proofs import attempts, codes, guesses
-from identity.core.proofs.attempts import Reservation
-from identity.core.proofs.codes import Purpose, WrongCode
+from identity.core.proofs import codes, guesses
+from identity.core.proofs.codes import Purpose
 from identity.core.signin import factors
 from identity.core.signin.factors import Factor
 from identity.core.tokens import sessions
@@ -113,23 +112,13 @@ def complete(
     account = codes.find_account(rt, Purpose.SESSION, verification_id)
     if account is None:
         raise Refused(INVALID_CODE, detail="no code that could be tried has this id")
-    reservation = guesses.reserve_guess(rt, origin, account, by_anybody=True)
-    reservations = [reservation]
+    guess = guesses.at_code(rt, origin, account, by_anybody=True)
     if totp_code is not None or recovery_code is not None:
-        with attempts.given_back(rt, origin, reservation):
-            reservations.append(guesses.reserve_second(rt, origin, account))
-    with attempts.given_back(rt, origin, *reservations), rt.unit(origin) as unit:
+        guess.add_second_factor(account)
+    with guess.unit() as unit:
         # 1. The emailed code.
-        try:
+        with guesses.unless_wrong(guess, unit):
             consumed = codes.attempt(rt, unit, Purpose.SESSION, verification_id, code)
-        except WrongCode:
-            attempts.charge(unit, reservation)
-            _refund(unit, reservations[1:])
-            raise
-        except Refused as refused:
-            if refused.problem.keeps_writes:
-                _refund(unit, reservations)
-            raise
         # 2. The second factor, as enrolled in this very moment.
         amr: tuple[str, ...] = ("email",)
         if factors.factor_of(rt, unit, account, allows_fixed=False) is Factor.TOTP:
@@ -140,21 +129,16 @@ def complete(
                 if totp_code is not None
                 else factors.take_recovery_code(rt, unit, account, recovery_code or "")
             )
-            factors.settle(rt, unit, account, reservations[-1], right=right, first=reservation, totp=totp_code)
+            factors.settle(rt, unit, account, guess, right=right, totp=totp_code)
             amr = ("email", "otp")
         else:
-            _refund(unit, reservations)
+            guess.right(unit)
         # 3. Both are right. The session comes last: a refusal that keeps what was written must not keep an open door.
         codes.spend(unit, verification_id)
         with _as_a_code_that_is_over():
             accounts.recheck(unit, account)
             addresses.mark_proven(rt, unit, account, consumed.address, actor=account)
             sessions.mark_proven(rt, unit, consumed.subject, amr=amr)
-
-
-def _refund(unit: Unit, reservations: Sequence[Reservation]) -> None:
-    for each in reservations:
-        attempts.refund(unit, each)
 
 
 @contextmanager

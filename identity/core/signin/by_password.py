@@ -13,7 +13,7 @@ from enum import StrEnum
 from identity.ambient import Origin
 from identity.core.clients.applications import standard_client
 from identity.core.people.accounts import UserInfo
-from identity.core.proofs import attempts, guesses
+from identity.core.proofs import guesses
 from identity.core.signin import challenges, factors, password_proof
 from identity.core.signin.challenges import Issued
 from identity.core.signin.factors import Factor
@@ -57,17 +57,16 @@ def by_password(
 ) -> AccessToken:
     """A day's token for a right password, and a right TOTP code where the user has TOTP (else MFA_REQUIRED)."""
     proof = password_proof.check_password(rt, origin, identifier, password)
-    if not _is_enrolled(rt, origin, proof):
-        return _grant(rt, origin, proof, handout=Handout.DAY, resource=resource).access
+    if not password_proof.has_second_factor(rt, proof):
+        return _grant(rt, proof, handout=Handout.DAY, resource=resource).access
     if totp_code is None:
-        password_proof.waste(rt, origin, proof)
+        password_proof.waste(proof)
         raise Refused(MFA_REQUIRED, detail="enrolled in TOTP, no code given")
-    with attempts.given_back(rt, origin, proof.reservation):
-        second = guesses.reserve_second(rt, origin, proof.user.id)
-    with attempts.given_back(rt, origin, proof.reservation, second), rt.unit(origin) as unit:
-        # The code first: a wrong one charges the password's reservation too, so that nobody who knows it guesses codes for nothing.
+    proof.guess.add_second_factor(proof.user.id)
+    with proof.guess.unit() as unit:
+        # The code first: a wrong one counts at the password too, so that nobody who knows it guesses codes for nothing.
         right = factors.take_totp(rt, unit, proof.user.id, totp_code)
-        factors.settle(rt, unit, proof.user.id, second, right=right, first=proof.reservation, totp=totp_code)
+        factors.settle(rt, unit, proof.user.id, proof.guess, right=right, totp=totp_code)
         user = password_proof.admit(unit, proof)
         opened = _open(rt, unit, user, Handout.DAY, amr=("pwd", "otp"), resource=resource)
     return _hand_out(rt, user, opened, Handout.DAY).access
@@ -76,11 +75,10 @@ def by_password(
 def sign_in(rt: Runtime, origin: Origin, *, identifier: str, password: str, resource: str) -> Issued | Grant:
     """The first step of a login that may have one only: a user without TOTP is in at once where `IDENTITY_SECOND_FACTOR=enrolled`."""
     proof = password_proof.check_password(rt, origin, identifier, password)
-    if rt.settings.second_factor == "enrolled" and not _is_enrolled(rt, origin, proof):
-        return _grant(rt, origin, proof, handout=Handout.REFRESHABLE, resource=resource)
+    if rt.settings.second_factor == "enrolled" and not password_proof.has_second_factor(rt, proof):
+        return _grant(rt, proof, handout=Handout.REFRESHABLE, resource=resource)
     return _challenge(
         rt,
-        origin,
         proof,
         handout=Handout.REFRESHABLE,
         client_id=standard_client(rt),
@@ -102,9 +100,7 @@ def begin(
 ) -> Issued:
     """The first step of a login that always has two. Raises what `accounts.check_password` and `challenges.issue` raise."""
     proof = password_proof.check_password(rt, origin, identifier, password)
-    return _challenge(
-        rt, origin, proof, handout=handout, client_id=client_id, resource=resource, allows_fixed=allows_fixed
-    )
+    return _challenge(rt, proof, handout=handout, client_id=client_id, resource=resource, allows_fixed=allows_fixed)
 
 
 def complete(
@@ -116,9 +112,9 @@ def complete(
     code or user alike, Refused(LOCKED_OUT) during a lockout.
     """
     pending = challenges.get(rt, token, handout=handout)
-    reservation = guesses.reserve_guess(rt, origin, pending.user_id)
-    with attempts.given_back(rt, origin, reservation), rt.unit(origin) as unit:
-        answered = challenges.answer(rt, unit, pending, reservation, code=code, factor=factor)
+    guess = guesses.at_code(rt, origin, pending.user_id)
+    with guess.unit() as unit:
+        answered = challenges.answer(rt, unit, pending, guess, code=code, factor=factor)
         opened = _open(
             rt,
             unit,
@@ -140,13 +136,9 @@ def refresh(rt: Runtime, origin: Origin, token: str) -> tuple[AccessToken, Secre
     ), successor
 
 
-def _is_enrolled(rt: Runtime, origin: Origin, proof: PasswordProof) -> bool:
-    with attempts.given_back(rt, origin, proof.reservation):
-        return factors.is_enrolled(rt, proof.user.id)
-
-
-def _grant(rt: Runtime, origin: Origin, proof: PasswordProof, *, handout: Handout, resource: str) -> Grant:
-    with attempts.given_back(rt, origin, proof.reservation), rt.unit(origin) as unit:
+def _grant(rt: Runtime, proof: PasswordProof, *, handout: Handout, resource: str) -> Grant:
+    with proof.guess.unit() as unit:
+        proof.guess.right(unit)
         user = password_proof.admit(unit, proof)
         factors.refuse_enrolled(unit, user.id)
         opened = _open(rt, unit, user, handout, amr=("pwd",), resource=resource)
@@ -155,7 +147,6 @@ def _grant(rt: Runtime, origin: Origin, proof: PasswordProof, *, handout: Handou
 
 def _challenge(
     rt: Runtime,
-    origin: Origin,
     proof: PasswordProof,
     *,
     handout: Handout,
@@ -163,7 +154,8 @@ def _challenge(
     resource: str,
     allows_fixed: bool,
 ) -> Issued:
-    with attempts.given_back(rt, origin, proof.reservation), rt.unit(origin) as unit:
+    with proof.guess.unit() as unit:
+        proof.guess.right(unit)
         user = password_proof.admit(unit, proof)
         return challenges.issue(
             rt, unit, user, handout=handout, client_id=client_id, resource=resource, allows_fixed=allows_fixed

@@ -25,9 +25,9 @@ from identity.core.clients import applications
 from identity.core.keeping import Keeping, delete_batch
 from identity.core.people import accounts
 from identity.core.people.accounts import UserInfo
-from identity.core.proofs import attempts, codes
-from identity.core.proofs.attempts import Reservation
+from identity.core.proofs import codes
 from identity.core.proofs.codes import Purpose
+from identity.core.proofs.guesses import Guess
 from identity.core.record import audit
 from identity.core.record.audit import Action
 from identity.core.signin import factors
@@ -241,12 +241,12 @@ def get(rt: Runtime, token: str, *, handout: str) -> Pending:
 
 
 def answer(
-    rt: Runtime, unit: Unit, pending: Pending, reservation: Reservation, *, code: str, factor: Factor | None = None
+    rt: Runtime, unit: Unit, pending: Pending, guess: Guess, *, code: str, factor: Factor | None = None
 ) -> Answered:
     """Spend a challenge with a right code: of any number of right answers exactly one succeeds, and five are looked at in all.
 
-    `factor` is what the code claims to be; None: whatever the challenge asks for. `reservation` is `mfa.reserve_guess`'s; it
-    is settled here. The user is looked at again: one who was disabled, or whose password, rights or factors changed since, is refused
+    `factor` is what the code claims to be; None: whatever the challenge asks for. `guess` is `guesses.at_code`'s; it
+    ends here. The user is looked at again: one who was disabled, or whose password, rights or factors changed since, is refused
     like a wrong code (INVALID_CODE); that refusal keeps the unit.
     """
     # 1. Take one of the tries, before looking: what is counted first cannot be evaluated twice.
@@ -261,15 +261,15 @@ def answer(
         .values(attempts=Challenge.attempts + 1)
     )
     if not unit.changed(taken):
-        attempts.refund(unit, reservation)  # Nothing was looked at, so nothing was guessed.
+        guess.give_back(unit)  # Nothing was looked at, so nothing was guessed.
         raise Refused(INVALID_CODE, detail="somebody else answered first, or the tries are used up")
     # 2. The code, as long as the user would still be asked for it.
     if factors.factor_of(rt, unit, pending.user_id, allows_fixed=pending.allows_fixed) is not pending.factor:
-        attempts.refund(unit, reservation)
+        guess.give_back(unit)
         raise Refused(INVALID_CODE, detail="the user's factors changed meanwhile")
     right = _is_right(rt, unit, pending, code, factor or pending.factor)
     totp = code if pending.factor is Factor.TOTP else None
-    factors.settle(rt, unit, pending.user_id, reservation, right=right, totp=totp)
+    factors.settle(rt, unit, pending.user_id, guess, right=right, totp=totp)
     # 3. The user, last: their row is locked after the counters, as by every other login.
     user = accounts.recheck(unit, pending.user_id, instead=INVALID_CODE)
     if user.version != pending.version:

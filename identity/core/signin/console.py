@@ -15,7 +15,7 @@ from identity.core.people import tenancy
 from identity.core.people.accounts import ADMIN_ROLE, UserInfo
 from identity.core.people.tenancy import OWNER_ROLE
 from identity.core.proofs import attempts, guesses
-from identity.core.proofs.attempts import ADDRESS, Charge, Reservation
+from identity.core.proofs.attempts import ADDRESS, Charge
 from identity.core.signin import challenges, password_proof
 from identity.core.signin.challenges import Issued, Linked
 from identity.core.signin.factors import Factor
@@ -49,10 +49,13 @@ def begin(rt: Runtime, origin: Origin, *, identifier: str, password: str) -> Iss
     Raises what `check_password` raises, Refused(NO_PLACE) to whoever has the right password of anybody else.
     """
     proof = password_proof.check_password(rt, origin, identifier, password)
-    if not administers(rt, proof.user):
-        password_proof.waste(rt, origin, proof)
+    with proof.guess.held():
+        may_enter = administers(rt, proof.user)
+    if not may_enter:
+        password_proof.waste(proof)
         raise Refused(NO_PLACE, detail="neither an administrator nor an owner")
-    with attempts.given_back(rt, origin, proof.reservation), rt.unit(origin) as unit:
+    with proof.guess.unit() as unit:
+        proof.guess.right(unit)
         user = password_proof.admit(unit, proof)
         client, resource = standard_client(rt), rt.settings.default_audience
         return challenges.issue(rt, unit, user, handout=KIND, client_id=client, resource=resource)
@@ -66,10 +69,10 @@ def complete(rt: Runtime, origin: Origin, *, token: str, code: str, instead_of: 
     pending = challenges.get(rt, token, handout=KIND)
     is_recovery = pending.factor is Factor.TOTP and len(code) != _TOTP_DIGITS
     before = _live(rt, instead_of)
-    reservation = guesses.reserve_guess(rt, origin, pending.user_id)
-    with attempts.given_back(rt, origin, reservation), rt.unit(origin) as unit:
+    guess = guesses.at_code(rt, origin, pending.user_id)
+    with guess.unit() as unit:
         factor = Factor.RECOVERY if is_recovery else None
-        answered = challenges.answer(rt, unit, pending, reservation, code=code, factor=factor)
+        answered = challenges.answer(rt, unit, pending, guess, code=code, factor=factor)
         if before is not None:
             sessions.revoke(rt, unit, before.session.id, actor=answered.user.id, reason="signed in again")
         return _open(rt, unit, answered.user, amr=answered.amr)
@@ -113,7 +116,7 @@ def _linked(rt: Runtime, origin: Origin, token: str) -> Linked:
     linked = challenges.find_link(rt, token, handout=_LINK)
     if linked is None:
         with rt.unit(origin) as unit:
-            attempts.charge(unit, Reservation(rt.new_id(), (charge,)))
+            attempts.fail(rt, unit, (charge,))
         raise Refused(LINK_OVER, detail="no open link has this token")
     return linked
 

@@ -26,9 +26,8 @@ from identity.core.keeping import Keeping
 from identity.core.mail import outbox
 from identity.core.mail.letters import Template
 from identity.core.people.accounts import UserInfo
-from identity.core.proofs import attempts
-from identity.core.proofs.attempts import Reservation
-from identity.core.proofs.guesses import reserve_guess
+from identity.core.proofs import guesses
+from identity.core.proofs.guesses import Guess
 from identity.core.record import audit
 from identity.core.record.audit import Action
 from identity.errors import CONFLICT, FORBIDDEN, INVALID_CODE, MFA_REQUIRED, NOT_FOUND, VALIDATION, Refused
@@ -133,27 +132,15 @@ def factor_of(rt: Runtime, unit: Unit, user_id: str, *, allows_fixed: bool) -> F
 # Guessing. Lock order in a unit: the factor's rows first, the attempt counters last.
 
 
-def settle(
-    rt: Runtime,
-    unit: Unit,
-    user_id: str,
-    guess: Reservation,
-    *,
-    right: bool,
-    first: Reservation | None = None,
-    totp: str | None = None,
-) -> None:
-    """Give a right guess back, or count a wrong one and raise Refused(INVALID_CODE), which keeps the unit.
+def settle(rt: Runtime, unit: Unit, user_id: str, guess: Guess, *, right: bool, totp: str | None = None) -> None:
+    """End a guess as right, or as wrong and raise Refused(INVALID_CODE), which keeps the unit.
 
     `totp` is the code that was tried for TOTP: how it nearly passed is kept for the explanation.
-
-    `first` is the open reservation beside a `reserve_second`; it ends as the guess does. It comes first, so that counters are always
-    locked in one order.
     """
-    for each in (guess,) if first is None else (first, guess):
-        (attempts.refund if right else attempts.charge)(unit, each)
     if right:
+        guess.right(unit)
         return
+    guess.wrong(unit)
     audit.record(rt, unit, Action.LOGIN_FAILED, actor=user_id, reason="second factor")
     evidence = _near_miss(rt, unit, user_id, totp) if totp is not None else {}
     raise Refused(INVALID_CODE, detail="the second factor is wrong or spent", evidence=evidence)
@@ -218,8 +205,8 @@ def confirm(rt: Runtime, origin: Origin, user: UserInfo, code: str) -> list[Secr
 
     Raises Refused(INVALID_CODE) for a wrong code, and where nothing is pending any more.
     """
-    reservation = reserve_guess(rt, origin, user.id)
-    with attempts.given_back(rt, origin, reservation), rt.unit(origin) as unit:
+    guess = guesses.at_code(rt, origin, user.id)
+    with guess.unit() as unit:
         row = unit.session.get(Totp, user.id)
         step = None
         if row is not None and row.confirmed_at is None and unit.now < later(row.created_at, ENROL_SECONDS):
@@ -228,7 +215,7 @@ def confirm(rt: Runtime, origin: Origin, user: UserInfo, code: str) -> list[Secr
         if row is not None:
             pending = pending.where(Totp.created_at == row.created_at)
         right = step is not None and unit.changed(pending.values(confirmed_at=unit.now, last_step=step)) == 1
-        settle(rt, unit, user.id, reservation, right=right)
+        settle(rt, unit, user.id, guess, right=right)
         audit.record(rt, unit, Action.FACTOR_ENROLLED, actor=user.id, factor="totp")
         _tell(rt, unit, user, "an authenticator app was added")
         return _fresh_recovery_codes(rt, unit, user.id)
@@ -236,20 +223,20 @@ def confirm(rt: Runtime, origin: Origin, user: UserInfo, code: str) -> list[Secr
 
 def renew_recovery_codes(rt: Runtime, origin: Origin, user: UserInfo, code: str) -> list[Secret]:
     """Ten new recovery codes for a right TOTP code; the old ones are void. Raises Refused(INVALID_CODE)."""
-    reservation = reserve_guess(rt, origin, user.id)
-    with attempts.given_back(rt, origin, reservation), rt.unit(origin) as unit:
+    guess = guesses.at_code(rt, origin, user.id)
+    with guess.unit() as unit:
         right = take_totp(rt, unit, user.id, code)
-        settle(rt, unit, user.id, reservation, right=right)
+        settle(rt, unit, user.id, guess, right=right)
         _tell(rt, unit, user, "new recovery codes were made")
         return _fresh_recovery_codes(rt, unit, user.id)
 
 
 def remove_own(rt: Runtime, origin: Origin, user: UserInfo, *, factor: Factor, code: str) -> None:
     """Remove the user's authenticator and recovery codes, by a right TOTP or recovery code. Raises Refused(INVALID_CODE)."""
-    reservation = reserve_guess(rt, origin, user.id)
-    with attempts.given_back(rt, origin, reservation), rt.unit(origin) as unit:
+    guess = guesses.at_code(rt, origin, user.id)
+    with guess.unit() as unit:
         take = take_recovery_code if factor is Factor.RECOVERY else take_totp
-        settle(rt, unit, user.id, reservation, right=take(rt, unit, user.id, code))
+        settle(rt, unit, user.id, guess, right=take(rt, unit, user.id, code))
         remove(rt, unit, user, actor=user.id)
 
 

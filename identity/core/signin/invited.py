@@ -18,8 +18,8 @@ from identity.core.people import accounts, invitations
 from identity.core.people.accounts import Email, UserInfo
 from identity.core.people.invitations import Open
 from identity.core.people.tenancy import Membership
-from identity.core.proofs import attempts, guesses
-from identity.core.proofs.attempts import ADDRESS, Charge, Reservation
+from identity.core.proofs import attempts
+from identity.core.proofs.attempts import ADDRESS, Charge
 from identity.core.record import audit
 from identity.core.record.audit import Action
 from identity.core.signin import factors, new_password, password_proof
@@ -67,7 +67,7 @@ def look(rt: Runtime, origin: Origin, token: str) -> Invited:
     found = invitations.find_open(rt, token)
     if found is None:
         with rt.unit(origin) as unit:
-            attempts.charge(unit, Reservation(rt.new_id(), (charge,)))
+            attempts.fail(rt, unit, (charge,))
         raise Refused(LINK_OVER, detail="no open invitation has this token")
     owner = accounts.find_by_identifier(rt, found.address)
     if found.user_id is not None and owner is not None and owner.id == found.user_id and not owner.has_password:
@@ -118,22 +118,22 @@ def accept_by_password(rt: Runtime, origin: Origin, token: str, *, password: str
     """
     invited = look(rt, origin, token)
     proof = password_proof.check_password(rt, origin, invited.open.address, password)
-    if not factors.is_enrolled(rt, proof.user.id):
-        with attempts.given_back(rt, origin, proof.reservation), rt.unit(origin) as unit:
+    if not password_proof.has_second_factor(rt, proof):
+        with proof.guess.unit() as unit:
+            proof.guess.right(unit)
             user = password_proof.admit(unit, proof)
             factors.refuse_enrolled(unit, user.id)
             return _join(rt, unit, invited.open, user.id)
     if not code:
-        password_proof.waste(rt, origin, proof)
+        password_proof.waste(proof)
         raise Refused(MFA_REQUIRED, detail="enrolled in TOTP, no code given")
     is_totp = len(code) == _TOTP_DIGITS
-    with attempts.given_back(rt, origin, proof.reservation):
-        second = guesses.reserve_second(rt, origin, proof.user.id)
-    with attempts.given_back(rt, origin, proof.reservation, second), rt.unit(origin) as unit:
+    proof.guess.add_second_factor(proof.user.id)
+    with proof.guess.unit() as unit:
         take = factors.take_totp if is_totp else factors.take_recovery_code
         right = take(rt, unit, proof.user.id, code)
         totp = code if is_totp else None
-        factors.settle(rt, unit, proof.user.id, second, right=right, first=proof.reservation, totp=totp)
+        factors.settle(rt, unit, proof.user.id, proof.guess, right=right, totp=totp)
         user = password_proof.admit(unit, proof)
         return _join(rt, unit, invited.open, user.id)
 

@@ -12,7 +12,7 @@ from identity.core.mail import outbox
 from identity.core.mail.letters import Template
 from identity.core.people import accounts
 from identity.core.people.accounts import UserInfo
-from identity.core.proofs import attempts, codes, guesses
+from identity.core.proofs import codes, guesses
 from identity.core.proofs.codes import Purpose
 from identity.core.record import audit
 from identity.core.record.audit import Action
@@ -33,11 +33,12 @@ def change(
     """
     rt.passwords.check_policy(new_password, about=_words_of(user), field="newPassword")
     proof = password_proof.check_password(rt, origin, user.alias, current_password)
-    with attempts.given_back(rt, origin, proof.reservation):
+    with proof.guess.held():
         hashed = _hashed(rt, new_password)
-        with rt.unit(origin) as unit:
-            password_proof.admit(unit, proof)
-            _replace(rt, unit, user, hashed, keep=session_id, how="with the old one")
+    with proof.guess.unit() as unit:
+        proof.guess.right(unit)
+        password_proof.admit(unit, proof)
+        _replace(rt, unit, user, hashed, keep=session_id, how="with the old one")
 
 
 def forgot(rt: Runtime, origin: Origin, email: str) -> str:

@@ -16,7 +16,6 @@ from marshmallow import Schema, fields
 
 from identity.core.clients import applications
 from identity.core.clients.applications import STANDARD_APP_ID, ApplicationInfo
-from identity.core.proofs import guesses
 from identity.core.signin import by_password, challenges, password_proof
 from identity.core.signin.by_password import Handout
 from identity.errors import INTERNAL, INVALID_CODE, MALFORMED, RATE_LIMITED, Refused
@@ -227,7 +226,7 @@ def _login(call: Call, arguments: dict[str, Any]) -> dict[str, Any]:
     if app is None:
         # The same work and the same count as for a wrong password: the numbers of applications cannot be listed by time or text.
         proof = password_proof.check_password(rt, origin, identifier, password)
-        guesses.refuse_guess(rt, origin, proof.reservation, actor=proof.user.id, detail="no such application")
+        proof.guess.refuse(actor=proof.user.id, detail="no such application")
     issued = by_password.begin(
         rt,
         origin,

@@ -14,6 +14,7 @@ from identity.core.people.accounts import AccessWindow, User, UserInfo, window_i
 from identity.core.proofs import attempts, guesses
 from identity.core.record import audit
 from identity.core.signin import password_proof
+from identity.core.signin.password_proof import PasswordProof
 from identity.errors import Refused
 from identity.runtime import Runtime
 from identity.storage import Contention
@@ -108,6 +109,13 @@ def test_a_login_outside_the_window_costs_no_budget_and_is_in_the_audit(web: Web
     assert [event.data["reason"] for event in events] == ["access window"] * 8
 
 
+def admit(proof: PasswordProof) -> UserInfo:
+    """Let a proven user in, for nothing."""
+    with proof.guess.unit() as unit:
+        proof.guess.right(unit)
+        return password_proof.admit(unit, proof)
+
+
 @pytest.mark.parametrize(
     ("values", "code"),
     [
@@ -123,8 +131,8 @@ def test_what_changed_while_the_hash_was_computed_is_seen(
     ada = a_user(rt)
     proof = password_proof.check_password(rt, ORIGIN, ada.email, PASSWORD)
     change(rt, ada, **{name: clock.now() if value == "now" else value for name, value in values.items()})
-    with pytest.raises(Refused) as caught, rt.unit(ORIGIN) as unit:
-        password_proof.admit(unit, proof)
+    with pytest.raises(Refused) as caught:
+        admit(proof)
     assert caught.value.problem.code == code
 
 
@@ -133,16 +141,15 @@ def test_a_user_who_was_deleted_meanwhile_is_refused(rt: Runtime) -> None:
     proof = password_proof.check_password(rt, ORIGIN, ada.email, PASSWORD)
     with rt.unit(ORIGIN) as unit:
         accounts.erase_row(unit, ada.id)
-    with pytest.raises(Refused, match="INVALID_CREDENTIALS"), rt.unit(ORIGIN) as unit:
-        password_proof.admit(unit, proof)
+    with pytest.raises(Refused, match="INVALID_CREDENTIALS"):
+        admit(proof)
 
 
 def test_a_right_password_gives_its_guess_back(rt: Runtime) -> None:
     ada = a_user(rt)
     for _ in range(8):
         proof = password_proof.check_password(rt, ORIGIN, ada.email, PASSWORD)
-        with rt.unit(ORIGIN) as unit:
-            assert isinstance(password_proof.admit(unit, proof), UserInfo)
+        assert isinstance(admit(proof), UserInfo)
     attempts.check(rt, guesses.guess_charges(f"user:{ada.id}", ORIGIN))
 
 

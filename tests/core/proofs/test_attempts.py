@@ -42,7 +42,7 @@ def guess(rt: Runtime, identifier: str, password: str = "wrong", origin: Origin 
         proof = password_proof.check_password(rt, origin, identifier, password)
     except Refused as refused:
         return refused.problem.code
-    password_proof.waste(rt, origin, proof)
+    password_proof.waste(proof)
     return "right"
 
 
@@ -50,7 +50,7 @@ def fail(rt: Runtime, charge: Charge, times: int = 1) -> None:
     for _ in range(times):
         reservation = attempts.reserve(rt, ORIGIN, (charge,))
         with rt.unit(ORIGIN) as unit:
-            attempts.charge(unit, reservation)
+            attempts.settle(unit, failed=[reservation])
 
 
 # The budgets and their borders.
@@ -234,6 +234,7 @@ def test_parallel_guesses_at_different_accounts_all_end(rt: Runtime, crowd: Thre
 # Guesses whose process died.
 
 
+@pytest.mark.leaves_guesses
 def test_a_guess_under_way_counts_until_it_ends(rt: Runtime) -> None:
     rt.settings = replace(rt.settings, hash_wait_seconds=0)
     charge = Charge(SMALL, "someone")
@@ -242,10 +243,11 @@ def test_a_guess_under_way_counts_until_it_ends(rt: Runtime) -> None:
         attempts.reserve(rt, ORIGIN, (charge,))
     assert caught.value.problem.code == "UNAVAILABLE", "busy, not locked out: nobody has failed yet"
     with rt.unit(ORIGIN) as unit:
-        attempts.refund(unit, held[0])
+        attempts.settle(unit, forgotten=[held[0]])
     attempts.reserve(rt, ORIGIN, (charge,))
 
 
+@pytest.mark.leaves_guesses
 @pytest.mark.parametrize(("seconds", "code"), [(29, "UNAVAILABLE"), (30, "UNAVAILABLE"), (31, "RATE_LIMITED")])
 def test_an_abandoned_guess_becomes_a_failure(rt: Runtime, clock: FakeClock, seconds: int, code: str) -> None:
     rt.settings = replace(rt.settings, hash_wait_seconds=0)
@@ -260,13 +262,14 @@ def test_an_abandoned_guess_becomes_a_failure(rt: Runtime, clock: FakeClock, sec
     attempts.reserve(rt, ORIGIN, (charge,))
 
 
+@pytest.mark.leaves_guesses
 def test_a_waiting_guess_goes_on_when_the_one_before_it_ends(rt: Runtime) -> None:
     charge = Charge(Budget("one", 1, 300), "someone")
     first = attempts.reserve(rt, ORIGIN, (charge,))
 
     def refund() -> None:
         with rt.unit(ORIGIN) as unit:
-            attempts.refund(unit, first)
+            attempts.settle(unit, forgotten=[first])
 
     timer = threading.Timer(0.1, refund)
     timer.start()
@@ -281,7 +284,7 @@ def test_failures_that_no_longer_count_are_not_kept(rt: Runtime, clock: FakeCloc
     charge = Charge(SMALL, "someone")
     for _ in range(20):
         with rt.unit(ORIGIN) as unit:
-            attempts.charge(unit, attempts.Reservation(rt.new_id(), (charge,), 0))
+            attempts.fail(rt, unit, (charge,))
         clock.tick(200)
     with rt.database.reading() as session:
         assert len(session.get_one(Meter, charge.key).failed) < 60
@@ -320,7 +323,7 @@ def test_a_right_guess_that_an_outage_kept_from_its_end_is_given_back(
         broken.setattr(Runtime, "unit", down)
         for proof in proofs:
             with pytest.raises(Refused):
-                password_proof.waste(rt, ORIGIN, proof)
+                password_proof.waste(proof)
     # Longer than any guess takes, and somebody asked before what is owed was paid: all of them were taken for abandoned.
     clock.tick(31)
     assert guess(rt, ada.email) == "INVALID_CREDENTIALS"

@@ -15,7 +15,7 @@ from identity.ambient import later
 from identity.core.mail import outbox
 from identity.core.people import accounts
 from identity.core.people.accounts import UserInfo
-from identity.core.proofs import attempts, guesses
+from identity.core.proofs import guesses
 from identity.core.record import audit
 from identity.core.record.audit import Action
 from identity.core.signin import factors, password_proof
@@ -378,7 +378,7 @@ def test_five_wrong_codes_lock_the_account_for_this_address(rt: Runtime, clock: 
             factors.renew_recovery_codes(rt, ORIGIN, user_of(rt, ada), "000000")
         assert problem_of(wrong) == INVALID_CODE
     with pytest.raises(Refused) as refused:
-        guesses.reserve_guess(rt, ORIGIN, ada.id)
+        guesses.at_code(rt, ORIGIN, ada.id)
     assert problem_of(refused) == LOCKED_OUT
     with pytest.raises(Refused) as by_password:
         password_proof.check_password(rt, ORIGIN, ada.email, ada.password)
@@ -393,23 +393,25 @@ def test_the_hundredth_wrong_code_of_a_day_is_the_last_from_any_address(rt: Runt
         origin = replace(ORIGIN, address=f"198.51.100.{number % 50}")
         if number % 50 == 0:
             clock.tick(300)
-        guess = guesses.reserve_guess(rt, origin, ada.id)
-        with pytest.raises(Refused), rt.unit(origin) as unit:
+        guess = guesses.at_code(rt, origin, ada.id)
+        with pytest.raises(Refused), guess.unit() as unit:
             factors.settle(rt, unit, ada.id, guess, right=False)
     clock.tick(300)
     elsewhere = replace(ORIGIN, address="203.0.113.9")
     with pytest.raises(Refused) as refused:
-        guesses.reserve_guess(rt, elsewhere, ada.id)
+        guesses.at_code(rt, elsewhere, ada.id)
     assert problem_of(refused) == LOCKED_OUT
     clock.tick(86_400)
-    assert guesses.reserve_guess(rt, elsewhere, ada.id)
+    guess = guesses.at_code(rt, elsewhere, ada.id)
+    with guess.unit() as unit:
+        guess.give_back(unit)
 
 
 def test_a_unit_that_rolls_back_gives_the_guess_back(rt: Runtime) -> None:
     ada = a_user(rt)
     for _ in range(10):
-        guess = guesses.reserve_guess(rt, ORIGIN, ada.id)
-        with pytest.raises(Refused), attempts.given_back(rt, ORIGIN, guess), rt.unit(ORIGIN):
+        guess = guesses.at_code(rt, ORIGIN, ada.id)
+        with pytest.raises(Refused), guess.unit():
             raise Refused(CONFLICT)
 
 
