@@ -29,7 +29,7 @@ from identity.core.mail import outbox
 from identity.core.proofs import attempts
 from identity.core.record import audit, explain
 from identity.core.record.audit import Action
-from identity.core.tokens import status
+from identity.core.tokens import belonging, status
 from identity.runtime import Runtime
 from identity.settings import Settings
 from identity.storage import Base, Database, Prepared, Unit
@@ -218,6 +218,7 @@ JOBS: Final = (
     Job("windows", 60.0, lambda rt: rt.limiter.sweep(), shared=False),
     Job("keys", 10.0, tend_keys, shared=True),
     Job("retire", 10.0, secrets.retire_quiet, shared=True),
+    Job("belonging", 10.0, belonging.tell_untold, shared=True),
     Job("places", 300.0, registration.place_all, shared=True),
     Job("sweep", 300.0, sweep, shared=True),
     Job("expiry", 3600.0, expiry.warn, shared=True),

@@ -61,7 +61,7 @@ WATCHED: Final = {
     "tenant": Watch(
         of=None,
         columns=("limits", "enabled", "disabled_at", "policy", "attributes", "scopes"),
-        ignored=("id", "name", "created_at", "version"),
+        ignored=("id", "name", "created_at", "version", "members_untold_since"),
     ),
     "user_session": Watch(
         of="user_id",

@@ -73,7 +73,7 @@ def set_tenant_enabled(rt: Runtime, by: By, tenant_id: str, *, enabled: bool) ->
 def delete_tenant(rt: Runtime, by: By, tenant_id: str) -> None:
     """Delete a tenant with its memberships and its applications."""
     with by.unit(rt) as unit:
-        registration.stop_tenant(rt, unit, tenant_id)
+        registration.forget_tenant(rt, unit, tenant_id)
         tenancy.remove(rt, unit, tenant_id, actor=by.actor)
 
 

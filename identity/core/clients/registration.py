@@ -33,7 +33,7 @@ from identity.core.people.accounts import User
 from identity.core.people.tenancy import Membership
 from identity.core.record import audit
 from identity.core.record.audit import Action
-from identity.core.tokens import custom_claims, status
+from identity.core.tokens import belonging, custom_claims, status
 from identity.core.versions import check as check_version
 from identity.errors import CONFLICT, VALIDATION, Refused
 from identity.instruments.jws import load_jwks
@@ -169,9 +169,8 @@ def remove(rt: Runtime, unit: Unit, client_id: str, *, actor: str) -> None:
 
 
 def change_rights_of_tenant(rt: Runtime, unit: Unit, tenant_id: str) -> None:
-    """Tell offline verifiers that tokens of a tenant's members and applications say what is no longer so."""
-    members = select(Membership.user_id).where(Membership.tenant_id == tenant_id)
-    status.change_subjects(rt, unit, User.id.in_(members))
+    """Tell offline verifiers that tokens of a tenant's applications say what is no longer so, and its members' right after this unit."""
+    belonging.change_all(rt, unit, tenant_id)
     end_earned(rt, unit, Application.tenant_id == tenant_id, for_good=False)
 
 
@@ -196,11 +195,17 @@ def end_earned(rt: Runtime, unit: Unit, *which: ColumnElement[bool], for_good: b
 
 
 def stop_tenant(rt: Runtime, unit: Unit, tenant_id: str) -> None:
-    """Tell offline verifiers that a tenant is disabled, or goes; call it in the unit that does it, before rows of the tenant are deleted.
+    """Tell offline verifiers that a tenant is disabled; call it in the unit that does it.
 
-    The tokens of its members say too much and those of its applications have ended. Everything asked of us reads the rows, and needs no
-    word of this.
+    The tokens of its applications have ended; those of its members say too much, which is told right after this unit. Everything asked
+    of us reads the rows, and needs no word of this.
     """
+    belonging.change_all(rt, unit, tenant_id)
+    end_earned(rt, unit, Application.tenant_id == tenant_id)
+
+
+def forget_tenant(rt: Runtime, unit: Unit, tenant_id: str) -> None:
+    """`stop_tenant` for one that is deleted: all in this unit, before its rows go: nothing is left afterwards."""
     members = select(Membership.user_id).where(Membership.tenant_id == tenant_id)
     status.change_subjects(rt, unit, User.id.in_(members))
     end_earned(rt, unit, Application.tenant_id == tenant_id)

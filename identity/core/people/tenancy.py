@@ -67,6 +67,8 @@ class Tenant(Base):
     policy: Mapped[str] = mapped_column(Text, default="{}", server_default="{}")
     enabled: Mapped[bool] = mapped_column(Boolean, default=True, server_default=true())
     disabled_at: Mapped[datetime | None] = mapped_column(Instant)
+    # Something changed for all its members, whom the status lists do not tell of yet: see `belonging`.
+    members_untold_since: Mapped[datetime | None] = mapped_column(Instant)
     created_at: Mapped[datetime] = mapped_column(Instant)
     version: Mapped[int] = mapped_column(BigInteger, default=1)
 

@@ -311,7 +311,7 @@ def test_entries_are_kept_as_long_as_a_token_may_live(rt: Runtime, clock: FakeCl
 # Nobody ends or changes anything in silence.
 
 CORE = Path(status.__file__).parent.parent
-SPEAKS = {"end_sessions", "change_subjects", "end_grants", "change_grants", "end_earned", "stop_tenant"}
+SPEAKS = {"end_sessions", "change_subjects", "end_grants", "change_grants", "end_earned", "forget_tenant"}
 LEAVES = {"set_member", "remove_member", "remove"}
 """What takes or gives memberships lies below the wing that tells: each caller must."""
 
