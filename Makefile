@@ -15,7 +15,7 @@ FAULT_ROUNDS ?= 200
 TEST_WORKERS ?= 2
 
 .DELETE_ON_ERROR:
-.PHONY: help run test check format readme bench faults mutants recipes lock install install-dev clean
+.PHONY: help run test check format readme bench faults mutants recipes browser lock install install-dev clean
 
 help:
 	@echo "make run      start the service on 127.0.0.1:8000 (settings: environment, see README)"
@@ -24,6 +24,7 @@ help:
 	@echo "make format   rewrite to the house format"
 	@echo "make readme   write the generated parts of README.md and docs/interfaces.md anew"
 	@echo "make recipes  docs/recipes with the real clients and proxies (installs them; needs Node 20)"
+	@echo "make browser  the pages in a real Chromium, and pictures of them into docs/screenshots (installs both)"
 	@echo "make bench    load runs against a private server"
 	@echo "make faults   the long form of the fault suite"
 	@echo "make mutants  break rules of the core one at a time, and see whether its tests notice; MUTANTS_ARGS='--count 50 proofs'"
@@ -45,6 +46,12 @@ mutants: install-dev
 recipes: install-dev
 	@tests/recipes/install.sh
 	@exec $(BIN)/python -m pytest -q tests/recipes $(PYTEST_ARGS)
+
+# Pictures of every page go where SCREENSHOTS says; nowhere if it is empty.
+SCREENSHOTS ?= docs/screenshots
+browser: install-dev
+	@tests/chromium/install.sh
+	@IDENTITY_SCREENSHOTS=$(SCREENSHOTS) exec $(BIN)/python -m pytest -q tests/chromium $(PYTEST_ARGS)
 
 # All four always run: one call shows every fault.
 check: install-dev

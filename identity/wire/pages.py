@@ -57,7 +57,12 @@ def name_of(rt: Runtime) -> str:
 def rendered(rt: Runtime, template: str, **values: Any) -> str:
     """A page as text; `service` and `root`, the path below which everything of ours lies, are always known."""
     root = urlsplit(rt.settings.issuer).path.rstrip("/")
-    return _templates.get_template(template).render(service=name_of(rt), root=root, **values)
+    return filled(template, service=name_of(rt), root=root, **values)
+
+
+def filled(template: str, **values: Any) -> str:
+    """A page as text, for whoever knows `service` and `root` already."""
+    return _templates.get_template(template).render(**values)
 
 
 def page(rt: Runtime, template: str, *, holds_token: bool = False, **values: Any) -> Reply:

@@ -12,7 +12,7 @@ from identity.app import create_app
 from identity.core.mail import outbox
 from identity.instruments.transports import mailer_for
 from tests.builders import a_user
-from tests.world import Web
+from tests.world import CODE, Web
 
 AT_HOME = {"Host": "127.0.0.1:8000"}
 
@@ -49,6 +49,23 @@ def test_the_page_shows_the_newest_mail_first(web: Web, tmp_path: Path) -> None:
     assert page.text.count("<article>") == 2
     assert ada.email in page.text
     assert "http://" not in page.text.replace(web.rt.settings.issuer, "")
+
+
+def test_a_filter_and_a_button_find_the_newest_code(web: Web, tmp_path: Path) -> None:
+    here = served(web, tmp_path / "mail")
+    ada, grace = a_user(web.rt), a_user(web.rt)
+    for person in (ada, grace):
+        here.post("/session", {"email": person.email})
+        outbox.deliver_due(web.rt)
+        web.clock.tick(60)
+    assert here.get(f"/dev/inbox?q={ada.email.upper()}", headers=AT_HOME).text.count("<article>") == 1
+    mails = sorted((tmp_path / "mail").glob("*.eml"))
+    codes = [CODE.search(path.read_text().partition("\n\n")[2])[1] for path in mails]
+    for query, code in (("newest=code", codes[1]), (f"newest=code&q={ada.email}", codes[0])):
+        assert f"<output>{code}</output>" in here.get(f"/dev/inbox?{query}", headers=AT_HOME).text
+    nothing = here.get("/dev/inbox?newest=code&q=nobody", headers=AT_HOME).text
+    assert "<output>" not in nothing
+    assert "no code" in nothing
 
 
 def test_nothing_in_a_mail_becomes_markup(web: Web, tmp_path: Path) -> None:

@@ -1,12 +1,13 @@
 """The API documentation: OpenAPI 3.1 and a page, both made from the endpoints that route and validate. Nothing is described twice.
 
 What every endpoint of a kind may answer (malformed, too large, unauthenticated, limited, down) is added here from its declaration;
-`refusals` of an endpoint name only what is its own. The page needs nothing from elsewhere: no script, no font, no picture.
+`refusals` of an endpoint name only what is its own. Both are built once, and answered from memory.
 """
 
 from __future__ import annotations
 
 import functools
+import gzip
 import hashlib
 import json
 import re
@@ -39,10 +40,11 @@ from identity.errors import (
     Problem,
     Refused,
 )
-from identity.wire.dialects import documentation_pages as pages
+from identity.wire import pages
+from identity.wire.dialects import documentation_pages as written_out
 from identity.wire.dialects import vocabulary
-from identity.wire.endpoint import Call, Dialect, Endpoint, Reads, Reply, Shape
-from identity.wire.head import is_known
+from identity.wire.endpoint import HTML, Call, Dialect, Endpoint, Reads, Reply, Shape
+from identity.wire.head import accepts_gzip, is_known
 
 _PARAMETER: Final = re.compile(r"\{(\w+)\}")
 _SECURITY: Final[dict[Reads, list[dict[str, list[str]]]]] = {
@@ -97,20 +99,24 @@ def with_documentation(declared: Iterable[Endpoint], *, graphql: str = "") -> li
     document = functools.lru_cache(maxsize=4)(lambda issuer: build(everything, issuer) | {"x-graphql": graphql})
 
     # Built once for an issuer: 45 ms of work that nobody may ask for with each request.
-    @functools.lru_cache(maxsize=4)
-    def written(issuer: str, kind: str) -> tuple[bytes, str]:
+    @functools.lru_cache(maxsize=12)
+    def written(issuer: str, service: str, kind: str) -> tuple[bytes, bytes, str]:
         made = document(issuer)
         if kind == "json":
-            raw = json.dumps(made, separators=(",", ":")).encode()
+            text = json.dumps(made, separators=(",", ":"))
         else:
-            raw = (pages.html(made) if kind == "html" else pages.markdown(made)).encode()
-        return raw, f'"{hashlib.sha256(raw).hexdigest()[:32]}"'
+            text = written_out.html(made, service) if kind == "html" else written_out.markdown(made)
+        raw = text.encode()
+        return raw, gzip.compress(raw, mtime=0), f'"{hashlib.sha256(raw).hexdigest()[:32]}"'
 
     def answer(call: Call, kind: str, content_type: str, *more: tuple[str, str]) -> Reply:
-        raw, etag = written(call.rt.settings.issuer, kind)
-        headers = (("Cache-Control", "public, max-age=300"), ("ETag", etag), *more)
+        raw, zipped, etag = written(call.rt.settings.issuer, pages.name_of(call.rt), kind)
+        # Weak, since it is the same for both forms (RFC 9110 section 8.8.1).
+        headers = (("Cache-Control", "public, max-age=300"), ("ETag", f"W/{etag}"), ("Vary", "Accept-Encoding"), *more)
         if is_known(call.header("if-none-match"), etag):
             return Reply(raw=b"", status=304, headers=headers)
+        if accepts_gzip(call.header("accept-encoding")):
+            return Reply(raw=zipped, content_type=content_type, headers=(*headers, ("Content-Encoding", "gzip")))
         return Reply(raw=raw, content_type=content_type, headers=headers)
 
     @dialect.endpoint("GET", "/openapi.json", is_page=True, any_origin=True, ignores_query=True)
@@ -118,10 +124,10 @@ def with_documentation(declared: Iterable[Endpoint], *, graphql: str = "") -> li
         """This API as an OpenAPI 3.1 document."""
         return answer(call, "json", "application/json")
 
-    @dialect.endpoint("GET", "/docs", is_page=True, ignores_query=True, produces="text/html; charset=utf-8")
+    @dialect.endpoint("GET", "/docs", is_page=True, ignores_query=True, produces=HTML)
     def docs(call: Call) -> Reply:
         """This API as a page to read."""
-        return answer(call, "html", "text/html; charset=utf-8", pages.POLICY)
+        return answer(call, "html", HTML, *pages.headers(holds_token=False))
 
     @dialect.endpoint("GET", "/docs.md", is_page=True, ignores_query=True, produces="text/markdown; charset=utf-8")
     def docs_as_text(call: Call) -> Reply:

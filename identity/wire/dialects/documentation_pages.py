@@ -1,39 +1,22 @@
-"""The documentation as pages: HTML that needs nothing from elsewhere (no script, no font, no picture), and the same as text."""
+"""The documentation as pages: HTML in the clothes of every page of ours (no script, no font, no picture), and the same as text."""
 
 from __future__ import annotations
 
-import base64
 import functools
-import hashlib
 import json
-from collections.abc import Iterable, Sequence
-from html import escape
+import re
+from collections.abc import Iterable
+from importlib.resources import files
 from typing import Any, Final
+from urllib.parse import urlsplit
+
+from markupsafe import Markup, escape
 
 from identity.errors import CATALOGUE
+from identity.wire import pages
+from identity.wire.dialects.documentation_guides import GUIDES, Code
 
 _ADDRESS_OF_A_SEED: Final = "otpauth://totp/identity:ada%40acme.example?secret=JBSWY3DPEHPK3PXP&issuer=identity&algorithm=SHA1&digits=6&period=30"
-
-# The page.
-
-_STYLE: Final = """
-body{font:16px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#1a1a1a;background:#fff}
-nav{columns:2;font-size:.9rem}
-details{border:1px solid #ccc;border-radius:4px;margin:.5rem 0;padding:.4rem .8rem}
-summary{cursor:pointer}
-code,pre{font:.9em ui-monospace,monospace}
-pre{background:#f4f4f4;padding:.6rem;overflow:auto}
-b.method{display:inline-block;min-width:4.2rem}
-table{border-collapse:collapse;width:100%;margin:.5rem 0;font-size:.9rem}
-td,th{border:1px solid #ddd;padding:.25rem .5rem;text-align:left;vertical-align:top}
-@media(prefers-color-scheme:dark){body{color:#e6e6e6;background:#181818}pre{background:#242424}
-a{color:#8ab4f8}td,th,details{border-color:#444}svg{background:#fff}}
-""".strip()
-_STYLE_HASH: Final = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
-POLICY: Final = (
-    "Content-Security-Policy",
-    f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-)
 
 
 @functools.lru_cache(maxsize=1)
@@ -80,31 +63,32 @@ _EVERYWHERE: Final = (
 Operation = tuple[str, str, dict[str, Any]]
 
 
-def html(document: dict[str, Any]) -> str:
-    """The page: every route once, by task, with the command that calls it."""
-    sections = list(_by_task(document))
-    links = "".join(f'<a href="#task-{number}">{task}</a><br>' for number, (task, _) in enumerate(sections))
-    body = "".join(
-        f'<h2 id="task-{number}">{task}</h2>' + "".join(_entry(document, *operation) for operation in operations)
-        for number, (task, operations) in enumerate(sections)
+def html(document: dict[str, Any], service: str) -> str:
+    """The page: the guides, then every route once, by task, with the command that calls it and what it answered."""
+    tasks = [
+        {"anchor": f"task-{number}", "title": task, "entries": [_entry(document, *one) for one in operations]}
+        for number, (task, operations) in enumerate(_by_task(document))
+    ]
+    root = urlsplit(document["servers"][0]["url"]).path.rstrip("/")
+    return pages.filled(
+        "docs.html",
+        service=service,
+        root=root,
+        issuer=document["servers"][0]["url"],
+        version=document["info"]["version"],
+        guides=GUIDES,
+        tasks=tasks,
+        graphql=document["x-graphql"].strip(),
+        errors=CATALOGUE,
+        marked=_marked,
     )
-    errors = _table(
-        ("error", "status", "when"),
-        [
-            (f'<code id="error-{problem.code}">{problem.code}</code>', str(problem.status), escape(reason))
-            for problem, reason in CATALOGUE
-        ],
-    )
-    info = document["info"]
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(info["title"])} API</title>'
-        f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head><body>'
-        f"<h1>{escape(info['title'])} {escape(info['version'])}</h1><p>{escape(info['description'])} "
-        f'The same for machines: <a href="/openapi.json">/openapi.json</a>; as text: <a href="/docs.md">/docs.md</a>.</p>'
-        f'<nav>{links}<a href="#graphql">GraphQL</a><br><a href="#errors">Errors</a></nav>{body}'
-        f'<h2 id="graphql">GraphQL</h2><pre>{escape(document["x-graphql"])}</pre>'
-        f'<h2 id="errors">Errors</h2><p>Every refusal carries <code>x-error</code> (what) and <code>x-error-id</code> '
-        f"(which one, for those who operate the service).</p>{errors}</body></html>"
+
+
+def _marked(text: str) -> Markup:
+    """Text whose parts between backquotes are code."""
+    parts = re.split(r"`([^`]+)`", text)
+    return Markup("").join(
+        Markup("<code>{}</code>").format(part) if number % 2 else escape(part) for number, part in enumerate(parts)
     )
 
 
@@ -112,11 +96,18 @@ def markdown(document: dict[str, Any]) -> str:
     """The same as text."""
     info, lines = document["info"], []
     lines += [f"# {info['title']} {info['version']}", "", info["description"], ""]
+    lines += [f"The commands work after `export IDENTITY={document['servers'][0]['url']}`.", ""]
+    for guide in GUIDES:
+        lines += [f"## {guide.title}", ""]
+        for part in guide.parts:
+            lines += [f"```{part.language}", part.text, "```", ""] if isinstance(part, Code) else [part, ""]
     for task, operations in _by_task(document):
         lines += [f"## {task}", ""]
         for method, path, operation in operations:
             lines += [f"### {method} {path}", "", f"{operation['summary']}. {operation['description']}".strip(), ""]
             lines += ["```sh", _curl(document, method, path, operation), "```", ""]
+            answer = answer_of(method, path)
+            lines += ["```http", answer, "```", ""] if answer else []
             lines += [f"- `{name}`: {words}" for name, words in _plain_fields(document, operation)]
             codes = ", ".join(f"[{code}](#errors)" for code in _codes(document, operation))
             lines += ["", f"Refusals of its own: {codes or 'none'}.", ""]
@@ -145,11 +136,24 @@ def _curl(document: dict[str, Any], method: str, path: str, operation: dict[str,
         schema = _resolved(document, content["schema"])
         wanted = {name: _example(name, schema["properties"][name]) for name in schema.get("required", ())}
         if media == "application/json":
-            words.append(f"-H 'Content-Type: {media}' -d '{json.dumps(wanted)}'")
+            words.append(f"--json '{json.dumps(wanted)}'")
         else:
             words += [f"-d {name}={value}" for name, value in wanted.items()]
-    words.append(f'"{document["servers"][0]["url"]}{path}"')
-    return " ".join(words)
+    target = re.sub(r"{(\w+)}", _placed, path)
+    words.append(f'"$IDENTITY{target}"')
+    lines = [words[0]]
+    for word in words[1:]:
+        fits = len(lines[-1]) + len(word) < _LINE
+        lines = [*lines[:-1], f"{lines[-1]} {word}"] if fits else [*lines, f"  {word}"]
+    return " \\\n".join(lines)
+
+
+_LINE: Final = 76
+
+
+def _placed(found: re.Match[str]) -> str:
+    """A parameter of a path as a variable of the shell: `{clientId}` is `$CLIENT_ID`."""
+    return "$" + re.sub(r"(?<=[a-z])(?=[A-Z])", "_", found[1]).upper()
 
 
 _AS: Final = {
@@ -181,57 +185,60 @@ def _plain_fields(document: dict[str, Any], operation: dict[str, Any]) -> Iterab
             yield name, f"{_type_of(document, field)}. {field.get('description', '')}"
 
 
-def _entry(document: dict[str, Any], method: str, path: str, operation: dict[str, Any]) -> str:
-    parts = [f"<p>{escape(operation['description'])}</p>" if operation["description"].strip() else ""]
-    aliases = operation.get("x-also-at")
-    if aliases:
-        parts.append(f"<p>Also at {', '.join(f'<code>{escape(alias)}</code>' for alias in aliases)}.</p>")
-    parts.append(f"<pre>{escape(_curl(document, method, path, operation))}</pre>")
-    rows = [
-        (
-            f"<code>{escape(one['name'])}</code>",
-            one["in"],
-            escape(_type_of(document, one["schema"])),
-            escape(one.get("description", "")),
-        )
+def _entry(document: dict[str, Any], method: str, path: str, operation: dict[str, Any]) -> dict[str, Any]:
+    """What the page shows of one route."""
+    reads = [
+        (one["name"], one["in"], _type_of(document, one["schema"]), one.get("description", ""), one["in"] == "path")
         for one in operation["parameters"]
     ]
     for content in operation.get("requestBody", {"content": {}})["content"].values():
-        rows += [(name, "body", kind, meaning) for name, kind, meaning in _fields(document, content["schema"])]
-    if rows:
-        parts.append(_table(("parameter", "in", "type", "meaning"), rows))
+        reads += [
+            (name, "body", kind, meaning, needed)
+            for name, kind, meaning, needed in _fields(document, content["schema"])
+        ]
     answers = [
-        (name, kind, meaning)
+        field
         for status, given in operation["responses"].items()
         if status.startswith("2")
         for content in _resolved(document, given).get("content", {}).values()
-        for name, kind, meaning in _fields(document, content["schema"])
+        for field in _fields(document, content["schema"])
     ]
-    if answers:
-        parts.append(_table(("answer", "type", "meaning"), answers))
-    codes = ", ".join(f'<a href="#error-{code}">{code}</a>' for code in _codes(document, operation))
-    parts.append(f"<p>Refusals: {codes or 'none'}</p>")
-    if path.endswith("/auth/mfa/totp") and method == "POST":
-        parts.append(
-            f"<p>Show <code>otpauthUri</code> as a QR code; the example below holds "
-            f"<code>{escape(_ADDRESS_OF_A_SEED)}</code>.</p>{_seed_picture()}"
-        )
-    return (
-        f'<details id="{escape(operation["operationId"])}"><summary><b class="method">{method}</b>'
-        f"<code>{escape(path)}</code> {escape(operation['summary'])}</summary>{''.join(parts)}</details>"
-    )
+    shows_seed = path.endswith("/auth/mfa/totp") and method == "POST"
+    return {
+        "anchor": operation["operationId"],
+        "method": method,
+        "path": path,
+        "summary": operation["summary"],
+        "description": operation["description"].strip(),
+        "aliases": operation.get("x-also-at", ()),
+        "curl": _curl(document, method, path, operation),
+        "answer": answer_of(method, path),
+        "reads": reads,
+        "answers": answers,
+        "codes": _codes(document, operation),
+        "picture": _seed_picture() if shows_seed else "",
+        "pictured": _ADDRESS_OF_A_SEED if shows_seed else "",
+    }
 
 
-def _fields(document: dict[str, Any], schema: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """The fields of an object schema as (name, type in words, meaning), already escaped."""
+@functools.lru_cache(maxsize=1)
+def _answers() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(files("identity.wire").joinpath("templates", "answers.json").read_text("utf-8"))
+    return found
+
+
+def answer_of(method: str, path: str) -> str:
+    """What the route answered when the tests last asked it, as text; empty for one that answers no JSON."""
+    found = _answers().get(f"{method} {path}")
+    return "" if found is None else f"HTTP {found['status']}\n{json.dumps(found['body'], indent=1, ensure_ascii=False)}"
+
+
+def _fields(document: dict[str, Any], schema: dict[str, Any]) -> list[tuple[str, str, str, bool]]:
+    """The fields of an object schema as (name, type in words, meaning, whether it must be there)."""
     resolved = _resolved(document, schema)
     required = resolved.get("required", ())
     return [
-        (
-            f"<code>{escape(name)}</code>",
-            escape(_type_of(document, field)) + ("" if name in required else ", optional"),
-            escape(field.get("description", "")),
-        )
+        (name, _type_of(document, field), field.get("description", ""), name in required)
         for name, field in resolved.get("properties", {}).items()
     ]
 
@@ -262,10 +269,3 @@ def _type_of(document: dict[str, Any], field: dict[str, Any]) -> str:
     if "maximum" in field:
         return f"{words}, {field.get('minimum', 0)} to {field['maximum']}"
     return words
-
-
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table of cells that are HTML already."""
-    head = "".join(f"<th>{escape(one)}</th>" for one in heads)
-    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table><tr>{head}</tr>{body}</table>"

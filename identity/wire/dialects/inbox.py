@@ -6,64 +6,77 @@ name, by nobody's proxy. Everywhere else nothing is there.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from email.message import EmailMessage
 from email.parser import BytesParser
 from email.policy import SMTP
-from html import escape
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
+
+from markupsafe import Markup, escape
 
 from identity.errors import NOT_FOUND, Refused
 from identity.instruments.transports import mail_directory
-from identity.wire.endpoint import Call, Dialect, Reply
+from identity.wire import pages
+from identity.wire.endpoint import HTML, Call, Dialect, Reply
 from identity.wire.home import is_at_home
 
 inbox = Dialect("I: the development inbox")
 
 NEWEST: Final = 50
-_HEADERS: Final = (
-    # Nothing of a mail may run, load or leave, whatever stands in it.
-    ("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"),
-    ("Referrer-Policy", "no-referrer"),
-)
-_STYLE: Final = (
-    "body{font:1rem/1.5 sans-serif;max-width:46rem;margin:2rem auto;padding:0 1rem}"
-    "article{border:1px solid #bbb;border-radius:.4rem;margin:1rem 0;padding:0 1rem}"
-    "pre{white-space:pre-wrap;overflow-wrap:anywhere}small{color:#555}"
-)
+_SEARCHED: Final = 500
+_CODE: Final = re.compile(r"(?<![0-9])[0-9]{6}(?![0-9])")
+
+
+class Mail(NamedTuple):
+    """A mail as the page shows it. `text` holds links of ours as links, and everything else as text."""
+
+    subject: str
+    to: str
+    date: str
+    text: Markup
+    code: str
 
 
 @inbox.endpoint(
-    "GET", "/dev/inbox", is_page=True, ignores_body=True, produces="text/html; charset=utf-8", refusals=(NOT_FOUND,)
+    "GET", "/dev/inbox", is_page=True, ignores_body=True, produces=HTML, query=("q", "newest"), refusals=(NOT_FOUND,)
 )
 def show(call: Call) -> Reply:
-    """The newest mails as a page; only on the machine that runs an embedded service."""
+    """The newest mails as a page, and the newest code in them; only on the machine that runs an embedded service."""
     directory = mail_directory(call.rt.settings)
     if directory is None or not is_at_home(call.rt.settings, call.request):
         raise Refused(NOT_FOUND, detail="the inbox is for the machine itself, while mail goes to files")
-    page = _page([_article(mail) for mail in _newest(directory)])
-    return Reply(raw=page.encode(), content_type="text/html; charset=utf-8", headers=_HEADERS)
+    wanted = " ".join(call.query.get("q", [])).strip()[:200]
+    mails = [mail for mail in _newest(directory, call.rt.settings.issuer) if _fits(mail, wanted)][:NEWEST]
+    newest = next((mail for mail in mails if mail.code), None) if "newest" in call.query else None
+    asked = "newest" in call.query
+    return pages.page(call.rt, "inbox.html", mails=mails, wanted=wanted, newest=newest, asked=asked)
 
 
-def _newest(directory: Path) -> list[EmailMessage]:
-    """The newest mails; names sort by time."""
-    paths = sorted(directory.glob("*.eml"), reverse=True)[:NEWEST] if directory.is_dir() else []
+def _newest(directory: Path, issuer: str) -> Iterator[Mail]:
+    """The mails, newest first; names sort by time."""
+    paths = sorted(directory.glob("*.eml"), reverse=True)[:_SEARCHED] if directory.is_dir() else []
     parser = BytesParser(EmailMessage, policy=SMTP)
-    return [parser.parsebytes(path.read_bytes()) for path in paths]
+    for path in paths:
+        mail = parser.parsebytes(path.read_bytes())
+        body = mail.get_body(("plain",))
+        text = body.get_content() if body is not None else ""
+        found = _CODE.search(text)
+        yield Mail(
+            str(mail["Subject"]), str(mail["To"]), str(mail["Date"]), _linked(text, issuer), found[0] if found else ""
+        )
 
 
-def _article(mail: EmailMessage) -> str:
-    body = mail.get_body(("plain",))
-    text = body.get_content() if body is not None else ""
-    return (
-        f"<article><h2>{escape(str(mail['Subject']))}</h2>"
-        f"<small>to {escape(str(mail['To']))}, {escape(str(mail['Date']))}</small><pre>{escape(text)}</pre></article>"
+def _linked(text: str, issuer: str) -> Markup:
+    """The text with links of ours to follow: nothing that a mail quotes leads anywhere else."""
+    parts = re.split(rf"({re.escape(issuer)}/[\w/.-]*[\w/])", text)
+    return Markup("").join(
+        Markup('<a href="{}">{}</a>').format(part, part) if number % 2 else escape(part)
+        for number, part in enumerate(parts)
     )
 
 
-def _page(articles: list[str]) -> str:
-    shown = "\n".join(articles) or "<p>No mail yet. Ask for a session, and reload.</p>"
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>Inbox</title>'
-        f"<style>{_STYLE}</style></head>\n<body><h1>Inbox</h1>\n{shown}\n</body></html>\n"
-    )
+def _fits(mail: Mail, wanted: str) -> bool:
+    """Whether a mail is to this address, or has these words in it."""
+    return wanted.casefold() in f"{mail.to}\n{mail.subject}\n{mail.text.unescape()}".casefold()

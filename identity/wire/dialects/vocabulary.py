@@ -254,6 +254,8 @@ PARAMETERS: Final[Mapping[str, tuple[Mapping[str, Any], str]]] = {
     "since": (_MOMENT, "From this moment on: Unix seconds or RFC 3339"),
     "until": (_MOMENT, "Up to this moment: Unix seconds or RFC 3339"),
     "after": ({"type": "string"}, "Continue behind this cursor: the `next` of the answer before"),
+    "GET /dev/inbox q": ({"type": "string"}, "Only mails to this address, or with these words in them"),
+    "newest": ({"type": "string"}, "Show the newest code above the mails"),
     "q": ({"type": "string"}, "The beginning of a name, alias, address or id"),
     "user": ({"type": "string"}, "Only what belongs to this user: id, alias or address"),
 }
