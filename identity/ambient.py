@@ -8,10 +8,9 @@ from __future__ import annotations
 import os
 import secrets
 import threading
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.message import EmailMessage
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 
 class Clock(Protocol):
@@ -67,8 +66,7 @@ class SystemEntropy:
         self._taking = threading.Lock()
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
+class Origin(NamedTuple):
     """Where a request came from, as far as it can be known: for sessions, audit and mails, never for authorization."""
 
     address: str = ""
@@ -79,7 +77,7 @@ class Origin:
     credential: str = ""
 
     def proven_by(self, credential: str) -> Origin:
-        """The same, of a caller whom this credential proved. Spelled out: `dataclasses.replace` costs ten times as much."""
+        """The same, of a caller whom this credential proved. Spelled out: `_replace` costs five times as much."""
         return Origin(self.address, self.user_agent, self.request_id, self.error_id, credential)
 
     @classmethod

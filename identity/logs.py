@@ -64,10 +64,10 @@ class JsonLines(logging.Formatter):
             line["trace"] = _trace(record)
         return _encode(line)
 
-    def request(self, moment: float, fields: dict[str, Any]) -> str:
+    def request(self, moment: float, fields: str) -> str:
         """The line of an answered request."""
         at = self._time(moment)
-        return f'{{"at":"{at}","level":"info","logger":"identity.request","event":"request",{_encode(fields)[1:]}'
+        return f'{{"at":"{at}","level":"info","logger":"identity.request","event":"request",{fields}}}'
 
     def _time(self, moment: float) -> str:
         second = int(moment)
@@ -81,7 +81,7 @@ class _Requests:
 
     def __init__(self) -> None:
         self.enabled = False
-        self.waiting: list[tuple[float, dict[str, Any]]] = []
+        self.waiting: list[tuple[float, str]] = []
 
 
 _requests: Final = _Requests()
@@ -123,8 +123,13 @@ def configure(settings: Settings) -> None:
     logging.logThreads = logging.logMultiprocessing = False
 
 
-def request(fields: dict[str, Any]) -> None:
-    """Log one answered request: a line like any other, without what the logging module does for each record."""
+def members(fields: dict[str, Any]) -> str:
+    """Fields as the members of a JSON object, without its braces."""
+    return _encode(fields)[1:-1]
+
+
+def request(fields: str) -> None:
+    """Log one answered request, whose fields are spelled as `members` does: a line without what logging does for each record."""
     if _requests.enabled:
         _requests.waiting.append((time.time(), fields))  # noqa: TID251 -- when a line was logged, as logging itself takes it
         if len(_requests.waiting) >= _GATHERED:

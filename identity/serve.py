@@ -117,6 +117,7 @@ class Upkeep:
     def _flush_logs(self) -> None:
         while not self._stop.wait(logs.FLUSH_SECONDS):
             logs.flush()
+            metrics.flush()
 
     def end(self) -> None:
         """Stop, and write down what was only noted."""
@@ -125,6 +126,7 @@ class Upkeep:
             with contextlib.suppress(Refused, Contention):
                 write(self._rt)
         logs.flush()
+        metrics.flush()
 
 
 def run(settings: Settings, *, announce: Callable[[Runtime], None]) -> None:

@@ -8,7 +8,7 @@ thread in autocommit, so that each sees whatever any process committed before it
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -33,7 +33,7 @@ from sqlalchemy.orm import DeclarativeBase, Session
 from sqlalchemy.pool import PoolProxiedConnection
 from sqlalchemy.types import TypeEngine
 
-from identity import outages
+from identity import grounds, outages
 from identity.ambient import Origin
 from identity.columns import Instant, Names
 from identity.engines import (
@@ -346,13 +346,17 @@ class Database:
     @contextmanager
     def reading(self) -> Iterator[Session]:
         """A read transaction: a consistent view that is thrown away."""
+        grounds.give_up()
         with translated(), Session(self.engine.execution_options(identity_reading=True)) as session:
             yield session
 
     def rows(self, prepared: Prepared[R], **values: Any) -> list[R]:
         """Every row of a prepared select, read outside any transaction. Raises Refused(UNAVAILABLE)."""
         statement, arrange, convert = prepared.compiled_for(self.engine.dialect)
-        return [convert(row) for row in self._fetch(statement, arrange(values))]
+        parameters = arrange(values)
+        found = self._fetch(statement, parameters)
+        grounds.note_read(statement, parameters, found)
+        return [convert(row) for row in found]
 
     def row(self, prepared: Prepared[R], **values: Any) -> R | None:
         """The first row of a prepared select, or None."""
@@ -408,6 +412,10 @@ class Database:
         for connection in list(self._opened):
             self._close(connection)
         self.engine.dispose()
+
+    def stand(self, reads: Iterable[tuple[str, Any, list[Any]]]) -> bool:
+        """Whether each of these reads (`grounds.Grounds.reads`) finds now what it found then. Raises Refused(UNAVAILABLE)."""
+        return all(self._fetch(statement, parameters) == found for statement, parameters, found in reads)
 
     def _fetch(self, statement: str, parameters: Any) -> list[Any]:
         kept = getattr(self._kept, "connection", None)

@@ -19,6 +19,7 @@ from sqlalchemy import BigInteger, Connection, String, bindparam, func, select, 
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Mapped, mapped_column
 
+from identity import grounds
 from identity.storage import Base, Database, Prepared, Unit
 
 EVERYBODY: Final = "*"
@@ -178,10 +179,13 @@ class Memory:
         """What is remembered under `name` and still holds. Raises Refused(UNAVAILABLE) when the database cannot tell."""
         entry = self._entries.get(name) or self._notes.get(name)
         if entry is None:
+            grounds.give_up()
             return _NOTHING
         epochs = self._read(entry.shards)
         if entry.epochs == epochs and entry.until is not None and now < entry.until:
+            grounds.note_end(entry.until)
             return Recollection(entry.value, epochs)
+        grounds.give_up()
         return Recollection(None, epochs)
 
     def learn(self, name: bytes, value: Any, *, shards: Sequence[str], until: datetime, asked: Recollection) -> None:
@@ -197,6 +201,7 @@ class Memory:
 
     def look(self, name: bytes, now: datetime, *, shards: Sequence[str]) -> Recollection:
         """As `recall`, where the shards are known before: their epochs are told also where nothing is remembered."""
+        grounds.give_up()
         wanted = tuple(shards)
         entry = self._entries.get(name)
         epochs = self._read(wanted)

@@ -7,14 +7,15 @@ that cannot count refuses; it never waves through.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 from pathlib import Path
+from typing import NamedTuple
 
 from limits import RateLimitItem, parse
 
+from identity import grounds
 from identity.errors import RATE_LIMITED, UNAVAILABLE, Refused
 from identity.instruments.windows import EmbeddedStorage, SharedStorage
 from identity.settings import Settings
@@ -30,8 +31,7 @@ class Policy(StrEnum):
     BULK_UPLOAD = "bulk-upload"
 
 
-@dataclass(frozen=True, slots=True)
-class Window:
+class Window(NamedTuple):
     """How a key stands after a hit: what the `X-RateLimit-*` headers say."""
 
     limit: int
@@ -57,6 +57,7 @@ class Limiter:
         `budget` (`"500/minute"` or `"off"`) takes the place of the policy's own. Raises Refused(RATE_LIMITED), whose evidence holds the
         Window, and Refused(UNAVAILABLE) when the count cannot be kept.
         """
+        grounds.note_hit(policy, key, budget)
         item = self._items[policy] if budget is None else _item(budget)
         if item is None:
             return None

@@ -17,6 +17,7 @@ from sqlalchemy import BigInteger, String, delete
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Mapped, mapped_column
 
+from identity import grounds
 from identity.ambient import Origin, later
 from identity.columns import Instant
 from identity.storage import Base, Database, Unit
@@ -56,6 +57,7 @@ class Tallies:
 
     def note(self, credential: str, route: str, status: int, address: str, *, issued: bool) -> None:
         """Count one answered request of `credential`; `issued`: it was given a token. An empty credential is that of a person."""
+        grounds.note_deed(lambda _: self.note(credential, route, status, address, issued=issued))
         key = (credential, route, status, address, issued)
         with self._turn:
             counts = self._counts

@@ -16,6 +16,7 @@ from sqlalchemy import String, delete, func, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
+from identity import grounds
 from identity.ambient import Origin, later
 from identity.columns import Instant
 from identity.storage import Base, Database, Unit
@@ -48,6 +49,7 @@ class Usage:
 
         Who else used it is kept where the table says `tells_callers`.
         """
+        grounds.note_deed(lambda then: self.note(table, row_id, then, address))
         if len(self._notes) < _MAX_NOTES:
             self._notes[table, row_id, address] = now
 

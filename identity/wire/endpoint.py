@@ -179,6 +179,7 @@ class Endpoint:
     is in the body (`limits_itself`). `is_page`: a public page that costs more than its bytes; Flask-Limiter counts those.
     `any_origin`: pages of every origin may read it, since it says the same to everybody (CORS).
     `hot` endpoints are mounted on the fast lane too; one that `writes` even when all is well is never run on the event loop.
+    `repeats`: it answers the same request alike while what it was answered from is the same (`repeats`).
     """
 
     method: str
@@ -200,6 +201,7 @@ class Endpoint:
     shape: Shape = ENVELOPE
     hot: bool = False
     writes: bool = False
+    repeats: bool = False
     admin: bool = False
     #: About the tenant in `X-Tenant-Id`, for whoever administers it; `recent_login`: only soon after signing in.
     owners: bool = False

@@ -76,7 +76,7 @@ _log = logging.getLogger("identity.request")
 class Exchange:
     """One request on its way through an endpoint. `run` may be called again after WritesElsewhere; nothing is counted twice."""
 
-    __slots__ = ("_call", "_networks", "_started", "endpoint", "rt")
+    __slots__ = ("_networks", "_started", "call", "endpoint", "refused", "rt")
 
     def __init__(
         self, rt: Runtime, endpoint: Endpoint, request: Request, params: Mapping[str, str], networks: Networks
@@ -93,11 +93,13 @@ class Exchange:
             request_id=given if given is not None and REQUEST_ID.fullmatch(given) else fresh,
             error_id=fresh,
         )
-        self._call = Call(rt, request, origin, endpoint, params)
+        self.call = Call(rt, request, origin, endpoint, params)
+        #: Why it was refused, once it has run.
+        self.refused: Refused | None = None
 
     def run(self) -> Answer:
         """The answer: the handler's, or the refusal in the dialect's shape. Never raises but WritesElsewhere."""
-        call = self._call
+        call = self.call
         try:
             reply = self._attempt(call)
             refused = None
@@ -110,6 +112,7 @@ class Exchange:
             logs.event(_log, logging.ERROR, "internal error", exc_info=exc, **ids)
             refused = Refused(INTERNAL, detail=type(exc).__name__, cause=exc)
             reply = _refusal(call, refused)
+        self.refused = refused
         return self._finish(call, reply, refused)
 
     def _attempt(self, call: Call) -> Reply:
@@ -203,7 +206,8 @@ class Exchange:
         elapsed = time.perf_counter() - self._started
         metrics.observe(endpoint.name, status, elapsed)
         self._count(call, status, issued=call.issued and refused is None)
-        _log_request(call, status, elapsed, refused)
+        fields = logs.members(fields_of(call, refused))
+        log_answer(call.origin.request_id, endpoint.name, status, elapsed, fields)
         return Answer(status, tuple(headers), body)
 
     def _count(self, call: Call, status: int, *, issued: bool) -> None:
@@ -305,19 +309,21 @@ def _json_bytes(payload: Any) -> bytes:
     return _encode(payload).encode()
 
 
-def _log_request(call: Call, status: int, elapsed: float, refused: Refused | None) -> None:
-    fields: dict[str, Any] = {
-        "requestID": call.origin.request_id,
-        "route": call.endpoint.name,
-        "status": status,
-        "ms": round(elapsed * 1000, 2),
-        "address": call.origin.address,
-    }
+def fields_of(call: Call, refused: Refused | None) -> dict[str, Any]:
+    """What the log line of an answer says beside its id, route, status and time."""
+    fields = {"address": call.origin.address}
     if refused is not None:
         fields |= {"error": refused.problem.code, "errorID": call.origin.error_id, "detail": refused.detail}
     if call.identified is not None:
         fields["caller"] = call.identified.subject
-    logs.request(fields)
+    return fields
+
+
+def log_answer(request_id: str, route: str, status: int, seconds: float, rest: str) -> None:
+    """Write the log line of an answer, whose other fields `rest` spells. Neither an id nor a route has anything to escape."""
+    logs.request(
+        f'"requestID":"{request_id}","route":"{route}","status":{status},"ms":{round(seconds * 1000, 2)},{rest}'
+    )
 
 
 def _nowhere(_call: Call) -> Reply:

@@ -14,6 +14,7 @@ import os
 import shutil
 import tempfile
 import threading
+from bisect import bisect_left
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -35,15 +36,45 @@ _BUCKETS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0
 _FOLDER_PREFIX: Final = "identity-metrics-"
 _log: Final = logging.getLogger("identity.metrics")
 _making: Final = threading.Lock()
-_by_route: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
+_counting: Final = threading.Lock()
+
+
+class _Counts:
+    """The requests of one route and status that were answered since the last `flush`: how many in each bucket, and their seconds."""
+
+    __slots__ = ("buckets", "seconds")
+
+    def __init__(self) -> None:
+        self.buckets = [0] * (len(_BUCKETS) + 1)
+        self.seconds = 0.0
+
+
+_counted: dict[tuple[str, int], _Counts] = {}
 
 
 def observe(route: str, status: int, seconds: float) -> None:
-    """Count one answered request; a count that cannot be kept is lost, and fails nobody's request."""
-    try:
-        _observe(route, status, seconds)
-    except Exception as exc:  # noqa: BLE001 -- see above; what fails is a file of another library
-        _log_loss(type(exc).__name__)
+    """Count one answered request; Prometheus sees it from the next `flush` on."""
+    with _counting:
+        counts = _counted.get((route, status))
+        if counts is None:
+            counts = _counted[route, status] = _Counts()
+        counts.buckets[bisect_left(_BUCKETS, seconds)] += 1
+        counts.seconds += seconds
+
+
+def flush() -> None:
+    """Hand on what was counted; called every second or so, since the library takes longer for a count than many an answer does.
+
+    A count that cannot be kept is lost, and fails nobody.
+    """
+    with _counting:
+        counted = dict(_counted)
+        _counted.clear()
+    for (route, status), counts in counted.items():
+        try:
+            _hand_on(route, status, counts)
+        except Exception as exc:  # noqa: BLE001 -- see above; what fails is a file of another library
+            _log_loss(type(exc).__name__)
 
 
 @cache
@@ -52,15 +83,17 @@ def _log_loss(reason: str) -> None:
     logs.event(_log, logging.ERROR, "metrics cannot be written", reason=reason)
 
 
-def _observe(route: str, status: int, seconds: float) -> None:
-    known = _by_route.get((route, status))
-    if known is None:
-        # The registry refuses an instrument that is made twice, and the first requests come in parallel.
-        with _making:
-            requests, times = _instruments()
-        known = _by_route[route, status] = (requests.labels(route, str(status)), times.labels(route))
-    known[0].inc()
-    known[1].observe(seconds)
+def _hand_on(route: str, status: int, counts: _Counts) -> None:
+    # The registry refuses an instrument that is made twice.
+    with _making:
+        requests, times = _instruments()
+    requests.labels(route, str(status)).inc(sum(counts.buckets))
+    # What `observe` does for one value, for many at once: the library has no public way.
+    histogram = times.labels(route)
+    histogram._sum.inc(counts.seconds)  # noqa: SLF001 -- see above
+    for bucket, count in zip(histogram._buckets, counts.buckets, strict=True):  # noqa: SLF001 -- see above
+        if count:
+            bucket.inc(count)
 
 
 def make_shared_folder() -> Path:

@@ -70,7 +70,7 @@ def note(rt: Runtime, origin: Origin, route: str, status: int, refused: Refused,
             "field": refused.field,
             # Where nothing more is known, the words that the client saw are specific to the check.
             "detail": (refused.detail or refused.problem.message)[:300],
-            "evidence": json.dumps(refused.evidence, default=_plain)[:_MAX_EVIDENCE],
+            "evidence": json.dumps(_by_name(refused.evidence), default=_plain)[:_MAX_EVIDENCE],
             "caller": caller,
             "address": origin.address[:64],
             "request_id": origin.request_id,
@@ -166,6 +166,11 @@ def _excess(unit: Unit) -> tuple[tuple[str, str], int] | None:
         return None
     route, error, _ = unit.execute(counted.order_by(func.count().desc()).limit(1)).one()
     return (route, error), min(total - MAX_KEPT, _PURGE_STEP)
+
+
+def _by_name(evidence: Mapping[str, Any]) -> dict[str, Any]:
+    """Named tuples, which JSON knows by position only, with their names."""
+    return {name: value._asdict() if hasattr(value, "_asdict") else value for name, value in evidence.items()}
 
 
 def _plain(value: Any) -> Any:

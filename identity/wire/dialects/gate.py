@@ -67,6 +67,7 @@ class Passed(Schema):
     limit=Policy.STANDARD,
     limits_itself=True,
     hot=True,
+    repeats=True,
     ignores_body=True,
     query=("role", "scope", "tier", "tenant", "claims"),
     answer=Passed,

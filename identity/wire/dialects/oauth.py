@@ -12,7 +12,7 @@ import functools
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import unquote_plus
 
@@ -177,7 +177,13 @@ def token(call: Call) -> Reply:
 
 
 @oauth.endpoint(
-    "POST", "/oauth/introspect", body=PresentedToken, answer=Introspection, hot=True, refusals=_AUTHENTICATION
+    "POST",
+    "/oauth/introspect",
+    body=PresentedToken,
+    answer=Introspection,
+    hot=True,
+    repeats=True,
+    refusals=_AUTHENTICATION,
 )
 def introspect(call: Call) -> Reply:
     """Say what a token stands for now (RFC 7662): one's own, or with the scope `introspect` anybody's.
@@ -280,7 +286,7 @@ class _Revocation(RevocationEndpoint):
 
     def revoke_token(self, token: str, request: _Request) -> None:
         call, proven = request.call, request.client.proven
-        origin = replace(call.origin, credential=call.proven)
+        origin = call.origin.proven_by(call.proven)
         introspection.revoke(call.rt, origin, proven.application, token)
 
 

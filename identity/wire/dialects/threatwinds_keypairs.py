@@ -164,6 +164,7 @@ def verify_keypair(call: Call) -> Reply:
     limit=Policy.STANDARD,
     status=200,
     hot=True,
+    repeats=True,
     answer=KeyPairAnswer,
     refusals=_KEY,
 )

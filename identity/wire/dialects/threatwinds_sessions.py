@@ -126,6 +126,7 @@ def verify_session(call: Call) -> Reply:
     limit=Policy.STANDARD,
     status=200,
     hot=True,
+    repeats=True,
     answer=SessionAnswer,
     refusals=BEARER_REFUSALS,
 )

@@ -17,9 +17,11 @@ from gunicorn.asgi.protocol import ASGIProtocol
 from gunicorn.workers import gasgi
 from gunicorn_h1c import H1CProtocol
 
+from identity.grounds import Grounds
 from identity.wire.endpoint import MAX_BODY, Answer, Endpoint, Request
 from identity.wire.exchange import Exchange
 from identity.wire.mounts.fastlane import FastLane, headers_of
+from identity.wire.repeats import head_of
 
 _DRAIN_SECONDS: Final = 1.0
 _LENGTH: Final = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,15})[ \t]*(?=\r\n|$)")
@@ -104,6 +106,8 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # see above
         if self._current_request is None:
             self._begun = None  # An exchange is finished by the request that began it, or by none.
         if self._is_lenient:
+            if not self._body_left and self._is_idle() and self._answer_again(data):
+                return
             if not self._is_plain(data):
                 if self._current_request is not None:
                     self._close_transport()  # Behind a request under way no other parser can take over, nor any answer be told apart.
@@ -162,6 +166,15 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # see above
             and not self._flow_control.write_paused
         )
 
+    def _answer_again(self, data: bytes) -> bool:
+        """Answer a request that was answered at once before, if its answer still stands; tell whether that was done."""
+        again = self.app.repeats.find(data, self._peer)
+        if again is None:
+            return False
+        self._safe_write(_response(*again))
+        self._answered_at = self.worker.loop.time()
+        return True
+
     def _answer_at_once(self, data: bytes) -> bool:
         """Answer a whole plain request if it is for a hot endpoint that need not wait; tell whether that was done."""
         line = data[: data.find(b" ", data.find(b" ") + 1)].partition(b"?")[0]
@@ -170,7 +183,13 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # see above
         if endpoint is None or request is None:
             return False
         exchange = self.app.begin(endpoint, request)
-        answer = self.app.answer_at_once(exchange)
+        if endpoint.repeats:
+            with Grounds() as grounds:
+                answer = self.app.answer_at_once(exchange)
+            if answer is not None:
+                self.app.repeats.keep(data, self._peer, exchange, answer, grounds)
+        else:
+            answer = self.app.answer_at_once(exchange)
         if answer is None:
             self._begun = exchange
             return False
@@ -268,13 +287,11 @@ def _body_left_of(data: bytes) -> int | None:
 
 
 def _as_http(answer: Answer, extra_headers: tuple[tuple[str, str], ...] = ()) -> bytes:
-    """`answer` as it goes over the wire. Raises ValueError for a header that would end early and let its value write the response."""
-    lines = [f"{name}: {value}\r\n" for name, value in answer.headers + extra_headers]
-    head = "".join(lines)
-    if head.count("\r") != len(lines) or head.count("\n") != len(lines):
-        raise ValueError("a line break inside a response header")
-    # A 304 has no body, and says nothing of the one that it would have had.
-    length = f"Content-Length: {len(answer.body)}\r\n" if answer.status != 304 else ""
-    start = protocol._get_cached_status_line((1, 1), answer.status)  # noqa: SLF001 -- as gunicorn writes the others
+    """`answer` as it goes over the wire. Raises ValueError as `head_of` does."""
+    return _response(answer.status, head_of(answer, extra_headers), answer.body)
+
+
+def _response(status: int, head: str, body: bytes) -> bytes:
+    start = protocol._get_cached_status_line((1, 1), status)  # noqa: SLF001 -- as gunicorn writes the others
     fixed = protocol._CACHED_SERVER_HEADER + protocol._get_cached_date_header()  # noqa: SLF001 -- see above
-    return b"%b%b%b\r\n%b" % (start, f"{head}{length}".encode("latin-1"), fixed, answer.body)
+    return b"%b%b%b\r\n%b" % (start, head.encode("latin-1"), fixed, body)

@@ -22,6 +22,7 @@ from identity.runtime import Runtime
 from identity.wire.endpoint import ENVELOPE, MAX_BODY, Answer, Endpoint, Reads, Request
 from identity.wire.exchange import Exchange, WritesElsewhere, refuse_outside
 from identity.wire.head import networks_of
+from identity.wire.repeats import Repeats
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -51,6 +52,7 @@ class FastLane:
                     for prefix in endpoint.mounts
                     for method in methods
                 }
+        self.repeats = Repeats(rt)
         self._pool = ThreadPoolExecutor(rt.settings.threads, "identity")
         # Routes behind this lane that take more than the rest.
         self._large = {

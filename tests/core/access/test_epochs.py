@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -270,7 +269,7 @@ def test_a_removed_secret_and_a_lockout_are_seen_at_the_next_request(world: Worl
         outcome(lambda: callers.identify(world.other, ORIGIN, wrong))
     assert prove() == "RATE_LIMITED"
     assert world.outcome("pair") == world.truth("pair") == "RATE_LIMITED"
-    elsewhere = replace(ORIGIN, address="192.0.2.77")
+    elsewhere = ORIGIN._replace(address="192.0.2.77")
     for _ in range(3):
         secrets.authenticate(world.rt, elsewhere, world.app.client_id, world.app.secret)
     with world.other.unit(ORIGIN) as unit:
@@ -287,7 +286,7 @@ def test_nothing_outlives_what_it_was_known_to_end_with(world: World, clock: Fak
 
 
 def test_a_foreign_network_is_refused_though_the_pair_is_remembered(world: World) -> None:
-    elsewhere = replace(ORIGIN, address="198.51.100.7")
+    elsewhere = ORIGIN._replace(address="198.51.100.7")
     assert outcome(lambda: callers.identify(world.rt, elsewhere, world.pair)) == "INVALID_CREDENTIALS"
 
 

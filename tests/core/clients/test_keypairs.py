@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 from sqlalchemy import update
 
@@ -34,7 +32,7 @@ def confirmed(web: Web, person: Person, **options: object) -> Requested:
 
 
 def proven(rt: Runtime, made: Requested, *, address: str = "192.0.2.1") -> keypair_proof.KeyInfo:
-    return keypair_proof.authenticate(rt, replace(ORIGIN, address=address), made.info.api_key, made.secret.reveal())
+    return keypair_proof.authenticate(rt, ORIGIN._replace(address=address), made.info.api_key, made.secret.reveal())
 
 
 def test_both_halves_say_what_they_are_and_only_a_keyed_hash_of_the_secret_is_kept(rt: Runtime) -> None:

@@ -33,7 +33,7 @@ SMALL = Budget("small", 3, 300)
 
 
 def from_address(number: int) -> Origin:
-    return replace(ORIGIN, address=f"198.51.{number // 250}.{number % 250}")
+    return ORIGIN._replace(address=f"198.51.{number // 250}.{number % 250}")
 
 
 def guess(rt: Runtime, identifier: str, password: str = "wrong", origin: Origin = ORIGIN) -> str:
@@ -129,9 +129,9 @@ def test_twenty_failures_lock_a_machine_for_one_address(rt: Runtime) -> None:
 
 def test_an_ipv6_host_does_not_escape_by_its_other_addresses(rt: Runtime) -> None:
     ada = a_user(rt)
-    addresses = [replace(ORIGIN, address=f"2001:db8:1:1::{number:x}") for number in range(1, 7)]
+    addresses = [ORIGIN._replace(address=f"2001:db8:1:1::{number:x}") for number in range(1, 7)]
     assert [guess(rt, ada.email, origin=origin) for origin in addresses][-1] == "RATE_LIMITED"
-    assert guess(rt, ada.email, ada.password, replace(ORIGIN, address="2001:db8:1:2::1")) == "right"
+    assert guess(rt, ada.email, ada.password, ORIGIN._replace(address="2001:db8:1:2::1")) == "right"
 
 
 def test_right_passwords_cost_no_budget(rt: Runtime) -> None:

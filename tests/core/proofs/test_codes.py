@@ -7,7 +7,6 @@ import pathlib
 import re
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 
 import pytest
 import sqlalchemy
@@ -368,7 +367,7 @@ def test_a_stranger_does_not_use_up_what_the_owner_may_send(world: World) -> Non
 
 
 def ask_from(world: World, client: str) -> None:
-    with world.rt.unit(replace(ORIGIN, address=client)) as unit:
+    with world.rt.unit(ORIGIN._replace(address=client)) as unit:
         codes.issue(world.rt, unit, Purpose.SESSION, subject=client, user_id="u1", address=ADA)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
 
 import pytest
 from sqlalchemy import func, select
@@ -21,7 +20,7 @@ from identity.runtime import Runtime
 from tests.builders import an_application
 from tests.world import ORIGIN, FakeClock
 
-ELSEWHERE = replace(ORIGIN, address="198.51.100.7")
+ELSEWHERE = ORIGIN._replace(address="198.51.100.7")
 
 
 def by_secret(rt: Runtime, client_id: str, secret: str, origin: Origin = ORIGIN) -> str:

@@ -209,7 +209,7 @@ def test_one_code_answers_one_of_many_challenges(
 def test_the_fifth_wrong_code_is_the_last(rt: Runtime, ada: Person, app: Authenticator, clock: FakeClock) -> None:
     issued = begin(rt, ada)
     for number in range(5):
-        elsewhere = replace(ORIGIN, address=f"198.51.100.{number}")
+        elsewhere = ORIGIN._replace(address=f"198.51.100.{number}")
         assert outcome(rt, issued, "junk", origin=elsewhere) == INVALID_CODE
     assert outcome(rt, issued, app.at(clock.now())) == INVALID_CODE
     assert outcome(rt, begin(rt, ada), app.at(clock.now())) is None
@@ -230,7 +230,7 @@ def test_200_parallel_wrong_codes_are_looked_at_five_times(
     issued = begin(rt, ada)
 
     def guess(number: int) -> Problem | None:
-        return outcome(rt, issued, f"{number:06d}", origin=replace(ORIGIN, address=f"198.51.100.{number}"))
+        return outcome(rt, issued, f"{number:06d}", origin=ORIGIN._replace(address=f"198.51.100.{number}"))
 
     with ThreadPoolExecutor(8) as pool:
         outcomes = list(pool.map(guess, range(200)))

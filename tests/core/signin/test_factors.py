@@ -390,14 +390,14 @@ def test_five_wrong_codes_lock_the_account_for_this_address(rt: Runtime, clock: 
 def test_the_hundredth_wrong_code_of_a_day_is_the_last_from_any_address(rt: Runtime, clock: FakeClock) -> None:
     ada = a_user(rt)
     for number in range(100):
-        origin = replace(ORIGIN, address=f"198.51.100.{number % 50}")
+        origin = ORIGIN._replace(address=f"198.51.100.{number % 50}")
         if number % 50 == 0:
             clock.tick(300)
         guess = guesses.at_code(rt, origin, ada.id)
         with pytest.raises(Refused), guess.unit() as unit:
             factors.settle(rt, unit, ada.id, guess, right=False)
     clock.tick(300)
-    elsewhere = replace(ORIGIN, address="203.0.113.9")
+    elsewhere = ORIGIN._replace(address="203.0.113.9")
     with pytest.raises(Refused) as refused:
         guesses.at_code(rt, elsewhere, ada.id)
     assert problem_of(refused) == LOCKED_OUT

@@ -1,0 +1,131 @@
+"""Answers that are given again: to the same request, byte for byte, while everything that the first was made from is as it was.
+
+Nothing is decided or spelled here. An ordinary exchange has made the answer and noted its grounds (`grounds`): the reads behind it, what it
+counted, when it ends by itself. Its twin is given when the same bytes come from the same peer and each of those reads finds the same; it is
+counted, logged and noted like the first, and differs only in its id and in how its window stands. Whatever else, refusals above all,
+goes the ordinary way. See docs/decisions/0011-answers-given-again.md.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from datetime import datetime
+from hashlib import blake2b
+from typing import Any, Final, NamedTuple
+
+from identity import logs
+from identity.errors import Refused
+from identity.grounds import Grounds
+from identity.runtime import Runtime
+from identity.wire import metrics
+from identity.wire.endpoint import Answer
+from identity.wire.exchange import Exchange, fields_of, log_answer
+from identity.wire.head import fresh_id
+
+_CAPACITY: Final = 2_048
+_VARYING: Final = {"X-RateLimit-Remaining": "%(remaining)d", "X-RateLimit-Reset": "%(reset)d"}
+
+
+class Again(NamedTuple):
+    """An answer as it goes out: its status, the header fields that are its own as text, and its body."""
+
+    status: int
+    head: str
+    body: bytes
+
+
+class _Kept(NamedTuple):
+    """An answer with its grounds; `head` has places for what varies."""
+
+    until: datetime
+    reads: list[tuple[str, Any, list[Any]]]
+    hit: tuple[Any, str, str | None]
+    deeds: list[Callable[[datetime], object]]
+    route: str
+    #: That the client chose; "" where each answer has an id of its own.
+    request_id: str
+    logged: str
+    head: str
+    status: int
+    body: bytes
+
+
+class Repeats:
+    """The answers of this process that may be given again."""
+
+    def __init__(self, rt: Runtime) -> None:
+        self._rt = rt
+        self._key = rt.entropy.bytes(32)
+        self._kept: dict[tuple[str, bytes], _Kept] = {}
+
+    def find(self, data: bytes, peer: str) -> Again | None:
+        """The answer to the request `data` of `peer`, counted and logged; None where it has to go the ordinary way."""
+        kept = self._kept.get(self._name(data, peer))
+        if kept is None:
+            return None
+        started, rt = time.perf_counter(), self._rt
+        now = rt.clock.now()
+        try:
+            if now >= kept.until or not rt.database.stand(kept.reads):
+                return None
+            window = rt.limiter.hit(kept.hit[0], kept.hit[1], budget=kept.hit[2])
+        except Refused:
+            return None  # A hit that is refused was not counted: it is refused again, in all words.
+        for deed in kept.deeds:
+            deed(now)
+        request_id = kept.request_id or fresh_id(rt)
+        varying: dict[str, object] = {"id": request_id}
+        if window is not None:
+            varying |= {"remaining": window.remaining, "reset": window.reset_at}
+        elapsed = time.perf_counter() - started
+        metrics.observe(kept.route, kept.status, elapsed)
+        log_answer(request_id, kept.route, kept.status, elapsed, kept.logged)
+        return Again(kept.status, kept.head % varying, kept.body)
+
+    def keep(self, data: bytes, peer: str, exchange: Exchange, answer: Answer, grounds: Grounds) -> None:
+        """Keep the answer to `data` if all of its grounds are known."""
+        if exchange.refused is not None or not grounds.is_complete or grounds.until is None or len(grounds.hits) != 1:
+            return
+        name = self._name(data, peer)
+        if len(self._kept) >= _CAPACITY and name not in self._kept:
+            # The oldest half at once, as `epochs.Memory` does.
+            for old in list(self._kept)[: _CAPACITY // 2]:
+                self._kept.pop(old, None)
+        origin = exchange.call.origin
+        is_own = origin.request_id == origin.error_id
+        self._kept[name] = _Kept(
+            until=grounds.until,
+            reads=grounds.reads,
+            hit=grounds.hits[0],
+            deeds=grounds.deeds,
+            route=exchange.endpoint.name,
+            request_id="" if is_own else origin.request_id,
+            logged=logs.members(fields_of(exchange.call, None)),
+            head=head_of(answer._replace(headers=tuple(_opened(answer.headers, is_own=is_own)))),
+            status=answer.status,
+            body=answer.body,
+        )
+
+    def _name(self, data: bytes, peer: str) -> tuple[str, bytes]:
+        # Keyed, and a digest: what carries credentials is kept by nobody.
+        return peer, blake2b(data, digest_size=16, key=self._key).digest()
+
+
+def _opened(headers: tuple[tuple[str, str], ...], *, is_own: bool) -> list[tuple[str, str]]:
+    """Header fields with places for what varies from one answer to the next."""
+    varying = _VARYING | {"X-Request-Id": "%(id)s"} if is_own else _VARYING
+    return [(name, varying.get(name) or value.replace("%", "%%")) for name, value in headers]
+
+
+def head_of(answer: Answer, extra_headers: tuple[tuple[str, str], ...] = ()) -> str:
+    """An answer's own header fields, as they go over the wire.
+
+    Raises ValueError for a header that would end early and let its value write the response.
+    """
+    lines = [f"{name}: {value}\r\n" for name, value in answer.headers + extra_headers]
+    head = "".join(lines)
+    if head.count("\r") != len(lines) or head.count("\n") != len(lines):
+        raise ValueError("a line break inside a response header")
+    # A 304 has no body, and says nothing of the one that it would have had.
+    return f"{head}Content-Length: {len(answer.body)}\r\n" if answer.status != 304 else head
