@@ -40,6 +40,9 @@ _POSTGRESQL_OPTIONS: Final[dict[str, Any]] = {
     # Behind one name, or in a list of hosts: the server that writes.
     "target_session_attrs": "read-write",
 }
+_PORT: Final = "5432"
+Address = tuple[str, str]
+"""A host, or the folder of a socket, and a port, as libpq spells them."""
 _TIMEOUTS: Final = {
     "statement_timeout": f"{STATEMENT_SECONDS}s",
     "lock_timeout": f"{BUSY_SECONDS}s",
@@ -92,6 +95,19 @@ def postgresql_options(url: URL, *, pooled: bool) -> dict[str, Any]:
     theirs = url.query.get("options", ())
     spelled = (theirs,) if isinstance(theirs, str) else theirs
     return ours | {"options": " ".join((*settings, *spelled))}
+
+
+def leader_first(options: dict[str, Any], leader: Address | None) -> dict[str, Any]:
+    """Connection options whose list of hosts begins with the one that is known to write.
+
+    A host that is silent would else cost every new connection its whole timeout, for as long as the list begins with it.
+    """
+    hosts, ports = (str(options.get(name, "")).split(",") for name in ("host", "port"))
+    if leader is None or len(hosts) == 1:
+        return options
+    listed = list(zip(hosts, ports if len(ports) == len(hosts) else ports * len(hosts), strict=True))
+    listed.sort(key=lambda one: (one[0], one[1] or _PORT) != leader)
+    return options | {"host": ",".join(host for host, _ in listed), "port": ",".join(port for _, port in listed)}
 
 
 def prepare_file(path: Path, *, creates: bool) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 from sqlalchemy.engine import URL, Engine
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
-from identity.engines import postgresql_options
+from identity.engines import Address, postgresql_options
 from identity.errors import UNAVAILABLE, Refused
 
 PROBE_SECONDS: Final = 3
@@ -89,6 +89,7 @@ class Server(NamedTuple):
 
     identity: str
     writes: bool
+    address: Address
 
 
 def find_server(engine: Engine, url: URL, *, pooled: bool) -> Server | None:
@@ -119,7 +120,8 @@ def _asked(connection: Any) -> Server | None:
     result = connection.get_result()
     if result is None or result.ntuples != 1:
         return None
-    return Server(result.get_value(0, 1).decode(), result.get_value(0, 0) == b"f")
+    address = connection.host.decode(), connection.port.decode()
+    return Server(result.get_value(0, 1).decode(), result.get_value(0, 0) == b"f", address)
 
 
 def cut(connection: Any) -> None:

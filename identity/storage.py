@@ -42,7 +42,9 @@ from identity.engines import (
     LASTING,
     SET_TIMEOUTS,
     SQLITE_OPTIONS,
+    Address,
     driver_url,
+    leader_first,
     postgresql_engine,
     postgresql_options,
     prepare_file,
@@ -330,9 +332,13 @@ class Database:
         self._opened: set[Any] = set()
         self._pooled: set[Any] = set()
         self._server = ""
+        self._leader: Address | None = None
         if not self.is_sqlite:
             event.listen(self.engine, "connect", lambda connection, _: self._pooled.add(connection))
             event.listen(self.engine, "close", lambda connection, _: self._pooled.discard(connection))
+            event.listen(
+                self.engine, "do_connect", lambda _d, _r, _a, given: given.update(leader_first(given, self._leader))
+            )
 
     @property
     def shown(self) -> str:
@@ -397,6 +403,7 @@ class Database:
         if found is None or (not found.writes and found.identity != self._server):
             return False
         before, self._server = self._server, found.identity
+        self._leader = found.address if found.writes else None
         if found.writes and before in ("", found.identity):
             return False
         self.cut()
@@ -448,7 +455,7 @@ class Database:
         else:
             ours = postgresql_options(self.url, pooled=self.is_pooled)
             extra = {"autocommit": True, "prepare_threshold": 1, **ours}
-            connection = driver.connect(*arguments, **{**options, **extra})
+            connection = driver.connect(*arguments, **leader_first({**options, **extra}, self._leader))
         self._opened.add(connection)
         return connection
 

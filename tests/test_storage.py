@@ -22,6 +22,7 @@ from identity.core.people.accounts import User
 from identity.core.proofs.codes import Code
 from identity.core.tokens.revoked import RevokedToken
 from identity.core.upkeep import Lease, take_lease
+from identity.engines import leader_first
 from identity.errors import CONFLICT, INVALID_CODE, NOT_FOUND, Refused
 from identity.runtime import Runtime
 from identity.storage import Contention, Database, Prepared, translated
@@ -40,6 +41,20 @@ def crowd() -> Iterator[ThreadPoolExecutor]:
 def lease(rt: Runtime, name: str) -> Lease | None:
     with rt.database.reading() as session:
         return session.get(Lease, name)
+
+
+# Addresses.
+
+
+def test_new_connections_begin_with_the_host_that_writes() -> None:
+    listed = {"host": "one,two,three", "port": "5432,,7000", "user": "u"}
+    assert leader_first(listed, None) == listed
+    assert leader_first(listed, ("two", "5432")) == {"host": "two,one,three", "port": ",5432,7000", "user": "u"}
+    assert leader_first(listed, ("three", "7000")) == {"host": "three,one,two", "port": "7000,5432,", "user": "u"}
+    assert leader_first(listed, ("gone", "5432")) == listed
+    same_port = leader_first({"host": "one,two", "port": "7000"}, ("two", "7000"))
+    assert same_port == {"host": "two,one", "port": "7000,7000"}
+    assert leader_first({"host": "/sockets"}, ("other", "5432")) == {"host": "/sockets"}
 
 
 # Time.
