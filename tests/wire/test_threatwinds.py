@@ -15,7 +15,7 @@ from werkzeug.test import TestResponse
 from identity.core.mail import outbox
 from identity.core.mail.letters import Template
 from identity.core.people import accounts
-from identity.core.record import audit
+from identity.core.record import audit, explain
 from identity.core.signin import factors
 from identity.core.tokens import sessions
 from identity.instruments.limits import Limiter
@@ -832,6 +832,19 @@ def test_the_last_administrator_cannot_leave(web: Web) -> None:
     assert_refused(web.delete("/user", bearer=bearer), 409, "CONFLICT")
     assert web.get("/session", bearer=bearer).status_code == 200
     a_user(web.rt, roles=("users_admin",))
+    assert web.delete("/user", bearer=bearer).status_code == 202
+
+
+def test_the_last_owner_of_a_tenant_cannot_leave(web: Web) -> None:
+    olga = a_user(web.rt, tenants={"acme-bank": ("owner",), "globex": ("owner",), "initech": ("analyst",)})
+    a_user(web.rt, tenants={"acme-bank": ("owner",)})
+    a_user(web.rt, tenants={"globex": ("owner",)}, enabled=False)
+    bearer = sign_in(web, olga)["bearer"]
+    refused = web.delete("/user", bearer=bearer)
+    assert_refused(refused, 409, "CONFLICT")
+    assert explain.get(web.rt, refused.headers["x-error-id"]).evidence["seen"] == {"tenant": "globex"}
+    assert web.get("/session", bearer=bearer).status_code == 200
+    a_user(web.rt, tenants={"globex": ("owner",)})
     assert web.delete("/user", bearer=bearer).status_code == 202
 
 

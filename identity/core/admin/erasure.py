@@ -8,7 +8,7 @@ from sqlalchemy.orm import aliased
 from identity.ambient import Origin
 from identity.core.keeping import keepings
 from identity.core.mail import outbox
-from identity.core.people import accounts, invitations
+from identity.core.people import accounts, invitations, tenancy
 from identity.core.people.accounts import ADMIN_ROLE, Email
 from identity.core.record import audit
 from identity.core.record.audit import Action
@@ -19,8 +19,13 @@ from identity.storage import Unit
 
 
 def erase_own(rt: Runtime, origin: Origin, user_id: str) -> None:
-    """Erase a user who asks for it themselves; see `erase`."""
+    """Erase a user who asks for it themselves; see `erase`. Raises Refused(CONFLICT) also for the last owner of a tenant.
+
+    Administrators may erase that one: they can give the tenant another owner, or stop it.
+    """
     with rt.unit(origin) as unit:
+        for tenant_id in tenancy.lock_owned(unit, user_id):
+            tenancy.guard_last_owner(unit, tenant_id, leaving=user_id)
         erase(rt, unit, user_id, actor=user_id)
 
 

@@ -19,9 +19,9 @@ from identity.canonical import get_address, get_alias, get_names
 from identity.core.admin import roles as named
 from identity.core.admin.by import By
 from identity.core.admin.tenants import put_member
-from identity.core.people import accounts
+from identity.core.people import accounts, tenancy
 from identity.core.people.accounts import ADMIN_ROLE, Email, User, clean_name
-from identity.core.people.tenancy import Membership, Tenant
+from identity.core.people.tenancy import OWNER_ROLE, Membership, Tenant
 from identity.core.record import audit
 from identity.core.record.audit import Action
 from identity.core.tokens import status
@@ -241,6 +241,10 @@ def _update(rt: Runtime, unit: Unit, by: By, row: User, wanted: Mapping[str, Any
         return Taken(Outcome.UNCHANGED)
     if ADMIN_ROLE in row.roles and ADMIN_ROLE not in changes.get("roles", row.roles):
         raise Refused(CONFLICT.saying("An import does not demote an administrator"), field="roles")
+    if belongs:
+        for tenant in tenancy.lock_owned(unit, row.id):
+            if OWNER_ROLE not in belongs.get(tenant, (OWNER_ROLE,)):
+                tenancy.guard_last_owner(unit, tenant, leaving=row.id)
     for name, value in changes.items():
         setattr(row, name, value)
     row.version += 1

@@ -11,11 +11,10 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import Select, func, or_, select
+from sqlalchemy import Select, func, select
 
 from identity import paging
 from identity.canonical import canonical_id
-from identity.columns import holds
 from identity.core.admin import roles as named
 from identity.core.admin import users
 from identity.core.admin.by import By
@@ -27,12 +26,11 @@ from identity.core.people import tenancy
 from identity.core.people.accounts import Email, User, clean_name
 from identity.core.people.tenancy import OWNER_ROLE, Membership, Tenant
 from identity.core.tokens import belonging
-from identity.errors import CONFLICT, FORBIDDEN, NOT_FOUND, VALIDATION, Refused
+from identity.errors import FORBIDDEN, NOT_FOUND, VALIDATION, Refused
 from identity.paging import Listed, Part
 from identity.runtime import Runtime
 from identity.storage import Unit
 
-_LAST_OWNER: Final = CONFLICT.saying("The last owner of a tenant stays")
 _KEPT: Final = FORBIDDEN.saying("This application holds scopes or roles that only an administrator gives")
 
 
@@ -84,7 +82,7 @@ def set_roles(rt: Runtime, by: By, user_id: str, *, roles: Sequence[str], new_ro
         named.check(unit, roles, insists=new_role)
         held = put_member(rt, unit, by.where, user_id, roles=roles, actor=by.actor)
         if OWNER_ROLE in before and OWNER_ROLE not in held:
-            _guard_last_owner(unit, by.where)
+            tenancy.guard_last_owner(unit, by.where)
         user = unit.session.get_one(User, user_id)
         address = unit.execute(
             select(Email.address).where(Email.user_id == user_id, Email.preferred)
@@ -98,7 +96,7 @@ def end_membership(rt: Runtime, by: By, user_id: str) -> None:
         before = _lock_member(unit, by.where, user_id)
         belonging.end(rt, unit, by.where, user_id, actor=by.actor)
         if OWNER_ROLE in before:
-            _guard_last_owner(unit, by.where)
+            tenancy.guard_last_owner(unit, by.where)
 
 
 # Applications.
@@ -174,22 +172,6 @@ def _lock_member(unit: Unit, tenant_id: str, user_id: str) -> tuple[str, ...]:
     if row is None:
         raise Refused(NOT_FOUND, detail="no such member of this tenant")
     return row.roles
-
-
-def _guard_last_owner(unit: Unit, tenant_id: str) -> None:
-    """Refuse (CONFLICT) what leaves no owner who can come in; call it after the change, in its unit, under the tenant's lock."""
-    usable = (
-        Membership.tenant_id == tenant_id,
-        holds(Membership.roles, OWNER_ROLE),
-        User.enabled,
-        or_(User.starts_at.is_(None), User.starts_at <= unit.now),
-        or_(User.ends_at.is_(None), User.ends_at > unit.now),
-    )
-    if (
-        unit.execute(select(User.id).join(Membership, Membership.user_id == User.id).where(*usable).limit(1)).first()
-        is None
-    ):
-        raise Refused(_LAST_OWNER, detail="nobody would own the tenant")
 
 
 def _get_application(unit: Unit, tenant_id: str, client_id: str) -> Application:

@@ -38,7 +38,7 @@ from identity.canonical import get_names, is_name
 from identity.columns import Instant, Lines, Names, holds
 from identity.core.keeping import Keeping
 from identity.core.people import attributes as noted
-from identity.core.people.accounts import User
+from identity.core.people.accounts import User, window_is_open
 from identity.core.record import audit
 from identity.core.record.audit import Action
 from identity.core.versions import check as check_version
@@ -51,6 +51,7 @@ from identity.storage import Base, Prepared, Unit
 LIMITED_TIERS = (Policy.STANDARD, Policy.AI_ASSISTED, Policy.BULK_UPLOAD)
 OWNER_ROLE: Final = "owner"
 _ENABLED: Final = "enabled"
+_LAST_OWNER: Final = CONFLICT.saying("The last owner of a tenant stays; make somebody else its owner first")
 
 
 class Tenant(Base):
@@ -265,6 +266,31 @@ def owners_of(unit: Unit, tenant_id: str) -> list[tuple[str, str]]:
     owns = Membership.tenant_id == tenant_id, holds(Membership.roles, OWNER_ROLE), User.enabled
     owners = select(User.id, User.alias).join(Membership, Membership.user_id == User.id).where(*owns)
     return [(user_id, alias) for user_id, alias in unit.execute(owners.order_by(User.id))]
+
+
+def lock_owned(unit: Unit, user_id: str) -> list[str]:
+    """The tenants that the user owns. Nobody else changes until the unit ends who owns them: see `guard_last_owner`."""
+    owned = select(Membership.tenant_id).where(Membership.user_id == user_id, holds(Membership.roles, OWNER_ROLE))
+    locked = select(Tenant.id).where(Tenant.id.in_(owned)).order_by(Tenant.id).with_for_update()
+    return list(unit.execute(locked).scalars())
+
+
+def guard_last_owner(unit: Unit, tenant_id: str, *, leaving: str = "") -> None:
+    """Refuse (CONFLICT) what leaves no owner who can come in; call it in the unit of the change, under the tenant's lock.
+
+    After the change, or before it with the user who is `leaving`.
+    """
+    usable = (
+        Membership.tenant_id == tenant_id,
+        holds(Membership.roles, OWNER_ROLE),
+        User.id != leaving,
+        User.enabled,
+        window_is_open(unit.now),
+    )
+    owner = select(User.id).join(Membership, Membership.user_id == User.id).where(*usable).limit(1)
+    if unit.execute(owner).first() is None:
+        evidence = {"seen": {"tenant": tenant_id}}
+        raise Refused(_LAST_OWNER, detail="nobody would own the tenant", evidence=evidence)
 
 
 def remove(rt: Runtime, unit: Unit, tenant_id: str, *, actor: str) -> None:

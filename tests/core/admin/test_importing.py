@@ -74,6 +74,14 @@ def test_a_row_that_cannot_be_taken_holds_up_no_other(rt: Runtime) -> None:
     assert [one.field for one in taken[1:-1]] == [field for _, field in bad]
 
 
+def test_an_import_leaves_a_tenant_its_last_owner(rt: Runtime) -> None:
+    a_tenant(rt, "acme")
+    owner = {**ADA, "tenants": {"acme": ["owner"]}}
+    assert outcomes(rt, owner, {**ADA, "tenants": {"acme": ["lead"]}}) == ["created", "rejected"]
+    a_user(rt, tenants={"acme": ("owner",)})
+    assert outcomes(rt, {**ADA, "tenants": {"acme": ["lead"]}}) == ["updated"]
+
+
 def test_a_hash_that_a_login_has_replaced_is_never_put_back(web: Web) -> None:
     for number, (kind, stored) in enumerate(hashes_of("correct horse battery").items()):
         row = {"email": f"u{number}@acme.example", "alias": f"old{number}", "fullName": kind, "passwordHash": stored}
