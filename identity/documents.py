@@ -145,6 +145,7 @@ def keypair(info: KeyPairInfo) -> Document:
         "cidrs": list(info.cidrs),
         "roles": None if info.rights.roles is None else list(info.rights.roles),
         "tenants": None if info.rights.tenants is None else list(info.rights.tenants),
+        "decoy": info.decoy,
     }
 
 
@@ -193,6 +194,7 @@ def application(info: ApplicationInfo) -> Document:
         "attributes": attributes.read(info.attributes),
         "tokenClaims": attributes.read(info.token_claims),
         "enabled": info.enabled,
+        "decoy": info.decoy,
         "createdAt": seconds(info.created_at),
     }
 

@@ -52,6 +52,9 @@ class Runtime:
     tallies: Tallies = field(default_factory=Tallies)
     standard_client: str = ""
     owed: deque[Any] = field(default_factory=lambda: deque(maxlen=10_000))  # Guesses to give back, see `attempts`.
+    tried_decoys: dict[tuple[str, str], None] = field(
+        default_factory=dict
+    )  # Whose owners are to hear of it, see `decoys`.
     writes_until: float = 0.0  # On the monotonic clock: until when a write that was tried is proof enough.
 
     def unit(self, origin: Origin, *, lasting: bool = True) -> Unit:

@@ -50,10 +50,15 @@ _per_day = click.option(
 @_reuse
 @_per_day
 @click.option("--jwks", type=click.File(encoding="utf-8"), callback=key_set, help="Public keys for private_key_jwt.")
-def create(opened: Opened, new_role: bool, **options: Any) -> Any:
+@click.option(
+    "--decoy", is_flag=True, help="Looks like any other, is always refused, and tells its owners who tried it."
+)
+def create(opened: Opened, new_role: bool, decoy: bool, **options: Any) -> Any:
     """Make an application, and its first secret, which is shown once."""
     check(opened, options["roles"], new_role=new_role)
     body = {"scopes": list(options.pop("scopes"))} | _given(options) | ({"newRole": True} if new_role else {})
+    if decoy:
+        body["decoy"] = True
     if body.get("tokensPerDay", 0) is None:
         del body["tokensPerDay"]
     return opened.ask("POST", "application", body=body)

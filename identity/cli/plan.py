@@ -159,7 +159,7 @@ def _present(opened: Opened) -> tuple[State, dict[str, dict[str, str]]]:
             name = f"{one['tenant']}/{one['name']}" if one["tenant"] else one["name"]
             state["roles"][name] = {"description": one["description"]}
     for one in opened.everything("applications", "applications"):
-        if one["appId"] == _STANDARD:
+        if one["appId"] == _STANDARD or one.get("decoy"):
             continue
         if one["name"] in state["applications"]:
             raise Refused(

@@ -56,11 +56,17 @@ def keypair() -> None:
 @click.option("--role", "roles", multiple=True, metavar="R", help="Only this of the user's roles, in tenants too.")
 @click.option("--tenant", "tenants", multiple=True, metavar="T", help="Only this of the user's tenants.")
 @click.option("--cidr", "cidrs", multiple=True, metavar="NETWORK", help="Only from this network.")
-def create(opened: Opened, identifier: str, name: str, days: int, verified: bool, **named: tuple[str, ...]) -> Any:
+@click.option(
+    "--decoy", is_flag=True, help="Looks like any other, is always refused, and tells its owner who tried it."
+)
+def create(
+    opened: Opened, identifier: str, *, name: str, days: int, verified: bool, decoy: bool, **named: tuple[str, ...]
+) -> Any:
     """Make a key pair of a user; the secret is shown once. It waits for the code that is mailed to them."""
     body = {"name": name, "days": days} | {field: list(values) for field, values in named.items() if values}
+    body |= {"decoy": True} if decoy else {}
     made = opened.ask("POST", "user", find.user(opened, identifier), "keypair", body=body)
-    if verified:
+    if verified and not decoy:
         opened.ask("PUT", "keypair", made["keyID"], "verify")
         made["verified"] = True
     return made

@@ -23,7 +23,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from identity import logs
 from identity.ambient import Origin, later
 from identity.columns import Instant
-from identity.core.clients import expiry, machine_tokens, registration, secrets
+from identity.core.clients import decoys, expiry, machine_tokens, registration, secrets
 from identity.core.keeping import Keeping, Overdue, keepings
 from identity.core.mail import outbox
 from identity.core.proofs import attempts
@@ -199,6 +199,7 @@ def tend_keys(rt: Runtime) -> None:
 def write_notes(rt: Runtime) -> None:
     """Write down what this process only noted: guesses to give back, uses of credentials, and why it refused."""
     attempts.pay_back(rt, Origin.background())
+    decoys.tell(rt)
     rt.usage.flush(rt.database, rt.clock.now())
     rt.explanations.flush(rt.database, rt.clock.now())
 
@@ -216,6 +217,7 @@ JOBS: Final = (
     Job("asking", 10.0, machine_tokens.record_asking, shared=False),
     Job("ring", 2.0, lambda rt: rt.ring.reload_if_changed(), shared=False),
     Job("windows", 60.0, lambda rt: rt.limiter.sweep(), shared=False),
+    Job("decoys", 60.0, decoys.tell_left, shared=True),
     Job("keys", 10.0, tend_keys, shared=True),
     Job("retire", 10.0, secrets.retire_quiet, shared=True),
     Job("belonging", 10.0, belonging.tell_untold, shared=True),

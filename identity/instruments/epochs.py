@@ -87,18 +87,18 @@ WATCHED: Final = {
         of="user_id",
         columns=(
             *("user_id", "api_key", "fingerprint", "name", "cidrs", "verified", "expires_at", "rights"),
-            *("previous_fingerprint", "previous_until"),
+            *("previous_fingerprint", "previous_until", "decoy"),
         ),
-        ignored=("id", "created_at", "last_used_at", "last_used_address", "warned_days"),
+        ignored=("id", "created_at", "last_used_at", "last_used_address", "warned_days", "decoy_told_at"),
     ),
     "application": Watch(
         of="id",
         columns=(
             *("app_id", "name", "tenant_id", "scopes", "roles", "audiences", "token_seconds", "jwks", "enabled"),
             *("disabled_at", "version", "key_set_id", "key_place", "token_claims", "attributes"),
-            *("token_reuse_seconds", "tokens_per_day"),
+            *("token_reuse_seconds", "tokens_per_day", "decoy"),
         ),
-        ignored=("id", "created_at"),
+        ignored=("id", "created_at", "decoy_told_at"),
     ),
     "client_secret": Watch(
         of="client_id",

@@ -93,11 +93,27 @@ def create_keypair(
     cidrs: Sequence[str] = (),
     roles: Sequence[str] | None = None,
     tenants: Sequence[str] | None = None,
+    decoy: bool = False,
 ) -> Requested:
-    """A key pair of the user, which waits for the code that is mailed to them. See `keypairs.request`."""
+    """A key pair of the user, which waits for the code that is mailed to them (see `keypairs.request`); a decoy waits for none."""
     user = accounts.get(rt, user_id)
     with by.unit(rt) as unit:
         rights = Rights(None if roles is None else tuple(roles), None if tenants is None else tuple(tenants))
+        if decoy:
+            keypairs.check_room(unit, user.id)
+            info, secret = keypairs.create(
+                rt,
+                unit,
+                user.id,
+                name=name,
+                days=days,
+                actor=by.actor,
+                cidrs=cidrs,
+                verified=True,
+                rights=rights,
+                decoy=True,
+            )
+            return Requested(info, secret, None)
         return keypairs.request(rt, unit, user, name=name, days=days, actor=by.actor, cidrs=cidrs, rights=rights)
 
 

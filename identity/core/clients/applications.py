@@ -7,7 +7,7 @@ earns in `machine_tokens`.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
@@ -19,6 +19,7 @@ from sqlalchemy import (
     String,
     Text,
     bindparam,
+    false,
     func,
     or_,
     select,
@@ -33,7 +34,7 @@ from identity.canonical import canonical_id
 from identity.columns import Instant, Names, Ordered
 from identity.core.keeping import Keeping
 from identity.core.people.tenancy import Tenant
-from identity.errors import NOT_FOUND, Problem, Refused
+from identity.errors import CONFLICT, NOT_FOUND, Problem, Refused
 from identity.paging import Listed, Part
 from identity.runtime import Runtime
 from identity.storage import Base, Prepared, Unit
@@ -41,6 +42,7 @@ from identity.storage import Base, Prepared, Unit
 STANDARD_APP_ID: Final = 10
 ADMIN_SCOPE: Final = "admin"
 INTROSPECT_SCOPE: Final = "introspect"
+DECOY_PROVES_NOTHING: Final = CONFLICT.saying("A decoy proves nothing, so it has no keys, no trusts and adds no claims")
 #: The limiter keeps a moment for each token of the last 24 hours: 8 MB for as many.
 MOST_TOKENS_PER_DAY: Final = 1_000_000
 
@@ -71,6 +73,9 @@ class Application(Base):
     # For how long who asks again gets the same token again, and how many others in 24 hours.
     token_reuse_seconds: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
     tokens_per_day: Mapped[int | None] = mapped_column(BigInteger)
+    # Looks like any other and proves nothing; see `decoys`.
+    decoy: Mapped[bool] = mapped_column(Boolean, default=False, server_default=false())
+    decoy_told_at: Mapped[datetime | None] = mapped_column(Instant)
     enabled: Mapped[bool] = mapped_column(Boolean, default=True)
     disabled_at: Mapped[datetime | None] = mapped_column(Instant)
     created_at: Mapped[datetime] = mapped_column(Instant)
@@ -106,11 +111,12 @@ class ApplicationInfo(NamedTuple):
     token_claims: str
     token_reuse_seconds: int
     tokens_per_day: int | None
+    decoy: bool
 
     @property
     def is_usable(self) -> bool:
-        """Whether it may prove itself and act: it is enabled, and so is the tenant that it belongs to, if any."""
-        return self.enabled and self.tenant_enabled
+        """Whether it may prove itself and act: it is no decoy, it is enabled, and so is the tenant that it belongs to, if any."""
+        return self.enabled and self.tenant_enabled and not self.decoy
 
 
 COLUMNS = (
@@ -133,10 +139,11 @@ COLUMNS = (
     Application.token_claims,
     Application.token_reuse_seconds,
     Application.tokens_per_day,
+    Application.decoy,
 )
-WIDTH: Final = len(COLUMNS)
-_BY_ID = Prepared(select(*COLUMNS).where(Application.id == bindparam("id")))
-_BY_APP_ID = Prepared(select(*COLUMNS).where(Application.app_id == bindparam("app_id")))
+# A row has the fields of `ApplicationInfo`, its key set still as text: `info_of` reads that.
+_BY_ID = Prepared(select(*COLUMNS).where(Application.id == bindparam("id")), into=ApplicationInfo)
+_BY_APP_ID = Prepared(select(*COLUMNS).where(Application.app_id == bindparam("app_id")), into=ApplicationInfo)
 
 
 def ensure_standard(rt: Runtime) -> None:
@@ -174,14 +181,14 @@ def standard_client(rt: Runtime) -> str:
 def find_by_app_id(rt: Runtime, app_id: int) -> ApplicationInfo | None:
     """The application with this number, or None."""
     row = rt.database.row(_BY_APP_ID, app_id=app_id) if 0 < app_id < 2**63 else None
-    return info_of(row) if row else None
+    return info_of(row._asdict()) if row else None
 
 
 def find(rt: Runtime, client_id: str) -> ApplicationInfo | None:
     """The application with this client id, or None."""
     canonical = canonical_id(client_id)
     row = rt.database.row(_BY_ID, id=canonical) if canonical else None
-    return info_of(row) if row else None
+    return info_of(row._asdict()) if row else None
 
 
 def get(rt: Runtime, client_id: str) -> ApplicationInfo:
@@ -197,7 +204,7 @@ def public_scopes(rt: Runtime) -> tuple[str, ...]:
     with rt.database.reading() as session:
         ours = (
             select(Application.scopes)
-            .where(Application.enabled, Application.tenant_id.is_(None))
+            .where(Application.enabled, ~Application.decoy, Application.tenant_id.is_(None))
             .distinct()
             .limit(1000)
         )
@@ -245,14 +252,16 @@ def listing(
         return paging.read(session, query, Application.app_id, part=part, make=from_row)
 
 
-def info_of(row: Sequence[Any]) -> ApplicationInfo:
-    """The application in a row that begins with `COLUMNS`."""
-    return ApplicationInfo(*(*row[:8], json.loads(row[8]) if row[8] else None, *row[9:WIDTH]))
+def info_of(stored: Mapping[str, Any]) -> ApplicationInfo:
+    """The application in a row, by the names of its fields; the row may have others beside them."""
+    values = {name: stored[name] for name in ApplicationInfo._fields}
+    return ApplicationInfo(**values | {"jwks": json.loads(values["jwks"]) if values["jwks"] else None})
 
 
 def from_row(row: Application) -> ApplicationInfo:
     """The application in an ORM row."""
-    return info_of([getattr(row, column.key) for column in COLUMNS])
+    fields = zip(ApplicationInfo._fields, COLUMNS, strict=True)
+    return info_of({name: getattr(row, column.key) for name, column in fields})
 
 
 KEEPING: Final = Keeping((Application,))

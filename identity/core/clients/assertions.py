@@ -69,6 +69,7 @@ def authenticate_assertion(
             evidence=evidence,
             is_known=app is not None,
             problem=MISMATCH,
+            bait=app if app is not None and app.decoy else None,
         )
     # Only a signature that holds makes the reasons below worth telling to an operator.
     try:

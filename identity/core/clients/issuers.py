@@ -20,7 +20,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from identity.ambient import Origin, later
 from identity.columns import Instant
-from identity.core.clients.applications import ApplicationInfo, find, get_row
+from identity.core.clients.applications import DECOY_PROVES_NOTHING, ApplicationInfo, find, get_row
 from identity.core.clients.assertions import MISMATCH, is_moment
 from identity.core.clients.secrets import LONGEST_TOKEN_SECONDS, Authenticated, name_of, refuse
 from identity.core.keeping import Keeping, delete_batch
@@ -150,7 +150,8 @@ def authenticate_workload(
     trusts = [] if app is None else _trusts(rt, app.id)
     if app is None or not app.is_usable or not trusts:
         why = "unknown" if app is None else "without trusts" if app.is_usable else "disabled, or its tenant is"
-        _refuse(rt, origin, client_id, f"the client is {why}", token, is_known=app is not None)
+        bait = app if app is not None and app.decoy else None
+        _refuse(rt, origin, client_id, f"the client is {why}", token, is_known=app is not None, bait=bait)
     verdicts = [judge(rt, one, token, spiffe=spiffe) for one in trusts]
     passed = next((one.trust for one in verdicts if one.passes), None)
     if passed is None:
@@ -281,6 +282,7 @@ def _refuse(
     *,
     is_known: bool = True,
     evidence: Mapping[str, Any] | None = None,
+    bait: ApplicationInfo | None = None,
 ) -> NoReturn:
     said = unverified_claims(token)
     told = {"issuer": _shown(said.get("iss")), "subject": _shown(said.get("sub"))}
@@ -297,6 +299,7 @@ def _refuse(
         },
         is_known=is_known,
         problem=MISMATCH,
+        bait=bait,
     )
 
 
@@ -327,7 +330,8 @@ def add_trust(
     Raises Refused(VALIDATION) for a trust that names neither a subject nor a claim, or an issuer whose keys nobody knows;
     Refused(CONFLICT) for one too many.
     """
-    get_row(unit.session, client_id, for_update=True)
+    if get_row(unit.session, client_id, for_update=True).decoy:
+        raise Refused(DECOY_PROVES_NOTHING, detail="a trust of a decoy")
     checked = dict(claims or {})
     _check_issuer(rt, issuer, jwks)
     _check_subject(issuer, subject)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import bindparam, select
 
 from identity.ambient import Origin
-from identity.core.clients import applications, keypairs
+from identity.core.clients import applications, decoys, keypairs
 from identity.core.clients.keypairs import KeyPair
 from identity.core.people import tenancy
 from identity.core.people.accounts import AccessWindow, User, recheck
@@ -71,6 +71,7 @@ class _PairRow(NamedTuple):
     rights: str | None
     previous_fingerprint: bytes | None
     previous_until: datetime | None
+    decoy: bool
 
     def secret_until(self, presented: bytes, now: datetime) -> datetime | None:
         """Until when the presented secret is this pair's, or None if it is not."""
@@ -105,6 +106,7 @@ _PROVEN = Prepared(
         KeyPair.rights,
         KeyPair.previous_fingerprint,
         KeyPair.previous_until,
+        KeyPair.decoy,
     )
     .join(User, User.id == KeyPair.user_id)
     .where(KeyPair.api_key == bindparam("api_key")),
@@ -129,7 +131,10 @@ def authenticate(rt: Runtime, origin: Origin, api_key: str, api_secret: str) -> 
     if row is None or flaw:
         with rt.unit(origin, lasting=row is not None) as unit:
             machines.record(unit, name)
-            if row is not None:
+            if row is not None and row.decoy:
+                own = opaque.matches(row.fingerprint, keypairs.fingerprint_of(rt, api_secret, decoy=True))
+                decoys.record_try(rt, unit, "keypair", row.id, is_right=own, user=row.user_id)
+            elif row is not None:
                 audit.record(
                     rt,
                     unit,
@@ -139,6 +144,8 @@ def authenticate(rt: Runtime, origin: Origin, api_key: str, api_secret: str) -> 
                     credential=f"key:{row.id}",
                     reason=flaw,
                 )
+        if row is not None and row.decoy:
+            decoys.note_try(rt, "keypair", row.id)
         if row is None:
             rt.strangers.note(Action.LOGIN_FAILED, flaw, origin.address)
         raise Refused(KEY_MISMATCH, detail=flaw, evidence=evidence)
@@ -204,7 +211,8 @@ def _flaw(  # noqa: PLR0911 -- one return for each reason
         return "unknown key, or not the shape of a pair", {}
     now = rt.clock.now()
     if row.secret_until(presented, now) is None:
-        return "wrong secret", {"key": row.id}
+        detail = "a decoy, which proves nothing" if row.decoy else "wrong secret"
+        return detail, {"key": row.id}
     right = {"key": row.id, "near_miss": "the secret was right"}
     if not row.verified:
         return "the pair waits for its code", right

@@ -21,6 +21,7 @@ from sqlalchemy import (
     String,
     Text,
     delete,
+    false,
     func,
     select,
     update,
@@ -76,6 +77,9 @@ class KeyPair(Base):
     last_used_address: Mapped[str | None] = mapped_column(String(64))
     warned_days: Mapped[int | None] = mapped_column(BigInteger)
     rights: Mapped[str | None] = mapped_column(Text)
+    # Looks like any other and proves nothing; see `decoys`.
+    decoy: Mapped[bool] = mapped_column(Boolean, default=False, server_default=false())
+    decoy_told_at: Mapped[datetime | None] = mapped_column(Instant)
     previous_fingerprint: Mapped[bytes | None] = mapped_column(LargeBinary(32))
     previous_until: Mapped[datetime | None] = mapped_column(Instant)
 
@@ -95,6 +99,7 @@ class KeyPairInfo:
     last_used_at: datetime | None
     last_used_ip: str | None
     rights: Rights
+    decoy: bool = False
 
 
 def create(
@@ -108,10 +113,12 @@ def create(
     cidrs: Sequence[str] = (),
     verified: bool = False,
     rights: Rights = ALL,
+    decoy: bool = False,
 ) -> tuple[KeyPairInfo, Secret]:
     """A new pair of `user_id`, good for `days`, and its secret, which is shown once. Raises Refused(VALIDATION).
 
-    `rights`: a part of what the owner has; the pair never has more than that, nor more than its owner has at the time.
+    `rights`: a part of what the owner has; the pair never has more than that, nor more than its owner has at the time. A `decoy` looks the
+    same and is refused wherever it is used.
     """
     if not 1 <= days <= MAX_DAYS:
         raise Refused(VALIDATION.saying("A key lives from 1 to 3650 days"), field="days")
@@ -123,7 +130,8 @@ def create(
         id=rt.new_id(),
         user_id=user_id,
         api_key=opaque.mint(Kind.API_KEY, rt.entropy).reveal(),
-        fingerprint=fingerprint_of(rt, secret.reveal()),
+        fingerprint=fingerprint_of(rt, secret.reveal(), decoy=decoy),
+        decoy=decoy,
         name=_clean_name(name),
         cidrs=" ".join(_checked_networks(cidrs)),
         verified=verified,
@@ -144,7 +152,8 @@ class Requested:
 
     info: KeyPairInfo
     secret: Secret
-    verification_id: str
+    #: None for a decoy, which waits for none.
+    verification_id: str | None
 
 
 def request(
@@ -162,9 +171,7 @@ def request(
 
     Raises Refused(VALIDATION), Refused(CONFLICT) for one pair too many, Refused(RATE_LIMITED) for too many codes.
     """
-    count = unit.execute(select(func.count()).select_from(KeyPair).where(KeyPair.user_id == user.id)).scalar_one()
-    if count >= MAX_PAIRS:
-        raise Refused(PAIRS_FULL, detail=f"{count} pairs")
+    check_room(unit, user.id)
     address = addresses.preferred_of(unit, user.id)
     if address is None:
         raise Refused(NO_ADDRESS, detail="no verified address")
@@ -174,6 +181,13 @@ def request(
         rt, unit, Purpose.KEYPAIR, subject=info.id, user_id=user.id, address=address, values=values
     )
     return Requested(info, secret, verification_id)
+
+
+def check_room(unit: Unit, user_id: str) -> None:
+    """Raise Refused(CONFLICT) where one pair more is one too many for this user."""
+    count = unit.execute(select(func.count()).select_from(KeyPair).where(KeyPair.user_id == user_id)).scalar_one()
+    if count >= MAX_PAIRS:
+        raise Refused(PAIRS_FULL, detail=f"{count} pairs")
 
 
 def prove(rt: Runtime, origin: Origin, verification_id: str, code: str) -> None:
@@ -211,7 +225,7 @@ def rotate(
     secret = opaque.mint(Kind.API_SECRET, rt.entropy)
     until = later(unit.now, grace_seconds)
     row.previous_fingerprint, row.previous_until = row.fingerprint, until
-    row.fingerprint = fingerprint_of(rt, secret.reveal())
+    row.fingerprint = fingerprint_of(rt, secret.reveal(), decoy=row.decoy)
     unit.session.flush()
     audit.record(rt, unit, Action.KEYPAIR_ROTATED, actor=actor, target=row.id, user=row.user_id, grace=grace_seconds)
     return _info(row), secret, until
@@ -272,9 +286,9 @@ def _clean_name(text: str) -> str:
     return name
 
 
-def fingerprint_of(rt: Runtime, secret: str) -> bytes:
-    """The keyed hash that a pair keeps of its secret."""
-    return opaque.fingerprint(rt.ring.vault.derive("api secrets"), secret)
+def fingerprint_of(rt: Runtime, secret: str, *, decoy: bool = False) -> bytes:
+    """The keyed hash that a pair keeps of its secret; a decoy's is of another kind, and equals nothing that is presented."""
+    return opaque.fingerprint(rt.ring.vault.derive("decoys" if decoy else "api secrets"), secret)
 
 
 def _info(row: KeyPair) -> KeyPairInfo:
@@ -290,6 +304,7 @@ def _info(row: KeyPair) -> KeyPairInfo:
         row.last_used_at,
         row.last_used_address,
         decoded(row.rights),
+        row.decoy,
     )
 
 

@@ -18,6 +18,7 @@ from sqlalchemy.exc import IntegrityError
 from identity.ambient import Origin
 from identity.canonical import canonical_audience, get_names
 from identity.core.clients.applications import (
+    DECOY_PROVES_NOTHING,
     MOST_TOKENS_PER_DAY,
     STANDARD_APP_ID,
     Application,
@@ -59,11 +60,14 @@ def register(
     token_reuse_seconds: int = 0,
     tokens_per_day: int | None = None,
     jwks: Mapping[str, Any] | None = None,
+    decoy: bool = False,
 ) -> tuple[ApplicationInfo, MadeSecret]:
-    """Make an application and its first secret, which is shown once.
+    """Make an application and its first secret, which is shown once; or a decoy, which looks the same (see `decoys`).
 
-    Raises Refused(VALIDATION) and Refused(NOT_FOUND) for a tenant that does not exist.
+    Raises Refused(VALIDATION), Refused(NOT_FOUND) for a tenant that does not exist, Refused(CONFLICT) for a decoy with keys.
     """
+    if decoy and jwks is not None:
+        raise Refused(DECOY_PROVES_NOTHING, field="jwks")
     if tenant is not None:
         tenancy.get(unit.session, tenant)
     # One after the other: of two that read one number as the highest, one could only fail.
@@ -83,6 +87,7 @@ def register(
         jwks=_checked_jwks(jwks),
         key_set_id=_key_set_id(rt) if jwks else None,
         key_place=status.take(rt, unit) if jwks else None,
+        decoy=decoy,
         enabled=True,
         created_at=unit.now,
         version=1,
@@ -100,6 +105,7 @@ def register(
         name=name,
         tenant=tenant,
         scopes=list(row.scopes),
+        decoy=decoy,
     )
     return from_row(row), add_secret(rt, unit, row.id, actor=actor)
 
@@ -116,6 +122,8 @@ def change(
     """
     row = get_row(unit.session, client_id, for_update=True)
     check_version(row.version, versions)
+    if row.decoy and (changes.get("jwks") or changes.get("token_claims")):
+        raise Refused(DECOY_PROVES_NOTHING, detail="keys or claims of a decoy")
     checks: dict[str, Callable[[Any], Any]] = {
         "scopes": lambda value: get_names(tuple(value), field="scopes"),
         "roles": lambda value: get_names(tuple(value), field="roles"),

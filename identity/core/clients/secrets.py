@@ -28,6 +28,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from identity.ambient import Origin, later
 from identity.canonical import canonical_id
 from identity.columns import Instant
+from identity.core.clients import decoys
 from identity.core.clients.applications import COLUMNS, Application, ApplicationInfo, get_row, info_of
 from identity.core.keeping import Keeping, delete_batch
 from identity.core.proofs import attempts, machines
@@ -124,6 +125,7 @@ class _ProofRow(NamedTuple):
     token_claims: str
     token_reuse_seconds: int
     tokens_per_day: int | None
+    decoy: bool
     ring_version: int
     failures: str | None
     secret_id: str | None
@@ -147,7 +149,7 @@ class _ProofRow(NamedTuple):
         return end is None or now < end
 
     def application(self) -> ApplicationInfo:
-        return info_of(self[: len(ApplicationInfo._fields)])
+        return info_of(self._asdict())
 
 
 _WITH_SECRETS = Prepared(
@@ -195,7 +197,7 @@ def _authenticate(rt: Runtime, origin: Origin, client_id: str, secret: str) -> t
         machines.judge(rt, name_of(client_id), rows[0].failures)
     else:
         machines.check(rt, origin, name_of(client_id))
-    presented = opaque.fingerprint(rt.ring.vault.derive("client secrets"), secret)
+    presented = _fingerprint(rt, secret)
     now = rt.clock.now()
     proven = None
     for row in rows:
@@ -203,7 +205,9 @@ def _authenticate(rt: Runtime, origin: Origin, client_id: str, secret: str) -> t
             proven = row
     if proven is None or not rows[0].application().is_usable:
         detail, evidence = _flaw(rows, presented, secret, now)
-        refuse(rt, origin, client_id, detail=detail, evidence=evidence, is_known=bool(rows))
+        bait = rows[0].application() if rows and rows[0].decoy else None
+        taken = bait is not None and any(row.holds(_fingerprint(rt, secret, decoy=True)) for row in rows)
+        refuse(rt, origin, client_id, detail=detail, evidence=evidence, is_known=bool(rows), bait=bait, is_right=taken)
     rt.ring.ensure_version(proven.ring_version)
     return Authenticated(proven.application(), proven.secret_id or "", proven.expires_at, proven.place), proven.ends_at
 
@@ -214,6 +218,8 @@ def _flaw(rows: Sequence[_ProofRow], presented: bytes, secret: str, now: datetim
     well_formed = opaque.is_well_formed(Kind.CLIENT_SECRET, secret)
     if not rows:
         return "unknown client", {}
+    if rows[0].decoy:
+        return "a decoy, which proves nothing", {"near_miss": "whoever sent this has found where the decoy lies"}
     for row in rows:
         if not row.holds(presented):
             continue
@@ -240,12 +246,21 @@ def refuse(
     evidence: Mapping[str, Any] | None = None,
     is_known: bool = True,
     problem: Problem = CLIENT_MISMATCH,
+    bait: ApplicationInfo | None = None,
+    is_right: bool = False,
 ) -> NoReturn:
-    """Count a failed authentication of a machine and refuse it. One that does not exist is summed up in the audit."""
+    """Count a failed authentication of a machine and refuse it. One that does not exist is summed up in the audit.
+
+    `bait`: it is this decoy, and `is_right` where its own secret was sent: who answers for it hears of that.
+    """
     with rt.unit(origin, lasting=is_known) as unit:
         machines.record(unit, name_of(client_id))
-        if is_known:
+        if bait is not None:
+            decoys.record_try(rt, unit, "application", bait.id, is_right=is_right, tenant=bait.tenant)
+        elif is_known:
             audit.record(rt, unit, Action.APPLICATION_REFUSED, actor=canonical_id(client_id) or "", reason=detail)
+    if bait is not None:
+        decoys.note_try(rt, "application", bait.id)
     if not is_known:
         rt.strangers.note(Action.APPLICATION_REFUSED, detail, origin.address)
     raise Refused(problem, detail=detail, evidence=evidence)
@@ -390,7 +405,7 @@ def _add(
     row = ClientSecret(
         id=rt.entropy.bytes(6).hex(),
         client_id=client_id,
-        fingerprint=opaque.fingerprint(rt.ring.vault.derive("client secrets"), secret.reveal()),
+        fingerprint=_fingerprint(rt, secret.reveal(), decoy=get_row(unit.session, client_id).decoy),
         created_at=unit.now,
         expires_at=None if expires_in is None else later(unit.now, expires_in),
         place=status.take(rt, unit),
@@ -406,6 +421,11 @@ def _add(
         secret=row.id,
     )
     return MadeSecret(_secret_info(row), secret, _secret_info(living[-1]) if living else None)
+
+
+def _fingerprint(rt: Runtime, secret: str, *, decoy: bool = False) -> bytes:
+    """The keyed hash that is kept of a secret; that of a decoy's is of another kind, and equals nothing that is presented."""
+    return opaque.fingerprint(rt.ring.vault.derive("decoys" if decoy else "client secrets"), secret)
 
 
 def _tenant_of(unit: Unit, client_id: str) -> str | None:

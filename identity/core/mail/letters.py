@@ -44,6 +44,7 @@ class Template(StrEnum):
     SESSIONS_ENDED = "sessions_ended"
     CREDENTIAL_EXPIRING = "credential_expiring"
     CREDENTIAL_CONTAINED = "credential_contained"
+    DECOY_TRIED = "decoy_tried"
     TENANT_DISABLED = "tenant_disabled"
     TENANT_ENABLED = "tenant_enabled"
 
@@ -211,6 +212,13 @@ LETTERS: Final[Mapping[Template, Letter]] = {
         "Known of its use so far: $found. Make a new one for what needs it, and look for what else lay where this one was kept.",
         "an administrator",
         "If you know of no leak, ask your administrator.",
+    ),
+    Template.DECOY_TRIED: Letter(
+        "Somebody tried a decoy of yours at $service",
+        'The decoy "$key_name", which you answer for at $service, was tried $found. It proves nothing and was refused. Nobody has a use '
+        "for it but whoever found it: look for what else lay where it was kept, and replace that.",
+        "whoever found the decoy",
+        "You hear of it again in an hour at the earliest, however often it is tried; the audit has every try.",
     ),
     Template.TENANT_DISABLED: Letter(
         "$tenant was stopped at $service",

@@ -66,6 +66,7 @@ class Action(StrEnum):
     APPLICATION_CHANGED = "application.changed"
     APPLICATION_DELETED = "application.deleted"
     APPLICATION_REFUSED = "application.refused"
+    DECOY_TRIED = "decoy.tried"
     APPLICATION_ASKS_TOO_OFTEN = "application.asks-too-often"
     SECRET_CREATED = "secret.created"
     SECRET_RETIRED = "secret.retired"
@@ -96,7 +97,7 @@ class Action(StrEnum):
 _NO_ACTION: Final = VALIDATION.saying("There is no such action; the catalogue is in the documentation")
 #: What a refused request leaves behind. Only these carry the `x-error-id` that their client was told.
 REFUSALS: Final = frozenset(
-    {Action.LOGIN_FAILED, Action.CODE_REFUSED, Action.REFRESH_REUSED, Action.APPLICATION_REFUSED}
+    {Action.LOGIN_FAILED, Action.CODE_REFUSED, Action.REFRESH_REUSED, Action.APPLICATION_REFUSED, Action.DECOY_TRIED}
 )
 
 

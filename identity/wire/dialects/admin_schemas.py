@@ -124,6 +124,7 @@ class KeyPairBody(Body):
     cidrs = fields.List(Text(max_length=64))
     roles = Names(allow_none=True)
     tenants = Names(allow_none=True)
+    decoy = Flag()
 
 
 class AddressBody(Body):
@@ -151,6 +152,7 @@ class NewApplication(Body):
     tokenReuseSeconds = Whole(least=0, most=43_200)
     tokensPerDay = Whole(least=1, most=MOST_TOKENS_PER_DAY)
     jwks = fields.Dict(keys=fields.String())
+    decoy = Flag()
     newRole = Flag()
 
 
@@ -273,6 +275,7 @@ class NewKeyPairAnswer(CodeAnswer):
     keyName = fields.String(required=True)
     expireAt = Seconds(required=True)
     verified = fields.Boolean(required=True)
+    verificationCodeID = fields.String(required=True, allow_none=True)
 
 
 class SessionAnswer(Schema):
@@ -296,6 +299,7 @@ class KeyPairAnswer(Schema):
     userID = fields.String(required=True)
     apiKey = fields.String(required=True)
     keyName = fields.String(required=True)
+    decoy = fields.Boolean(required=True)
     verified = fields.Boolean(required=True)
     createdAt = Seconds(required=True)
     expireAt = Seconds(required=True)
@@ -322,6 +326,7 @@ class ApplicationAnswer(Schema):
     jwks = fields.Dict(required=True, allow_none=True)
     attributes = fields.Dict(required=True)
     tokenClaims = fields.Dict(keys=fields.String(), values=fields.String(), required=True)
+    decoy = fields.Boolean(required=True)
     enabled = fields.Boolean(required=True)
     createdAt = Seconds(required=True)
 

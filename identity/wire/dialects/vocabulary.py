@@ -17,6 +17,7 @@ FIELDS: Final[Mapping[str, str]] = {
     "by": "Who did it",
     "contained": "That it was ended after a leak, with all that it earned; null where it was not",
     "counts": "How many there are in all: uses, tokens, addresses, sessions, deeds",
+    "decoy": "Looks like any other and is refused wherever it is used, and who answers for it hears of that",
     "deeds": "The events of the audit that it is behind, the newest first",
     "earned": "The tokens that it was given, the newest first",
     "firstHour": "The hour of the first use",
