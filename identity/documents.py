@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
+from identity.core.admin import causes
 from identity.core.admin.export import Person
 from identity.core.admin.importing import Outcome, Taken
 from identity.core.admin.owners import TenantMember
@@ -27,7 +28,7 @@ from identity.core.people import attributes
 from identity.core.people.invitations import InvitationInfo
 from identity.core.people.tenancy import TenantInfo
 from identity.core.record.audit import Event
-from identity.core.record.explain import Explanation
+from identity.core.record.explain import Counted, Explanation
 from identity.core.signin.by_code import Waiting
 from identity.core.tokens.session_rows import SessionInfo
 from identity.errors import VALIDATION, Refused
@@ -372,7 +373,7 @@ def event(info: Event) -> Document:
 
 def explanation(info: Explanation) -> Document:
     """Why a request was refused: the check that failed, what it expected and saw, and what would have passed."""
-    rest = dict(info.evidence)
+    rest, cause = dict(info.evidence), causes.of(info)
     return {
         "errorID": info.error_id,
         "at": seconds(info.at),
@@ -382,6 +383,8 @@ def explanation(info: Explanation) -> Document:
         "message": info.message,
         "field": info.field,
         "check": info.detail,
+        "cause": cause.sentence,
+        "advice": cause.tell,
         "expected": rest.pop("expected", None),
         "seen": rest.pop("seen", None),
         "clockSkewSeconds": rest.pop("skew_seconds", None),
@@ -390,6 +393,20 @@ def explanation(info: Explanation) -> Document:
         "caller": info.caller,
         "address": info.address,
         "requestID": info.request_id,
+    }
+
+
+def counted_refusals(info: Counted) -> Document:
+    """How often one check refused."""
+    return {
+        "error": info.error,
+        "check": info.detail,
+        "cause": causes.cause_of(info.error, info.detail, info.detail).sentence,
+        "count": info.count,
+        "lastAt": seconds(info.last_at),
+        "addresses": info.addresses,
+        "address": info.most_from,
+        "caller": info.most_caller or None,
     }
 
 

@@ -97,7 +97,8 @@ ROUTES: dict[Kind, str] = {
         GET /admin/signing-keys,
         POST /admin/signing-keys/rotate, DELETE /admin/signing-key/{kid}, GET /admin/audit, GET /admin/error/{errorID},
         GET /admin/incident, POST /admin/incident,
-        DELETE /admin/sessions, GET /admin/errors, GET /admin/mails, GET /admin/user/{id}/export, POST /admin/mails/retry,
+        DELETE /admin/sessions, GET /admin/errors,
+        GET /admin/errors/counts, GET /admin/mails, GET /admin/user/{id}/export, POST /admin/mails/retry,
         POST /admin/users/import, PUT /admin/user/{id}/unlock
     """,
     Kind.GATE: "GET /verify",
@@ -106,7 +107,8 @@ ROUTES: dict[Kind, str] = {
     """,
     Kind.CONSOLE: """
         GET /console, GET /console/users, GET /console/users/new, POST /console/users/new, GET /console/user/{id}, POST /console/user/{id},
-        GET /console/user/{id}/export, GET /console/you, POST /console/you
+        GET /console/user/{id}/export, GET /console/you, POST /console/you, GET /console/why, POST /console/why, GET /console/why/{id},
+        GET /console/refusals, POST /console/find
     """,
     Kind.CONSOLE_DOOR: """
         GET /console/sign-in, POST /console/sign-in, POST /console/sign-out, GET /console/link/{token}, POST /console/link/{token}
@@ -396,7 +398,9 @@ def test_an_owner_at_the_console_is_told_nothing_of_another_tenant(scene: Scene,
             typed = {**scene.victim.ids, "form": form, "deed": name, "sure": "yes", "tenant": tenant, "roles": "owner"}
             for parameter, value in scene.victim.ids.items():
                 path = path.replace("{" + parameter + "}", value)
-            path = path.replace("{id}", scene.victim.ids[path.split("/")[2]]) if "{id}" in path else path
+            path = (
+                path.replace("{id}", scene.victim.ids.get(path.split("/")[2], NOBODYS_ID)) if "{id}" in path else path
+            )
             query = f"?tenant={tenant}" if tenant and endpoint.method == "GET" else ""
             sent = {"data": typed} if endpoint.method == "POST" else {}
             answer = scene.web.call(endpoint.method, path + query, headers=headers, **sent)

@@ -34,9 +34,13 @@ class By:
 
     def unit(self, rt: Runtime) -> Unit:
         """A transaction of whoever administers the whole service. Raises Refused(FORBIDDEN) for who administers one tenant."""
+        self.require_everything()
+        return rt.unit(self.origin)
+
+    def require_everything(self) -> None:
+        """Raise Refused(FORBIDDEN) for who administers one tenant: for what is read of the whole service."""
         if self.tenant is not None:
             raise Refused(FORBIDDEN, detail="administers one tenant only")
-        return rt.unit(self.origin)
 
     def unit_within(self, rt: Runtime) -> Unit:
         """A transaction of whoever administers one tenant. Raises Refused(FORBIDDEN) where nobody said which."""

@@ -263,7 +263,9 @@ def refuse(
         decoys.note_try(rt, "application", bait.id)
     if not is_known:
         rt.strangers.note(Action.APPLICATION_REFUSED, detail, origin.address)
-    raise Refused(problem, detail=detail, evidence=evidence)
+    # Whom it was about, for who explains it; what is no id may be a secret in the wrong place.
+    named = {"client": canonical_id(client_id)} if canonical_id(client_id) else {}
+    raise Refused(problem, detail=detail, evidence={**named, **(evidence or {})})
 
 
 def add_secret(

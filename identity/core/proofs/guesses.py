@@ -99,7 +99,7 @@ class Guess:
             self._open_in = unit
             self.wrong(unit)
             audit.record(self._rt, unit, Action.LOGIN_FAILED, actor=actor, reason=detail)
-        raise Refused(INVALID_CREDENTIALS, detail=detail)
+        raise Refused(INVALID_CREDENTIALS, detail=detail, evidence={"user": actor} if actor else None)
 
     @property
     def _all(self) -> tuple[Reservation, ...]:

@@ -15,11 +15,12 @@ from dataclasses import asdict, dataclass, is_dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import BigInteger, ColumnElement, delete, func, select, type_coerce
 
 from identity import logs, paging
 from identity.ambient import Origin, later
 from identity.canonical import canonical_id
+from identity.columns import from_micros
 from identity.core.keeping import Keeping, delete_batch
 from identity.errors import CATALOGUE, NOT_FOUND, VALIDATION, Refused
 from identity.instruments.refusals import Refusal
@@ -30,6 +31,8 @@ from identity.storage import Unit
 MAX_KEPT: Final = 200_000
 _MAX_EVIDENCE: Final = 2_000
 _PURGE_STEP: Final = 1_000
+_MOST_KINDS: Final = 5_000
+_HOUR_MICROS: Final = 3_600_000_000
 # How long an id that is not there yet is waited for, and how long a writer rests between two transactions.
 _PATIENCE_SECONDS: Final = 1.0
 _BREATH_SECONDS: Final = 0.2
@@ -82,15 +85,77 @@ def get(rt: Runtime, error_id: str) -> Explanation:
     """The explanation of an `x-error-id`. Raises Refused(NOT_FOUND) for one that never was, is too old, or was one of a flood."""
     rt.explanations.flush(rt.database, rt.clock.now())
     canonical = canonical_id(error_id)
-    found = _find(rt, canonical) if canonical else None
+    found = find(rt, canonical) if canonical else None
     # Whoever was told an id may ask at once, and another worker may be about to write it.
     deadline = rt.deadline(_PATIENCE_SECONDS)
     while canonical and found is None and rt.deadline(0) < deadline:
         rt.pause(_PATIENCE_SECONDS / 20)
-        found = _find(rt, canonical)
+        found = find(rt, canonical)
     if found is None:
         raise Refused(NOT_FOUND, detail="no such refusal: not ours, too old, or one of too many in its minute")
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """How often one check refused in a time, from how many addresses, and from which most often."""
+
+    error: str
+    detail: str
+    count: int
+    last_at: datetime
+    addresses: int
+    most_from: str
+    most_caller: str
+
+
+def counted(
+    rt: Runtime, *, since: datetime, until: datetime | None = None, error: str | None = None, check: str | None = None
+) -> list[Counted]:
+    """The refusals of a time by error and check, the most frequent first."""
+    rt.explanations.flush(rt.database, rt.clock.now())
+    kind = (Refusal.error, Refusal.detail, Refusal.caller, Refusal.address)
+    query = select(*kind, func.count(), func.max(Refusal.at)).where(Refusal.at >= since).group_by(*kind)
+    for condition in _conditions(error=error, check=check, until=until):
+        query = query.where(condition)
+    with rt.database.reading() as session:
+        rows = session.execute(query.order_by(func.count().desc()).limit(_MOST_KINDS)).all()
+    found: dict[tuple[str, str], list[Any]] = {}
+    for row in rows:
+        found.setdefault((row[0], row[1]), []).append(row)
+    told = [
+        Counted(
+            error=of[0],
+            detail=of[1],
+            count=sum(row[4] for row in same),
+            last_at=max(row[5] for row in same),
+            addresses=len({row[3] for row in same}),
+            # The most frequent come first.
+            most_from=same[0][3],
+            most_caller=next((row[2] for row in same if row[2]), ""),
+        )
+        for of, same in found.items()
+    ]
+    return sorted(told, key=lambda one: one.count, reverse=True)
+
+
+def count(rt: Runtime, *, address: str, since: datetime, until: datetime) -> int:
+    """How many refusals an address had in a time."""
+    query = select(func.count()).select_from(Refusal)
+    with rt.database.reading() as session:
+        return session.scalar(query.where(*_conditions(address=address, since=since, until=until))) or 0
+
+
+def by_hour(
+    rt: Runtime, *, since: datetime, error: str | None = None, check: str | None = None
+) -> list[tuple[datetime, int]]:
+    """How many refusals there were in each hour that had any, the newest first."""
+    rt.explanations.flush(rt.database, rt.clock.now())
+    hour = type_coerce(Refusal.at, BigInteger) // _HOUR_MICROS
+    query = select(hour, func.count()).where(Refusal.at >= since, *_conditions(error=error, check=check))
+    with rt.database.reading() as session:
+        rows = session.execute(query.group_by(hour).order_by(hour.desc())).all()
+    return [(from_micros(row[0] * _HOUR_MICROS), row[1]) for row in rows]
 
 
 def listing(
@@ -100,6 +165,7 @@ def listing(
     caller: str | None = None,
     address: str | None = None,
     error: str | None = None,
+    check: str | None = None,
     since: datetime | None = None,
     until: datetime | None = None,
 ) -> Listed[Explanation]:
@@ -107,18 +173,25 @@ def listing(
     if error is not None and error not in {problem.code for problem, _ in CATALOGUE}:
         raise Refused(VALIDATION.saying("There is no such error; the README has the table"), field="error")
     rt.explanations.flush(rt.database, rt.clock.now())
-    query = select(Refusal)
-    for column, value in ((Refusal.caller, caller), (Refusal.address, address), (Refusal.error, error)):
-        if value is not None:
-            query = query.where(column == value)
-    if since is not None:
-        query = query.where(Refusal.at >= since)
-    if until is not None:
-        query = query.where(Refusal.at < until)
+    query = select(Refusal).where(
+        *_conditions(caller=caller, address=address, error=error, check=check, since=since, until=until)
+    )
     with rt.database.reading() as session:
         return paging.read(
             session, query, Refusal.at, Refusal.error_id, part=part, make=_explanation, newest_first=True
         )
+
+
+def _conditions(
+    *, since: datetime | None = None, until: datetime | None = None, **equal: str | None
+) -> list[ColumnElement[bool]]:
+    columns = {"caller": Refusal.caller, "address": Refusal.address, "error": Refusal.error, "check": Refusal.detail}
+    found: list[ColumnElement[bool]] = [columns[name] == value for name, value in equal.items() if value is not None]
+    if since is not None:
+        found.append(Refusal.at >= since)
+    if until is not None:
+        found.append(Refusal.at < until)
+    return found
 
 
 def write_until(rt: Runtime, stop: threading.Event) -> None:
@@ -134,7 +207,8 @@ def write_until(rt: Runtime, stop: threading.Event) -> None:
         stop.wait(_BREATH_SECONDS)
 
 
-def _find(rt: Runtime, error_id: str) -> Explanation | None:
+def find(rt: Runtime, error_id: str) -> Explanation | None:
+    """The refusal with this canonical id, if it is written and kept."""
     with rt.database.reading() as session:
         row = session.get(Refusal, error_id)
         if row is None:

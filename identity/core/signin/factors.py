@@ -143,7 +143,7 @@ def settle(rt: Runtime, unit: Unit, user_id: str, guess: Guess, *, right: bool, 
     guess.wrong(unit)
     audit.record(rt, unit, Action.LOGIN_FAILED, actor=user_id, reason="second factor")
     evidence = _near_miss(rt, unit, user_id, totp) if totp is not None else {}
-    raise Refused(INVALID_CODE, detail="the second factor is wrong or spent", evidence=evidence)
+    raise Refused(INVALID_CODE, detail="the second factor is wrong or spent", evidence={"user": user_id, **evidence})
 
 
 def take_totp(rt: Runtime, unit: Unit, user_id: str, code: str) -> bool:

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, Final
 
 from identity import documents, paging
+from identity.ambient import later
 from identity.core.admin import keys, on_behalf, seek
 from identity.core.mail import outbox
 from identity.core.mail.outbox import State
@@ -14,7 +15,7 @@ from identity.core.record import audit, explain
 from identity.errors import VALIDATION, Refused
 from identity.wire.dialects import admin_record_schemas as records
 from identity.wire.dialects import admin_schemas as schemas
-from identity.wire.dialects.admin_dialect import ACKNOWLEDGED, by_of, deed, listing, show, sought
+from identity.wire.dialects.admin_dialect import ACKNOWLEDGED, ALWAYS, admin, by_of, deed, listing, show, sought
 from identity.wire.dialects.lists import one, page
 from identity.wire.endpoint import Call, Reply
 
@@ -77,12 +78,40 @@ def list_events(call: Call) -> Reply:
     return page(call, "events", documents.event, lambda part: audit.listing(call.rt, part, **filters))
 
 
-@listing("/admin/errors", "errors", records.ExplanationAnswer, filters=("caller", "address", "error", "since", "until"))
+@listing(
+    "/admin/errors",
+    "errors",
+    records.ExplanationAnswer,
+    filters=("caller", "address", "error", "check", "since", "until"),
+)
 def list_errors(call: Call) -> Reply:
     """List refusals, newest first, and why each was refused; `caller` is who was refused, where that is known."""
-    filters: dict[str, Any] = {name: one(call, name) for name in ("address", "error")}
+    filters: dict[str, Any] = {name: one(call, name) for name in ("address", "error", "check")}
     filters |= {"caller": sought(call, "caller", partial(seek.subject, field="caller")), **_period(call)}
     return page(call, "errors", documents.explanation, lambda part: explain.listing(call.rt, part, **filters))
+
+
+@admin.endpoint(
+    "GET",
+    "/admin/errors/counts",
+    answer=records.CountsAnswer,
+    query=("error", "check", "since"),
+    ignores_body=True,
+    refusals=ALWAYS,
+)
+def count_errors(call: Call) -> Reply:
+    """Count refusals by error and check, and by hour, since a moment: an hour ago where none is named."""
+    error, check = one(call, "error"), one(call, "check")
+    since = one(call, "since")
+    start = later(call.rt.clock.now(), -3_600) if since is None else documents.moment(since, field="since")
+    counts = explain.counted(call.rt, since=start, error=error, check=check)
+    hours = explain.by_hour(call.rt, since=start, error=error, check=check)
+    return Reply(
+        {
+            "checks": [documents.counted_refusals(each) for each in counts],
+            "hours": [{"at": documents.seconds(at), "count": count} for at, count in hours],
+        }
+    )
 
 
 @show("/admin/error/{errorID}", records.ExplanationAnswer)

@@ -93,6 +93,8 @@ class ExplanationAnswer(Schema):
     message = fields.String(required=True)
     field = fields.String(required=True, allow_none=True)
     check = fields.String(required=True, metadata={"description": "the check that failed"})
+    cause = fields.String(required=True, metadata={"description": "why, in one sentence"})
+    advice = fields.String(required=True, metadata={"description": "what to tell whoever was refused"})
     expected = fields.Raw(required=True, allow_none=True, metadata={"description": "what it expected, if it tells"})
     seen = fields.Raw(required=True, allow_none=True, metadata={"description": "what it saw; never a secret"})
     clockSkewSeconds = fields.Integer(
@@ -103,6 +105,35 @@ class ExplanationAnswer(Schema):
     caller = fields.String(required=True)
     address = fields.String(required=True)
     requestID = fields.String(required=True)
+
+
+class CountedAnswer(Schema):
+    """How often one check refused in the time that was asked for."""
+
+    error = fields.String(required=True)
+    check = fields.String(required=True, metadata={"description": "the check that failed"})
+    cause = fields.String(required=True, metadata={"description": "why, in one sentence"})
+    count = fields.Integer(required=True, metadata={"description": "how many refusals"})
+    lastAt = Seconds(required=True)
+    addresses = fields.Integer(required=True, metadata={"description": "from how many client addresses"})
+    address = fields.String(required=True, metadata={"description": "the address that most came from"})
+    caller = fields.String(
+        required=True, allow_none=True, metadata={"description": "who was refused most often, where that is known"}
+    )
+
+
+class HourAnswer(Schema):
+    """The refusals of an hour."""
+
+    at = Seconds(required=True)
+    count = fields.Integer(required=True, metadata={"description": "how many refusals"})
+
+
+class CountsAnswer(Schema):
+    """Refusals by error and check, and by hour."""
+
+    checks = fields.List(fields.Nested(CountedAnswer), required=True)
+    hours = fields.List(fields.Nested(HourAnswer), required=True)
 
 
 class RejectAnswer(Schema):

@@ -133,3 +133,31 @@ deed("/console/user/{id}", "console_users", "change_user", "Do what a form of a 
 page("/console/user/{id}/export", "console_users", "export_user", "Download everything that is held about a person.")
 page("/console/you", "console_you", "show_you", "Show one's own ways to sign in.")
 deed("/console/you", "console_you", "change_you", "Change one's own ways to sign in.")
+
+page(
+    "/console/why",
+    "console_why",
+    "show_why",
+    "Show the form that explains a refusal, and what was refused lately.",
+    query=("period",),
+)
+deed(
+    "/console/why",
+    "console_why",
+    "explain_pasted",
+    "Explain an x-error-id, a whole response or a token that was pasted.",
+)
+page(
+    "/console/why/{id}",
+    "console_why",
+    "show_refusal",
+    "Explain a refusal: why, who else, what to tell, and what is at fault.",
+)
+page(
+    "/console/refusals",
+    "console_why",
+    "show_refusals",
+    "List refusals, newest first, and how many there were in each hour.",
+    query=("error", "check", "caller", "address", "period", "after"),
+)
+deed("/console/find", "console_why", "find", "Find a user, an application, a tenant or a refusal by whatever names it.")

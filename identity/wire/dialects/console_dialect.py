@@ -122,6 +122,7 @@ class Visit:
             "page_of": self.page_of,
             "spoken": lambda moment: spoken(moment, now),
             "exact": exact,
+            "told": told,
             "fault": None,
             "done": "",
         }
@@ -398,6 +399,15 @@ def spoken(moment: datetime | None, now: datetime) -> str:
             words = f"{count} {unit}{'' if count == 1 else 's'}"
             return f"{words} ago" if seconds < 0 else f"in {words}"
     return moment.strftime("%Y-%m-%d")
+
+
+def told(value: Any) -> str:
+    """Whatever a check expected or saw, as people read it."""
+    if isinstance(value, Mapping):
+        return "; ".join(f"{name}: {told(one)}" for name, one in value.items()) or "nothing"
+    if isinstance(value, list | tuple):
+        return ", ".join(told(one) for one in value) or "none"
+    return "nothing" if value in (None, "") else str(value)
 
 
 def exact(moment: datetime | None) -> str:
