@@ -14,6 +14,7 @@ from typing import Any
 
 from identity.ambient import Clock, Entropy, Mailer, Origin
 from identity.instruments.asking import Asking
+from identity.instruments.counts import Counts
 from identity.instruments.epochs import Memory
 from identity.instruments.hashing import Passwords
 from identity.instruments.issuers import Issuers
@@ -50,6 +51,8 @@ class Runtime:
     strangers: Strangers = field(default_factory=Strangers)
     asking: Asking = field(default_factory=Asking)
     tallies: Tallies = field(default_factory=Tallies)
+    counts: Counts = field(default_factory=Counts)
+    given_again: int = 0  # Answers, since `metrics.publish` last asked; without a lock, so about.
     standard_client: str = ""
     owed: deque[Any] = field(default_factory=lambda: deque(maxlen=10_000))  # Guesses to give back, see `attempts`.
     tried_decoys: dict[tuple[str, str], None] = field(

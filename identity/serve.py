@@ -118,6 +118,7 @@ class Upkeep:
         while not self._stop.wait(logs.FLUSH_SECONDS):
             logs.flush()
             metrics.flush()
+            metrics.publish(self._rt)
 
     def end(self) -> None:
         """Stop, and write down what was only noted."""
@@ -127,6 +128,7 @@ class Upkeep:
                 write(self._rt)
         logs.flush()
         metrics.flush()
+        metrics.publish(self._rt)
 
 
 def run(settings: Settings, *, announce: Callable[[Runtime], None]) -> None:

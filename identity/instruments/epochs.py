@@ -170,6 +170,7 @@ class Memory:
         self._key = key
         self._entries: dict[bytes, _Entry] = {}
         self._notes: dict[bytes, _Entry] = {}
+        self._hits = 0
 
     def digest(self, *parts: str) -> bytes:
         """The name under which an answer about these credentials is kept; the credentials themselves are not."""
@@ -183,6 +184,7 @@ class Memory:
             return _NOTHING
         epochs = self._read(entry.shards)
         if entry.epochs == epochs and entry.until is not None and now < entry.until:
+            self._hits += 1
             grounds.note_end(entry.until)
             return Recollection(entry.value, epochs)
         grounds.give_up()
@@ -207,12 +209,18 @@ class Memory:
         epochs = self._read(wanted)
         is_good = entry is not None and (entry.shards, entry.epochs) == (wanted, epochs)
         if entry is not None and is_good and entry.until is not None and now < entry.until:
+            self._hits += 1
             return Recollection(entry.value, epochs)
         return Recollection(None, epochs)
 
     def keep(self, name: bytes, value: Any, *, shards: Sequence[str], until: datetime, asked: Recollection) -> None:
         """Remember `value`, all of which was read after `asked` looked at these shards; already the first time."""
         self._keep(self._entries, name, _Entry(tuple(shards), asked.epochs, until, value))
+
+    def take_hits(self) -> int:
+        """How often something that still held was found since the last call; without a lock, so about."""
+        hits, self._hits = self._hits, 0
+        return hits
 
     def _read(self, shards: tuple[str, ...]) -> int:
         names, read = _READS[len(shards)]

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from alembic.config import Config
 
 _log: Final = logging.getLogger("identity.migrations")
-HEAD: Final = "0016"
+HEAD: Final = "0017"
 _LOCK: Final = 0x1DE27177
 _PATIENCE_SECONDS: Final = 300
 _POSTGRESQL_PATIENCE: Final = (
@@ -89,6 +89,7 @@ def upgrade_unseen(database: Database, revision: str) -> None:
             config = _config(connection)
             command.stamp(config, revision)
             command.upgrade(config, "head")
+            _refuse_orphans(connection, database)
             connection.execute(text("DELETE FROM alembic_version"))
     epochs.lay_triggers(database)
 

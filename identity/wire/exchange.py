@@ -30,6 +30,7 @@ from identity.errors import (
     Refused,
 )
 from identity.instruments import limits
+from identity.instruments.counts import REFUSALS
 from identity.instruments.limits import Policy, Window
 from identity.runtime import Runtime
 from identity.settings import Settings
@@ -202,6 +203,7 @@ class Exchange:
             headers.append(("x-error", refused.problem.message[:200]))
             headers.append(("x-error-id", origin.error_id))
             caller = call.identified.subject if call.identified else ""
+            self.rt.counts.add(REFUSALS, refused.problem.code, metrics.check_of(refused.problem))
             explain.note(self.rt, origin, endpoint.name, status, refused, caller=caller)
         elapsed = time.perf_counter() - self._started
         metrics.observe(endpoint.name, status, elapsed)

@@ -11,21 +11,26 @@ import contextlib
 import fcntl
 import logging
 import os
+import platform
 import shutil
 import tempfile
 import threading
 from bisect import bisect_left
 from collections.abc import Iterator
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from identity import logs
+from identity import logs, migrations
 from identity.ambient import SystemClock
 from identity.core import upkeep
-from identity.core.admin import backups
+from identity.core.admin import backups, keys
 from identity.core.clients import expiry
-from identity.core.mail import outbox
+from identity.core.mail import outbox, totals
+from identity.errors import Problem
+from identity.instruments.counts import CACHE_HITS, LOCKOUTS, LOGINS, REFUSALS
+from identity.runtime import Runtime
 from identity.settings import Settings
 from identity.storage import Database
 
@@ -36,6 +41,10 @@ _BUCKETS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0
 _FOLDER_PREFIX: Final = "identity-metrics-"
 _log: Final = logging.getLogger("identity.metrics")
 _making: Final = threading.Lock()
+# 401, 403, 429 and 503 are said in words that are the same for everybody; of the others some hold a name.
+_SAID_IN_CONSTANT_WORDS: Final = frozenset({401, 403, 429, 503})
+_MOST_CHECKS: Final = 200
+_checks: set[str] = set()
 _counting: Final = threading.Lock()
 
 
@@ -96,6 +105,29 @@ def _hand_on(route: str, status: int, counts: _Counts) -> None:
             bucket.inc(count)
 
 
+def publish(rt: Runtime) -> None:
+    """Add what this process has counted since the last call: logins, refusals, lockouts, and what its memories have spared it."""
+    try:
+        counters = _counters()
+        for cache, memory in (("passes", rt.memory), ("tokens", rt.issued)):
+            rt.counts.add(CACHE_HITS, cache, by=memory.take_hits())
+        rt.counts.add(CACHE_HITS, "answers", by=rt.given_again)
+        rt.given_again = 0
+        for (name, *labels), count in rt.counts.take().items():
+            (counters[name].labels(*labels) if labels else counters[name]).inc(count)
+    except Exception as exc:  # noqa: BLE001 -- see `flush`
+        _log_loss(type(exc).__name__)
+
+
+def check_of(problem: Problem) -> str:
+    """The words of a refusal, which name the check; nothing for those whose words hold a name or a number."""
+    check = problem.message if problem.status in _SAID_IN_CONSTANT_WORDS else ""
+    if check not in _checks and len(_checks) >= _MOST_CHECKS:
+        return ""
+    _checks.add(check)
+    return check
+
+
 def make_shared_folder() -> Path:
     """The folder in which the processes that are forked from this one count together; it goes when this process ends.
 
@@ -140,9 +172,25 @@ def collect_all(settings: Settings) -> CollectorRegistry:
 
     registry = CollectorRegistry()
     MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # it has no types
+    registry.register(_Build())
     registry.register(_Expiry(settings))
     registry.register(_Standing(settings))
     return registry
+
+
+class _Build:
+    """Which program this is."""
+
+    def describe(self) -> list[Any]:
+        return []
+
+    def collect(self) -> Iterator[Any]:
+        from prometheus_client.core import GaugeMetricFamily  # noqa: PLC0415 -- see the module
+
+        labels = {"version": version("identity"), "schema": migrations.HEAD, "python": platform.python_version()}
+        gauge = GaugeMetricFamily("identity_build_info", "Which program this is", labels=list(labels))
+        gauge.add_metric(list(labels.values()), 1)
+        yield gauge
 
 
 class _Expiry:
@@ -188,11 +236,14 @@ class _Standing:
         try:
             mail, overdue = outbox.standing_of(database, now), upkeep.backlog(database, self._settings, now)
             backup_age = backups.seconds_since_last(database, now)
+            given_up = totals.value_of(database, totals.GIVEN_UP)
+            key_age = keys.active_age_seconds(database, now)
         finally:
             database.close()
         yield GaugeMetricFamily("identity_mail_waiting", "Mails that wait to be sent", mail.waiting)
         yield GaugeMetricFamily("identity_mail_oldest_seconds", "How long the oldest has waited", mail.oldest_seconds)
-        yield CounterMetricFamily("identity_mail_given_up", "Mails given up and still kept", mail.given_up)
+        yield CounterMetricFamily("identity_mail_given_up", "Mails given up, ever, by all processes", given_up)
+        yield GaugeMetricFamily("identity_signing_key_age_seconds", "How long the active key has signed", key_age)
         gauge = GaugeMetricFamily("identity_janitor_backlog", "Rows that are over and still there", labels=["kind"])
         for kind, count in overdue.items():
             gauge.add_metric([kind], count)
@@ -200,6 +251,18 @@ class _Standing:
         yield GaugeMetricFamily(
             "identity_backup_age_seconds", "How old the newest `identity backup` is; +Inf: there is none", backup_age
         )
+
+
+@cache
+def _counters() -> dict[str, Counter]:
+    from prometheus_client import Counter  # noqa: PLC0415 -- see the module
+
+    return {
+        LOGINS: Counter("identity_logins", "Logins, by the methods that proved them or failed to", ["way", "result"]),
+        REFUSALS: Counter("identity_refusals", "Requests refused, by error and check", ["error", "check"]),
+        LOCKOUTS: Counter("identity_lockouts", "Lockouts that failures have begun"),
+        CACHE_HITS: Counter("identity_cache_hits", "What was known without a second look", ["cache"]),
+    }
 
 
 @cache

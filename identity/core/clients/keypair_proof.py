@@ -130,7 +130,7 @@ def authenticate(rt: Runtime, origin: Origin, api_key: str, api_secret: str) -> 
     flaw, evidence = _flaw(rt, origin, row, api_secret)
     if row is None or flaw:
         with rt.unit(origin, lasting=row is not None) as unit:
-            machines.record(unit, name)
+            machines.record(rt, unit, name)
             if row is not None and row.decoy:
                 own = opaque.matches(row.fingerprint, keypairs.fingerprint_of(rt, api_secret, decoy=True))
                 decoys.record_try(rt, unit, "keypair", row.id, is_right=own, user=row.user_id)

@@ -254,7 +254,7 @@ def refuse(
     `bait`: it is this decoy, and `is_right` where its own secret was sent: who answers for it hears of that.
     """
     with rt.unit(origin, lasting=is_known) as unit:
-        machines.record(unit, name_of(client_id))
+        machines.record(rt, unit, name_of(client_id))
         if bait is not None:
             decoys.record_try(rt, unit, "application", bait.id, is_right=is_right, tenant=bait.tenant)
         elif is_known:

@@ -43,7 +43,7 @@ from identity import logs, paging
 from identity.ambient import Origin, later
 from identity.columns import Instant
 from identity.core.keeping import Keeping, delete_batch
-from identity.core.mail import letters
+from identity.core.mail import letters, totals
 from identity.core.mail.letters import Template
 from identity.errors import NOT_FOUND, Refused
 from identity.instruments.vault import Unsealable
@@ -458,7 +458,8 @@ def _bury(rt: Runtime, mail: _Claimed, reason: str, *, erase: bool) -> None:
     if erase:
         changes["sealed"] = b""
     with rt.unit(Origin.background()) as unit:
-        unit.changed(_ours(mail).values(**changes))
+        if unit.changed(_ours(mail).values(**changes)):
+            totals.count_up(unit, totals.GIVEN_UP)
     logs.event(_log, logging.ERROR, "mail given up", mail=mail.id, attempts=mail.attempts, reason=reason)
 
 

@@ -24,6 +24,7 @@ from identity.ambient import Origin, later
 from identity.columns import Instant, from_micros, to_micros
 from identity.core.keeping import Keeping, delete_batch
 from identity.errors import LOCKED_OUT, UNAVAILABLE, Refused
+from identity.instruments.counts import LOCKOUTS
 from identity.runtime import Runtime
 from identity.storage import Base, Contention, Prepared, Unit
 
@@ -148,28 +149,32 @@ def reserve(rt: Runtime, origin: Origin, charges: Sequence[Charge]) -> Reservati
             rt.pause(0.02)
 
 
-def settle(unit: Unit, *, failed: Sequence[Reservation] = (), forgotten: Sequence[Reservation] = ()) -> None:
-    """End reservations: count the guess of each in `failed`, and forget those that were right or never looked at.
+def settle(unit: Unit, *, failed: Sequence[Reservation] = (), forgotten: Sequence[Reservation] = ()) -> int:
+    """End reservations: count the guess of each in `failed`, and forget those that were right or never looked at; tell how many lock out.
 
     Forgets also what was taken for abandoned meanwhile. Two reservations of one call have no charge in common.
     """
     now = to_micros(unit.now)
     ends = {each.key: (one, one in failed) for one in (*failed, *forgotten) for each in one.charges}
     counts = _locked(unit, [each for one in (*failed, *forgotten) for each in one.charges])
+    lockouts = 0
     for count in counts:
         reservation, has_failed = ends[count.key]
         at = count.pending.pop(reservation.id, None)
         if has_failed:
             # What no longer counts goes: a key that is never reserved would otherwise grow as long as somebody fails.
             count.failed = _living(count.charge.budget, [*count.failed, now if at is None else at], now)
+            lockouts += len(count.failed) == count.charge.budget.amount
         elif at is None and reservation.at in count.failed:
             count.failed.remove(reservation.at)
     _store(unit, counts)
+    return lockouts
 
 
 def fail(rt: Runtime, unit: Unit, charges: Sequence[Charge]) -> None:
     """Count a failure that nothing was reserved for: of what cannot be guessed, so that its number alone is bounded."""
-    settle(unit, failed=[Reservation(rt.new_id(), tuple(charges))])
+    lockouts = settle(unit, failed=[Reservation(rt.new_id(), tuple(charges))])
+    unit.after_commit(lambda: rt.counts.add(LOCKOUTS, by=lockouts))
 
 
 def owe(rt: Runtime, origin: Origin, reservations: Sequence[Reservation]) -> None:

@@ -17,6 +17,7 @@ from identity.core.proofs.codes import Consumed, Purpose, WrongCode
 from identity.core.record import audit
 from identity.core.record.audit import Action
 from identity.errors import INVALID_CODE, INVALID_CREDENTIALS, Refused
+from identity.instruments.counts import LOCKOUTS, LOGINS
 from identity.instruments.limits import address_key
 from identity.runtime import Runtime
 from identity.storage import Contention, Unit
@@ -99,6 +100,7 @@ class Guess:
             self._open_in = unit
             self.wrong(unit)
             audit.record(self._rt, unit, Action.LOGIN_FAILED, actor=actor, reason=detail)
+            self.count_failure(unit, "pwd")
         raise Refused(INVALID_CREDENTIALS, detail=detail, evidence={"user": actor} if actor else None)
 
     @property
@@ -109,7 +111,13 @@ class Guess:
         if self._over or unit is not self._open_in:
             raise RuntimeError("this guess has ended, or ends in another unit")
         self._over = True
-        attempts.settle(unit, failed=failed, forgotten=forgotten)
+        lockouts = attempts.settle(unit, failed=failed, forgotten=forgotten)
+        if lockouts:
+            unit.after_commit(lambda: self._rt.counts.add(LOCKOUTS, by=lockouts))
+
+    def count_failure(self, unit: Unit, way: str) -> None:
+        """Have a login that failed by `way` counted for the metrics."""
+        unit.after_commit(lambda: self._rt.counts.add(LOGINS, way, "failure"))
 
 
 def guess_charges(account: str, origin: Origin) -> tuple[Charge, ...]:
@@ -150,19 +158,21 @@ def mailed_code(
         raise Refused(INVALID_CODE, detail="no code that could be tried has this id")
     guess = at_code(rt, origin, account, by_anybody=purpose is Purpose.RESET)
     with guess.unit() as unit:
-        with unless_wrong(guess, unit):
+        with unless_wrong(guess, unit, signs_in=purpose is Purpose.LOGIN):
             consumed = codes.consume(rt, unit, purpose, verification_id, code)
         guess.right(unit)
         yield unit, consumed
 
 
 @contextmanager
-def unless_wrong(guess: Guess, unit: Unit) -> Iterator[None]:
+def unless_wrong(guess: Guess, unit: Unit, *, signs_in: bool) -> Iterator[None]:
     """Around a look at an emailed code: a wrong one ends the guess, and so does one that somebody else spent first, for nothing."""
     try:
         yield
     except WrongCode:
         guess.wrong(unit, second_seen=False)
+        if signs_in:
+            guess.count_failure(unit, "email")
         raise
     except Refused as refused:
         if refused.problem.keeps_writes:

@@ -17,6 +17,7 @@ from identity.ambient import Origin, later
 from identity.columns import to_micros
 from identity.core.proofs.attempts import CLOCKS_APART, Budget, Meter, locked_meter, stored_meter
 from identity.errors import LOCKED_OUT, Refused
+from identity.instruments.counts import LOCKOUTS
 from identity.instruments.epochs import shard_of_meter, turn
 from identity.instruments.limits import address_key
 from identity.runtime import Runtime
@@ -53,7 +54,7 @@ def check(rt: Runtime, origin: Origin, name: str) -> None:
     judge(rt, name, row[0] if row else None)
 
 
-def record(unit: Unit, name: str) -> None:
+def record(rt: Runtime, unit: Unit, name: str) -> None:
     """Count a failure of `name` from the unit's origin; once its address has failed too often, raise Refused(LOCKED_OUT) instead."""
     now, key = to_micros(unit.now), meter_key(unit.origin)
     failures = _living(locked_meter(unit, key, later(unit.now, ADDRESS.seconds)), now)
@@ -62,7 +63,10 @@ def record(unit: Unit, name: str) -> None:
     spelled = json.dumps(failures, separators=(",", ":"))
     stored_meter(unit, key, spelled)
     # A lockout refuses right credentials too: passes that are remembered from this address end with it.
-    if len([at for at, named in failures if named == _tag(name)]) >= NAME_AND_ADDRESS.amount:
+    own = len([at for at, named in failures if named == _tag(name)])
+    if NAME_AND_ADDRESS.amount == own or len(failures) == ADDRESS.amount:
+        unit.after_commit(lambda: rt.counts.add(LOCKOUTS))
+    if own >= NAME_AND_ADDRESS.amount:
         turn(unit, shard_of_meter(key), hashlib.sha256(spelled.encode()).digest()[:6])
 
 

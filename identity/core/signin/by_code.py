@@ -117,7 +117,7 @@ def complete(
         guess.add_second_factor(account)
     with guess.unit() as unit:
         # 1. The emailed code.
-        with guesses.unless_wrong(guess, unit):
+        with guesses.unless_wrong(guess, unit, signs_in=True):
             consumed = codes.attempt(rt, unit, Purpose.SESSION, verification_id, code)
         # 2. The second factor, as enrolled in this very moment.
         amr: tuple[str, ...] = ("email",)

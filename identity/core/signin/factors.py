@@ -141,6 +141,7 @@ def settle(rt: Runtime, unit: Unit, user_id: str, guess: Guess, *, right: bool, 
         guess.right(unit)
         return
     guess.wrong(unit)
+    guess.count_failure(unit, "otp")
     audit.record(rt, unit, Action.LOGIN_FAILED, actor=user_id, reason="second factor")
     evidence = _near_miss(rt, unit, user_id, totp) if totp is not None else {}
     raise Refused(INVALID_CODE, detail="the second factor is wrong or spent", evidence={"user": user_id, **evidence})

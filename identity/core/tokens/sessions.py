@@ -41,6 +41,7 @@ from identity.core.tokens.claims import AccessToken, Subject
 from identity.core.tokens.session_rows import INFO, SessionInfo, UserSession, from_row
 from identity.errors import INVALID_TOKEN, NOT_FOUND, TOKEN_EXPIRED, Refused
 from identity.instruments import opaque
+from identity.instruments.counts import LOGINS
 from identity.instruments.keyring import CURRENT_VERSION
 from identity.instruments.opaque import Kind, Secret
 from identity.paging import Listed, Part
@@ -173,6 +174,7 @@ def open_session(
     # A key pair that is traded for a token is no login: nobody signed in.
     if user is not None and verified and keypair_id is None:
         audit.record(rt, unit, Action.LOGIN_SUCCEEDED, actor=user.id, target=values["id"], kind=kind, amr=list(amr))
+        _count_login(rt, unit, amr)
     refresh = generations.mint(rt, values["id"], values["seed"], 0) if with_refresh else None
     return Opened(SessionInfo(*(values[column.key] for column in INFO)), bearer, refresh)
 
@@ -194,6 +196,7 @@ def mark_proven(rt: Runtime, unit: Unit, session_id: str, *, amr: Sequence[str],
         audit.record(
             rt, unit, Action.LOGIN_SUCCEEDED, actor=row.user_id, target=session_id, kind=row.kind, amr=list(amr)
         )
+        _count_login(rt, unit, amr)
 
 
 # Using.
@@ -458,6 +461,11 @@ def _placed(rt: Runtime, live: Live) -> Live:
         waiting = (UserSession.id == live.session.id, UserSession.place.is_(None))
         unit.execute(update(UserSession).where(*waiting).values(place=status.take(rt, unit)))
     return find_live(rt, live.session.id)
+
+
+def _count_login(rt: Runtime, unit: Unit, amr: Sequence[str]) -> None:
+    way = "+".join(sorted(amr)) or "vouched"
+    unit.after_commit(lambda: rt.counts.add(LOGINS, way, "success"))
 
 
 def _fingerprint(rt: Runtime, bearer: str) -> bytes:
