@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
 from identity import logs, migrations
 from identity.ambient import Clock, Entropy, Mailer, Origin, SystemClock, SystemEntropy
 from identity.core.clients import applications
+from identity.errors import UNAVAILABLE, Refused
 from identity.files import tighten
 from identity.instruments.epochs import Memory
 from identity.instruments.hashing import Passwords
@@ -27,6 +29,8 @@ from identity.settings import Settings
 from identity.storage import Database
 
 _SHOWN: Final = 20
+_PATIENCE_SECONDS: Final = 60
+_BREATH_SECONDS: Final = 0.2
 _log: Final = logging.getLogger("identity.files")
 
 
@@ -59,9 +63,9 @@ def create_runtime(
         elif not unseen:
             migrations.require(database)
         vault = open_vault(settings, entropy, makes_key=migrate and not has_root(database))
-        vault.load_root(database, Origin.background(), clock.now())
+        _in_turn(lambda: vault.load_root(database, Origin.background(), clock.now()))
         ring = Keyring(settings, clock, database, vault)
-        ring.ensure_first()
+        _in_turn(ring.ensure_first)
         rt = Runtime(
             settings=settings,
             clock=clock,
@@ -78,10 +82,25 @@ def create_runtime(
             issuers=Issuers(settings.trusted_issuers),
             status_lists=StatusLists(settings, clock, database, ring),
         )
-        applications.ensure_standard(rt)
+        _in_turn(lambda: applications.ensure_standard(rt))
         applications.standard_client(rt)  # Now, so that no unit has to read it.
         on_failure.pop_all()
     return rt
+
+
+def _in_turn(ensure: Callable[[], None]) -> None:
+    """Make what a first start makes; while others make it, wait: the last of twenty starts waits for nineteen, longer than a request may.
+
+    Raises Refused(UNAVAILABLE) when the database could not be written for a minute.
+    """
+    patience_ends_at = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        try:
+            return ensure()
+        except Refused as refused:
+            if refused.problem.code != UNAVAILABLE.code or time.monotonic() >= patience_ends_at:
+                raise
+        time.sleep(_BREATH_SECONDS)
 
 
 def _keep_private(settings: Settings, database: Database) -> None:

@@ -223,6 +223,24 @@ def test_twenty_processes_that_boot_at_once_make_one_of_everything(empty: str, t
     made_once(empty)
 
 
+def test_a_first_start_waits_for_whoever_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = f"sqlite:///{tmp_path}/empty.db"
+    database = Database(url, creates=True)
+    migrations.migrate(database)
+    monkeypatch.setattr("identity.engines.BUSY_SECONDS", 0)  # a request's patience; a start must not depend on it
+    writer = database.engine.raw_connection()
+    writer.cursor().execute("BEGIN IMMEDIATE")
+    with ThreadPoolExecutor() as pool:
+        start = pool.submit(create_runtime, fast_settings(database_url=url, keys_dir=tmp_path / "keys"))
+        with pytest.raises(TimeoutError):
+            start.result(timeout=0.7)
+        writer.rollback()
+        start.result(timeout=20).close()
+    writer.close()
+    database.close()
+    made_once(url)
+
+
 def made_once(url: str) -> None:
     """One key signs, at most one stands by; there is one root and one application."""
     database = Database(url)
