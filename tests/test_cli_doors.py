@@ -144,6 +144,8 @@ COMMANDS = [
     "incident --key 00000000-0000-7000-8000-000000000000 --since 7d --contain",
     "incident --secret a --kid b --since 1h",
     "incident --since 1h",
+    "keypair rotate 00000000-0000-7000-8000-000000000000",
+    "keypair rotate 00000000-0000-7000-8000-000000000000 --grace 8d",
     "incident --secret 000000000000",
     "role list",
     "keypair list --user boss",

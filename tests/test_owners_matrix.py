@@ -16,7 +16,7 @@ from sqlalchemy import select
 from identity.app import create_app, endpoints
 from identity.core.admin import tenants
 from identity.core.admin.by import By
-from identity.core.clients import keypair_proof, keypairs, machine_tokens, secrets
+from identity.core.clients import issuers, keypair_proof, keypairs, machine_tokens, secrets
 from identity.core.people import invitations, tenancy
 from identity.core.people.accounts import User
 from identity.core.people.tenancy import Membership
@@ -26,12 +26,13 @@ from identity.runtime import Runtime
 from identity.wire.endpoint import Endpoint
 from tests.builders import a_session, a_tenant, a_token, a_user, an_application
 from tests.conftest import BACKENDS, fresh_database
+from tests.issuer_world import ed_key, public_jwk
 from tests.world import ORIGIN, FakeClock, Mailbox, Web, fast_settings
 
 # What needs a recent login, which a key pair and a machine never have; everything else does not.
 READS = """
     GET /tenant, GET /tenant/members, GET /tenant/invitations, GET /tenant/applications, GET /tenant/application/{clientId}/secrets,
-    GET /tenant/audit, GET /tenant/limits
+    GET /tenant/application/{clientId}/trusts, GET /tenant/audit, GET /tenant/limits
 """
 CHANGES = """
     POST /tenant/invitations, POST /tenant/invitation/{id}/resend, DELETE /tenant/invitation/{id},
@@ -39,10 +40,12 @@ CHANGES = """
 """
 # What a key pair and its token never do.
 CREDENTIALS = """
-    POST /tenant/applications, PATCH /tenant/application/{clientId}, POST /tenant/application/{clientId}/secret
+    POST /tenant/applications, PATCH /tenant/application/{clientId}, POST /tenant/application/{clientId}/secret,
+    POST /tenant/application/{clientId}/trust
 """
 RECENT = """
-    PUT /tenant/member/{userID}, DELETE /tenant/member/{userID}, DELETE /tenant/application/{clientId}/secret/{secretID}
+    PUT /tenant/member/{userID}, DELETE /tenant/member/{userID}, DELETE /tenant/application/{clientId}/secret/{secretID},
+    DELETE /tenant/application/{clientId}/trust/{trustID}
 """
 
 
@@ -50,6 +53,12 @@ def listed(routes: str) -> set[str]:
     return {" ".join(route.split()) for route in routes.split(",")}
 
 
+TRUST = {
+    "name": "ci",
+    "issuer": "https://ci.example",
+    "subject": "runner",
+    "jwks": {"keys": [public_jwk(ed_key(), "k1")]},
+}
 OWNERS = {endpoint.name: endpoint for endpoint in endpoints() if endpoint.owners}
 HEADERS = ("acme-bank", "globex", "closed", "no-such-tenant", "")
 _numbers = itertools.count()
@@ -193,7 +202,7 @@ def expected(subject: str, endpoint: Endpoint, tenant: str) -> tuple[int, str | 
         return 400, "MISSING_TENANT"
     if tenant == "no-such-tenant" and "closed" in where:
         return 404, "NOT_FOUND"
-    if tenant not in where or (endpoint.makes_credential and "key pair" in subject):
+    if tenant not in where or ((endpoint.makes_credential or endpoint.recent_login) and "key pair" in subject):
         return 403, "FORBIDDEN"
     if endpoint.recent_login and not has_recent_login:
         return 401, "UNAUTHENTICATED"
@@ -212,6 +221,10 @@ def a_target(rt: Runtime, endpoint: Endpoint, tenant: str) -> tuple[str, dict[st
     if "{clientId}" in path:
         app = an_application(rt, tenant=home, scopes=("read",))
         path = path.replace("{clientId}", app.client_id).replace("{secretID}", app.secret_id)
+    if "{trustID}" in path:
+        with rt.unit(ORIGIN) as unit:
+            trust = issuers.add_trust(rt, unit, app.client_id, actor="test", **TRUST)
+        path = path.replace("{trustID}", trust.id)
     if "{id}" in path:
         with rt.unit(ORIGIN) as unit:
             info = invitations.issue(
@@ -223,6 +236,7 @@ def a_target(rt: Runtime, endpoint: Endpoint, tenant: str) -> tuple[str, dict[st
         "POST /tenant/applications": {"name": "feed", "scopes": ["read"]},
         "PATCH /tenant/application/{clientId}": {"name": "fed"},
         "POST /tenant/application/{clientId}/secret": {},
+        "POST /tenant/application/{clientId}/trust": TRUST,
         "PUT /tenant/member/{userID}": {"roles": ["analyst"]},
     }
     return path, bodies.get(endpoint.name, {})

@@ -96,7 +96,7 @@ ROUTES: dict[Kind, str] = {
         DELETE /admin/tenant/{id}/invitation/{invitationID}, GET /admin/roles, POST /admin/role,
         GET /admin/signing-keys,
         POST /admin/signing-keys/rotate, DELETE /admin/signing-key/{kid}, GET /admin/audit, GET /admin/error/{errorID},
-        GET /admin/incident, POST /admin/incident,
+        GET /admin/incident, POST /admin/incident, POST /admin/keypair/{id}/rotate,
         DELETE /admin/sessions, GET /admin/errors,
         GET /admin/errors/counts, GET /admin/mails, GET /admin/user/{id}/export, POST /admin/mails/retry,
         POST /admin/users/import, PUT /admin/user/{id}/unlock
@@ -118,7 +118,9 @@ ROUTES: dict[Kind, str] = {
         POST /tenant/invitations, POST /tenant/invitation/{id}/resend, DELETE /tenant/invitation/{id}, GET /tenant/applications,
         POST /tenant/applications, PATCH /tenant/application/{clientId}, DELETE /tenant/application/{clientId},
         POST /tenant/application/{clientId}/secret, GET /tenant/application/{clientId}/secrets,
-        DELETE /tenant/application/{clientId}/secret/{secretID}, GET /tenant/audit, GET /tenant/limits
+        DELETE /tenant/application/{clientId}/secret/{secretID}, POST /tenant/application/{clientId}/trust,
+        GET /tenant/application/{clientId}/trusts, DELETE /tenant/application/{clientId}/trust/{trustID},
+        GET /tenant/audit, GET /tenant/limits
     """,
 }
 KINDS = {" ".join(route.split()): kind for kind, routes in ROUTES.items() for route in routes.split(",")}

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from identity.cli import find
-from identity.cli.frame import Opened, cli, command, lists
+from identity.cli.frame import Duration, Opened, cli, command, lists
 
 
 @cli.group("session")
@@ -77,6 +77,14 @@ def create(
 def list_keypairs(opened: Opened, user: str | None) -> tuple[tuple[str, ...], Mapping[str, Any]]:
     """List key pairs, oldest first."""
     return ("keypairs",), {"user": user and find.user(opened, user)}
+
+
+@command(keypair, "rotate")
+@click.argument("key_id", metavar="KEY_ID")
+@click.option("--grace", type=Duration(), default=0, metavar="S", help="How long the present secret still works.")
+def rotate_keypair(opened: Opened, key_id: str, grace: int) -> Any:
+    """Give a key pair a new secret, which is shown once; identifier, end and rights stay."""
+    return opened.ask("POST", "keypair", key_id, "rotate", body={"graceSeconds": grace})
 
 
 @command(keypair, "revoke", asks="Delete the key pair {key_id} and end what it has opened?")

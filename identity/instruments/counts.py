@@ -13,6 +13,7 @@ LOGINS: Final = "logins"
 REFUSALS: Final = "refusals"
 LOCKOUTS: Final = "lockouts"
 CACHE_HITS: Final = "cache_hits"
+TOKENS: Final = "tokens"
 
 
 class Counts:

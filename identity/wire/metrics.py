@@ -29,7 +29,7 @@ from identity.core.admin import backups, keys
 from identity.core.clients import expiry
 from identity.core.mail import outbox, totals
 from identity.errors import Problem
-from identity.instruments.counts import CACHE_HITS, LOCKOUTS, LOGINS, REFUSALS
+from identity.instruments.counts import CACHE_HITS, LOCKOUTS, LOGINS, REFUSALS, TOKENS
 from identity.runtime import Runtime
 from identity.settings import Settings
 from identity.storage import Database
@@ -261,6 +261,7 @@ def _counters() -> dict[str, Counter]:
         LOGINS: Counter("identity_logins", "Logins, by the methods that proved them or failed to", ["way", "result"]),
         REFUSALS: Counter("identity_refusals", "Requests refused, by error and check", ["error", "check"]),
         LOCKOUTS: Counter("identity_lockouts", "Lockouts that failures have begun"),
+        TOKENS: Counter("identity_application_tokens", "Tokens that applications asked for", ["result"]),
         CACHE_HITS: Counter("identity_cache_hits", "What was known without a second look", ["cache"]),
     }
 

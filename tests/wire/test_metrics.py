@@ -12,7 +12,7 @@ from identity import logs
 from identity.core.clients import keypairs
 from identity.core.mail import totals
 from identity.runtime import Runtime
-from tests.builders import a_user
+from tests.builders import a_user, an_application
 from tests.conftest import fresh_database
 from tests.world import ORIGIN, free_port, start_live
 
@@ -44,6 +44,9 @@ def test_the_metrics_sum_the_workers_and_tell_what_expires_soonest(tmp_path: Pat
         ada = a_user(live.rt)
         with live.rt.unit(ORIGIN) as unit:
             keypairs.create(live.rt, unit, ada.id, name="feed", days=5, actor="test", verified=True)
+        thrifty, greedy = an_application(live.rt, token_reuse_seconds=60), an_application(live.rt, tokens_per_day=1)
+        for app in (thrifty, thrifty, greedy, greedy):
+            live.post("/application/token", {"clientId": app.client_id, "secret": app.secret})
         for _ in range(20):
             assert live.get("/no/such/path").status_code == 404
         time.sleep(2 * logs.FLUSH_SECONDS)  # Workers hand on what they counted as often as their log lines.
@@ -80,6 +83,9 @@ def test_the_metrics_sum_the_workers_and_tell_what_expires_soonest(tmp_path: Pat
         assert "identity_backup_age_seconds +Inf" in shown
         (age,) = re.findall(r"^identity_signing_key_age_seconds ([0-9.e+]+)$", shown, re.MULTILINE)
         assert 0 <= float(age) < 7 * 86_400
+        told = dict(re.findall(r'^identity_application_tokens_total\{result="(\w+)"\} ([0-9.]+)$', shown, re.MULTILINE))
+        # The second token is the same one only where the same worker is asked.
+        assert told in ({"new": "2.0", "again": "1.0", "refused": "1.0"}, {"new": "3.0", "refused": "1.0"})
         for name in ("waiting", "oldest_seconds", "given_up_total"):
             assert re.search(rf"^identity_mail_{name} 0\.0$", shown, re.MULTILINE)
         assert 'identity_janitor_backlog{kind="tokens.sessions"} 0.0' in shown

@@ -26,6 +26,8 @@ from identity.instruments.epochs import EVERYBODY, shard_of, shard_of_meter
 from identity.instruments.opaque import Kind
 from identity.runtime import Runtime
 
+BY_KEY: Final = FORBIDDEN.saying("A key pair may not make or change credentials, nor change its owner")
+_A_PERSONS: Final = {"expected": "a login of a person", "seen": "a key pair"}
 _NOWHERE: Final = Memberships()
 # What clients send whose variable was never filled. An empty one is among them.
 _PLACEHOLDERS: Final = frozenset(
@@ -112,8 +114,10 @@ class Caller(NamedTuple):
             )
 
     def require_recent_login(self, rt: Runtime) -> None:
-        """Raise Refused(STALE_LOGIN) unless the user signed in a short while ago (RFC 9470). A key pair is no sign of a user."""
-        age = None if self.auth_time is None or "key" in self.amr else (rt.clock.now() - self.auth_time).total_seconds()
+        """Raise Refused(STALE_LOGIN) unless the user signed in a short while ago (RFC 9470), Refused(BY_KEY) for a key pair."""
+        if self.is_by_key:
+            raise Refused(BY_KEY, detail="by a key pair", evidence=_A_PERSONS)
+        age = None if self.auth_time is None else (rt.clock.now() - self.auth_time).total_seconds()
         if age is None or age >= rt.settings.recent_login_seconds:
             raise Refused(
                 STALE_LOGIN, detail="login too old", evidence={"age": age, "allowed": rt.settings.recent_login_seconds}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Final
 
 from identity.ambient import Origin
+from identity.core.access.callers import BY_KEY
 from identity.core.clients import keypairs
 from identity.core.clients.keypair_proof import KeyInfo
 from identity.core.clients.keypairs import KeyPairInfo, Requested
@@ -15,11 +15,9 @@ from identity.core.people.ownership import Owner
 from identity.core.people.rights import Rights
 from identity.core.tokens import sessions
 from identity.core.tokens.sessions import Live
-from identity.errors import FORBIDDEN, Refused
+from identity.errors import Refused
 from identity.instruments.opaque import Secret
 from identity.runtime import Runtime
-
-BY_KEY: Final = FORBIDDEN.saying("A key pair may not make or change credentials, nor change its owner")
 
 
 def extend_session(rt: Runtime, origin: Origin, live: Live) -> None:

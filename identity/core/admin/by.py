@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from identity.ambient import Origin
+from identity.core.access.callers import BY_KEY
 from identity.errors import FORBIDDEN, Refused
 from identity.runtime import Runtime
 from identity.storage import Unit
@@ -16,11 +17,12 @@ from identity.storage import Unit
 
 @dataclass(frozen=True, slots=True)
 class By:
-    """Who administers, and from where; `tenant`: nothing but this one."""
+    """Who administers, and from where; `tenant`: nothing but this one; `by_key`: by a key pair of theirs, or its token."""
 
     actor: str
     origin: Origin
     tenant: str | None = None
+    by_key: bool = False
 
     @classmethod
     def command_line(cls) -> By:
@@ -31,6 +33,11 @@ class By:
         if self.tenant not in (None, tenant):
             raise Refused(FORBIDDEN, detail="administers another tenant")
         return replace(self, tenant=tenant)
+
+    def require_other(self, user_id: str | None) -> None:
+        """Raise Refused(BY_KEY) for a key pair that would change its owner, or make them a credential: that would outlive its own end."""
+        if self.by_key and user_id == self.actor:
+            raise Refused(BY_KEY, detail="by a key pair, to its owner")
 
     def unit(self, rt: Runtime) -> Unit:
         """A transaction of whoever administers the whole service. Raises Refused(FORBIDDEN) for who administers one tenant."""

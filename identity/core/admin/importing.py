@@ -226,6 +226,7 @@ def _create(rt: Runtime, unit: Unit, by: By, wanted: Mapping[str, Any]) -> Taken
 
 
 def _update(rt: Runtime, unit: Unit, by: By, row: User, wanted: Mapping[str, Any]) -> Taken:
+    by.require_other(row.id)
     names = [name for name in ("alias", "full_name", "roles", "groups", "external_id") if wanted.get(name) is not None]
     changes = {name: wanted[name] for name in names if getattr(row, name) != wanted[name]}
     stored, moved = row.password_hash, wanted["password_hash"]

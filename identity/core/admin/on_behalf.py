@@ -6,13 +6,14 @@ What an administrator makes waits for its code as it would for its owner; vouchi
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Final
 
 from identity.ambient import later
 from identity.canonical import canonical_id
 from identity.core.admin.by import By
 from identity.core.clients import keypairs
-from identity.core.clients.keypairs import Requested
+from identity.core.clients.keypairs import KeyPairInfo, Requested
 from identity.core.mail import outbox
 from identity.core.people import accounts, addresses
 from identity.core.people.accounts import Email
@@ -30,6 +31,7 @@ from identity.core.tokens import sessions
 from identity.core.tokens.session_rows import SessionInfo
 from identity.errors import CONFLICT, NOT_FOUND, Refused
 from identity.instruments.limits import address_key
+from identity.instruments.opaque import Secret
 from identity.paging import Part
 from identity.runtime import Runtime
 from identity.storage import Unit
@@ -56,6 +58,7 @@ def verify_session(rt: Runtime, by: By, session_id: str) -> None:
     Raises Refused(NOT_FOUND), Refused(CONFLICT) for one that is over or whose user may not sign in.
     """
     found = _get_session(rt, session_id)
+    by.require_other(found.user_id)
     if found.verified:
         return
     with by.unit(rt) as unit:
@@ -69,6 +72,7 @@ def verify_session(rt: Runtime, by: By, session_id: str) -> None:
 def revoke_session(rt: Runtime, by: By, session_id: str) -> None:
     """End a session; doing it twice is the same. Raises Refused(NOT_FOUND)."""
     found = _get_session(rt, session_id)
+    by.require_other(found.user_id)
     with by.unit(rt) as unit:
         codes.cancel(unit, Purpose.SESSION, found.id)
         sessions.revoke(rt, unit, found.id, actor=by.actor, reason="ended by an administrator")
@@ -76,6 +80,7 @@ def revoke_session(rt: Runtime, by: By, session_id: str) -> None:
 
 def revoke_sessions(rt: Runtime, by: By, **owners: str | None) -> int:
     """End every session of a user, a tenant's members, an application, or everybody; tell how many. See `sessions.revoke_many`."""
+    by.require_other(owners.get("user"))
     with by.unit(rt) as unit:
         return sessions.revoke_many(rt, unit, actor=by.actor, reason="ended by an administrator", **owners)
 
@@ -121,13 +126,21 @@ def verify_keypair(rt: Runtime, by: By, key_id: str) -> None:
     """Make a waiting pair usable without its code. Raises Refused(NOT_FOUND)."""
     with by.unit(rt) as unit:
         codes.cancel(unit, Purpose.KEYPAIR, key_id)
-        keypairs.mark_proven(rt, unit, key_id, actor=by.actor)
+        by.require_other(keypairs.mark_proven(rt, unit, key_id, actor=by.actor).user_id)
+
+
+def rotate_keypair(rt: Runtime, by: By, key_id: str, *, grace_seconds: int) -> tuple[KeyPairInfo, Secret, datetime]:
+    """A new secret of a pair, while the one before works for `grace_seconds` more; see `keypairs.rotate`."""
+    with by.unit(rt) as unit:
+        rotated = keypairs.rotate(rt, unit, key_id, actor=by.actor, grace_seconds=grace_seconds, of=ANYONE)
+        by.require_other(rotated[0].user_id)
+        return rotated
 
 
 def revoke_keypair(rt: Runtime, by: By, key_id: str) -> None:
     """Delete a pair, and end what it has opened. Raises Refused(NOT_FOUND)."""
     with by.unit(rt) as unit:
-        keypairs.revoke(rt, unit, key_id, actor=by.actor, of=ANYONE)
+        by.require_other(keypairs.revoke(rt, unit, key_id, actor=by.actor, of=ANYONE))
 
 
 # Addresses.
@@ -146,18 +159,21 @@ def verify_email(rt: Runtime, by: By, email_id: str) -> None:
         row = unit.session.get(Email, email_id) if canonical_id(email_id) else None
         if row is None:
             raise Refused(NOT_FOUND, detail="no such address")
+        by.require_other(row.user_id)
         addresses.mark_proven(rt, unit, row.user_id, row.address, actor=by.actor)
 
 
 def prefer_email(rt: Runtime, by: By, email_id: str) -> None:
     """Have notices and codes sent to this address of its user. Raises Refused(NOT_FOUND), Refused(CONFLICT) for an unverified one."""
     with by.unit(rt) as unit:
+        _require_another_persons(by, unit, email_id)
         addresses.prefer(rt, unit, email_id, actor=by.actor, of=ANYONE)
 
 
 def remove_email(rt: Runtime, by: By, email_id: str) -> None:
     """Delete an address, but not the last verified one of its user (CONFLICT)."""
     with by.unit(rt) as unit:
+        _require_another_persons(by, unit, email_id)
         addresses.remove(rt, unit, email_id, actor=by.actor, of=ANYONE)
 
 
@@ -213,6 +229,11 @@ def remove_factors(rt: Runtime, by: By, user_id: str) -> None:
     user = accounts.get(rt, user_id)
     with by.unit(rt) as unit:
         factors.remove(rt, unit, user, actor=by.actor)
+
+
+def _require_another_persons(by: By, unit: Unit, email_id: str) -> None:
+    row = unit.session.get(Email, email_id) if canonical_id(email_id) else None
+    by.require_other(None if row is None else row.user_id)
 
 
 def _proven_address(unit: Unit, user_id: str) -> str:

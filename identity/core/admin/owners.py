@@ -19,8 +19,9 @@ from identity.core.admin import roles as named
 from identity.core.admin import users
 from identity.core.admin.by import By
 from identity.core.admin.tenants import NEVER_AN_OWNERS, put_member
-from identity.core.clients import applications, registration, secrets
+from identity.core.clients import applications, issuers, registration, secrets
 from identity.core.clients.applications import Application, ApplicationInfo
+from identity.core.clients.issuers import TrustInfo
 from identity.core.clients.secrets import MadeSecret, SecretInfo
 from identity.core.people import tenancy
 from identity.core.people.accounts import Email, User, clean_name
@@ -163,6 +164,28 @@ def delete_secret(rt: Runtime, by: By, client_id: str, secret_id: str, *, force:
     with by.unit_within(rt) as unit:
         _get_application(unit, by.where, client_id)
         secrets.remove_secret(rt, unit, client_id, secret_id, actor=by.actor, force=force)
+
+
+def add_trust(rt: Runtime, by: By, client_id: str, *, name: str, **options: Any) -> TrustInfo:
+    """Let an application of the tenant prove itself with the tokens of a platform. See `issuers.add_trust` for `options`."""
+    with by.unit_within(rt) as unit:
+        _require_theirs_to_give(unit, by.where, client_id)
+        return issuers.add_trust(rt, unit, client_id, actor=by.actor, name=clean_name(name, field="name"), **options)
+
+
+def list_trusts(rt: Runtime, by: By, client_id: str) -> list[TrustInfo]:
+    """The trusts of an application of the tenant, oldest first."""
+    app = applications.find(rt, client_id)
+    if app is None or app.tenant != by.where:
+        raise Refused(NOT_FOUND, detail="no such application of this tenant")
+    return issuers.trusts_of(rt, app.id)
+
+
+def remove_trust(rt: Runtime, by: By, client_id: str, trust_id: str) -> None:
+    """End a trust of an application of the tenant, and every token that it earned."""
+    with by.unit_within(rt) as unit:
+        _get_application(unit, by.where, client_id)
+        issuers.remove_trust(rt, unit, client_id, trust_id, actor=by.actor)
 
 
 def _lock_member(unit: Unit, tenant_id: str, user_id: str) -> tuple[str, ...]:

@@ -81,6 +81,7 @@ def set_member(
     rt: Runtime, by: By, tenant_id: str, user_id: str, *, roles: Sequence[str], new_role: bool = False
 ) -> Member:
     """Make a user a member with exactly these roles. `new_role`: see `roles.check`."""
+    by.require_other(user_id)
     with by.unit(rt) as unit:
         named.check(unit, roles, insists=new_role)
         user = accounts.get_row(unit.session, user_id)
@@ -89,6 +90,7 @@ def set_member(
 
 def remove_member(rt: Runtime, by: By, tenant_id: str, user_id: str) -> None:
     """End a membership. Raises Refused(NOT_FOUND) where there is none."""
+    by.require_other(user_id)
     with by.unit(rt) as unit:
         if not canonical_id(user_id):
             raise Refused(NOT_FOUND, detail="no such membership")

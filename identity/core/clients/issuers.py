@@ -330,7 +330,8 @@ def add_trust(
     Raises Refused(VALIDATION) for a trust that names neither a subject nor a claim, or an issuer whose keys nobody knows;
     Refused(CONFLICT) for one too many.
     """
-    if get_row(unit.session, client_id, for_update=True).decoy:
+    app = get_row(unit.session, client_id, for_update=True)
+    if app.decoy:
         raise Refused(DECOY_PROVES_NOTHING, detail="a trust of a decoy")
     checked = dict(claims or {})
     _check_issuer(rt, issuer, jwks)
@@ -358,7 +359,15 @@ def add_trust(
     )
     unit.add(row)
     audit.record(
-        rt, unit, Action.TRUST_CREATED, actor=actor, target=client_id, trust=row.id, issuer=issuer, subject=subject
+        rt,
+        unit,
+        Action.TRUST_CREATED,
+        actor=actor,
+        target=client_id,
+        tenant=app.tenant_id,
+        trust=row.id,
+        issuer=issuer,
+        subject=subject,
     )
     return _info([getattr(row, column.key) for column in _COLUMNS])
 
@@ -369,7 +378,8 @@ def remove_trust(rt: Runtime, unit: Unit, client_id: str, trust_id: str, *, acto
     status.end_grants(rt, unit, select(ApplicationTrust.place).where(*mine))
     if not unit.changed(delete(ApplicationTrust).where(*mine)):
         raise Refused(NOT_FOUND, detail="no such trust of this application")
-    audit.record(rt, unit, Action.TRUST_REMOVED, actor=actor, target=client_id, trust=trust_id)
+    tenant = get_row(unit.session, client_id).tenant_id
+    audit.record(rt, unit, Action.TRUST_REMOVED, actor=actor, target=client_id, tenant=tenant, trust=trust_id)
 
 
 def trusts_of(rt: Runtime, client_id: str) -> list[TrustInfo]:

@@ -231,8 +231,8 @@ def rotate(
     return _info(row), secret, until
 
 
-def revoke(rt: Runtime, unit: Unit, key_id: str, *, actor: str, of: Owner | Anyone) -> None:
-    """Delete a pair, and end what it has opened. Raises Refused(NOT_FOUND), also for a pair that is not within `of`."""
+def revoke(rt: Runtime, unit: Unit, key_id: str, *, actor: str, of: Owner | Anyone) -> str:
+    """Delete a pair, and end what it has opened; tell whose it was. Raises Refused(NOT_FOUND), also for a pair that is not within `of`."""
     row = unit.session.get(KeyPair, canonical_id(key_id)) if canonical_id(key_id) else None
     if row is None or not may_touch(of, row.user_id):
         raise Refused(NOT_FOUND, detail="no such key pair")
@@ -240,6 +240,7 @@ def revoke(rt: Runtime, unit: Unit, key_id: str, *, actor: str, of: Owner | Anyo
     codes.cancel(unit, Purpose.KEYPAIR, row.id)
     sessions.revoke_of_keypair(rt, unit, row.id, actor=actor)
     audit.record(rt, unit, Action.KEYPAIR_REVOKED, actor=actor, target=key_id, user=row.user_id)
+    return row.user_id
 
 
 def listing_of(rt: Runtime, user_id: str) -> list[KeyPairInfo]:

@@ -18,6 +18,7 @@ from sqlalchemy import (
     update,
 )
 
+from identity import grounds
 from identity.ambient import Origin, later
 from identity.canonical import canonical_audience
 from identity.columns import from_micros
@@ -34,6 +35,7 @@ from identity.core.tokens.claims import AccessToken, Claims
 from identity.core.tokens.revoked import RevokedToken
 from identity.errors import CLIENT_MISMATCH, NOT_FOUND, RATE_LIMITED, Problem, Refused
 from identity.instruments.asking import LONG_ENOUGH_SECONDS, Often
+from identity.instruments.counts import TOKENS
 from identity.instruments.epochs import EVERYBODY, shard_of
 from identity.instruments.jws import unverified_claims
 from identity.instruments.keyring import CURRENT_VERSION, SKEW_SECONDS
@@ -141,6 +143,7 @@ def issue_token(
     asked = rt.issued.look(name, now, shards=shards)
     kept: _Kept | None = asked.value
     if kept is not None and kept.is_to_give(rt, proven, audience):
+        _count(rt, "again")
         return AccessToken(kept.text, kept.expires_at - int(now.timestamp()), tuple(sorted(granted)), is_reused=True)
     token = _mint(rt, proven, granted, audience, seconds=seconds, now=now)
     said = unverified_claims(token.text)
@@ -211,12 +214,14 @@ def _mint(
         except Refused as refused:
             if refused.problem is not RATE_LIMITED:
                 raise
+            _count(rt, "refused")
             raise Refused(
                 DAY_LIMITED,
                 detail="tokensPerDay of the application",
                 evidence=refused.evidence | {"expected": {"tokensPerDay": app.tokens_per_day}},
                 retry_after_seconds=refused.retry_after_seconds,
             ) from refused
+    _count(rt, "new")
     return claims.issue_application_token(
         rt,
         client_id=app.id,
@@ -229,6 +234,12 @@ def _mint(
         seconds=seconds,
         now=now,
     )
+
+
+def _count(rt: Runtime, result: str) -> None:
+    """Count a token that was asked for, also where the answer is given again as it was."""
+    grounds.note_deed(lambda _: rt.counts.add(TOKENS, result))
+    rt.counts.add(TOKENS, result)
 
 
 def record_asking(rt: Runtime) -> None:

@@ -9,6 +9,7 @@ from identity.core.tokens import sessions
 from identity.errors import VALIDATION, Refused
 from identity.wire.dialects import admin_record_schemas as records
 from identity.wire.dialects import admin_schemas as schemas
+from identity.wire.dialects import machine_schemas
 from identity.wire.dialects.admin_dialect import ACKNOWLEDGED, by_of, deed, listing, show, sought
 from identity.wire.dialects.lists import flag, page
 from identity.wire.endpoint import Call, Reply
@@ -91,6 +92,27 @@ def verify_keypair(call: Call) -> Reply:
     """Make a waiting key pair usable without its code."""
     on_behalf.verify_keypair(call.rt, by_of(call), call.params["id"])
     return Reply(ACKNOWLEDGED)
+
+
+@deed(
+    "POST",
+    "/admin/keypair/{id}/rotate",
+    body=machine_schemas.RotationBody,
+    answer=machine_schemas.RotatedKeyPairAnswer,
+)
+def rotate_keypair(call: Call) -> Reply:
+    """Give a key pair of a user a new secret, shown once; the one before it works for `graceSeconds` more."""
+    grace = call.body.get("graceSeconds", 0)
+    info, secret, until = on_behalf.rotate_keypair(call.rt, by_of(call), call.params["id"], grace_seconds=grace)
+    return Reply(
+        {
+            "apiKey": info.api_key,
+            "apiSecret": secret.reveal(),
+            "keyID": info.id,
+            "expireAt": documents.seconds(info.expires_at),
+            "previousExpireAt": documents.seconds(until),
+        }
+    )
 
 
 @deed("PUT", "/admin/email/{id}/verify")

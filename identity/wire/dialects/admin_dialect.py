@@ -12,7 +12,6 @@ from typing import Final
 
 from marshmallow import Schema
 
-from identity.core.access import own
 from identity.core.admin.by import By
 from identity.errors import (
     CONFLICT,
@@ -28,7 +27,6 @@ from identity.errors import (
     UNAUTHENTICATED,
     VALIDATION,
     Problem,
-    Refused,
 )
 from identity.instruments.limits import Policy
 from identity.runtime import Runtime
@@ -95,10 +93,11 @@ def deed(
 def by_of(call: Call) -> By:
     """Who administers, and from where. Raises Refused(FORBIDDEN) for a key pair that would change its owner."""
     caller, path = call.caller, call.endpoint.path
-    if caller.is_by_key and path.startswith("/admin/user/{id}") and call.params["id"].lower() == caller.subject:
+    by = By(caller.subject, call.origin, by_key=caller.is_by_key)
+    if path.startswith("/admin/user/{id}"):
         # An administrator's pair administers others. What it could do to its owner would outlive its own end.
-        raise Refused(own.BY_KEY, detail="by a key pair, to its owner")
-    return By(caller.subject, call.origin)
+        by.require_other(call.params["id"].lower())
+    return by
 
 
 def sought(call: Call, name: str, find: Callable[[Runtime, str], str]) -> str | None:

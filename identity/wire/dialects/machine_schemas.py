@@ -54,6 +54,22 @@ class SecretAnswer(Schema):
     retireAfterQuietSeconds = fields.Integer(required=True, allow_none=True)
 
 
+class RotationBody(Body):
+    """For how long the secret that is replaced still works."""
+
+    graceSeconds = Whole(least=0, most=604_800)
+
+
+class RotatedKeyPairAnswer(Schema):
+    """A new secret of a key pair, shown here and never again, and when the one before it ends."""
+
+    apiKey = fields.String(required=True)
+    apiSecret = fields.String(required=True)
+    keyID = fields.String(required=True)
+    expireAt = Seconds(required=True)
+    previousExpireAt = Seconds(required=True)
+
+
 class TrustAnswer(Schema):
     """A trust, and what to think about: `warnings`."""
 

@@ -282,6 +282,33 @@ def delete_secret(call: Call) -> Reply:
     return Reply(_ACKNOWLEDGED)
 
 
+@_deed(
+    "POST",
+    "/tenant/application/{clientId}/trust",
+    body=machine_schemas.TrustBody,
+    answer=machine_schemas.TrustAnswer,
+    credential=True,
+)
+def add_trust(call: Call) -> Reply:
+    """Let an application of the tenant prove itself with the tokens of its platform, so that it needs no secret."""
+    options = renamed(call.body, expiresIn="expires_in")
+    return Reply(documents.trust(owners.add_trust(call.rt, _by(call), call.params["clientId"], **options)))
+
+
+@_list("/tenant/application/{clientId}/trusts", "trusts", machine_schemas.TrustAnswer)
+def list_trusts(call: Call) -> Reply:
+    """List whose tokens an application of the tenant may prove itself with."""
+    found = owners.list_trusts(call.rt, _by(call), call.params["clientId"])
+    return page(call, "trusts", documents.trust, lambda part: paging.cut(found, part))
+
+
+@_deed("DELETE", "/tenant/application/{clientId}/trust/{trustID}", recent=True)
+def remove_trust(call: Call) -> Reply:
+    """End a trust of an application of the tenant, and every token that it earned."""
+    owners.remove_trust(call.rt, _by(call), call.params["clientId"], call.params["trustID"])
+    return Reply(_ACKNOWLEDGED)
+
+
 # What happened, and how much may.
 
 

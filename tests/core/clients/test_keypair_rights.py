@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import jwt
@@ -190,6 +191,9 @@ def test_a_pair_makes_and_changes_no_credential_and_not_its_owner(web: Web) -> N
         ("PUT", "/email/preferred", {"emailID": email}),
         ("DELETE", f"/email/{email}", None),
         ("DELETE", f"/session/{session}", None),
+        ("DELETE", "/user", None),
+        ("PUT", "/auth/password", {"currentPassword": owner.password, "newPassword": "another long password"}),
+        ("POST", "/auth/mfa/totp", None),
     ]
     for method, path, body in deeds:
         answer = web.call(method, path, body, bearer=token)
@@ -199,12 +203,56 @@ def test_a_pair_makes_and_changes_no_credential_and_not_its_owner(web: Web) -> N
         ("POST", f"/admin/user/{owner.id}/keypair", {"name": "x", "days": 1}),
         ("POST", f"/admin/user/{owner.id}/roles", {"role": "reader"}),
     ]
+    code = web.post("/email", {"address": "third@acme.example"}, bearer=a_token(web.rt, owner)).json
+    waiting = web.get("/emails", bearer=token).json["emails"]
+    third = next(one["emailID"] for one in waiting if one["address"] == "third@acme.example")
+    assert code["verificationCodeID"]
+    second = a_pair(web.rt, owner)["id"]
+    by_admin += [
+        ("PUT", f"/admin/session/{session}/verify", None),
+        ("PUT", f"/admin/keypair/{second}/verify", None),
+        ("POST", f"/admin/keypair/{second}/rotate", {}),
+        ("DELETE", f"/admin/keypair/{second}", None),
+        ("PUT", f"/admin/email/{third}/verify", None),
+        ("PUT", "/admin/email/preferred", {"emailID": email}),
+        ("DELETE", f"/admin/email/{email}", None),
+        ("DELETE", f"/admin/session/{session}", None),
+        ("DELETE", f"/admin/sessions?user={owner.id}", None),
+        ("PUT", f"/admin/tenant/acme-bank/member/{owner.id}", {"roles": ["owner"], "newRole": True}),
+        ("DELETE", f"/admin/tenant/acme-bank/member/{owner.id}", None),
+    ]
     for method, path, body in by_admin:
         for credential in ({"bearer": token}, {"headers": headers(pair)}):
             answer = web.call(method, path, body, **credential)  # type: ignore[arg-type]
             assert (answer.status_code, answer.json["error"]) == (403, "FORBIDDEN"), path
     other = a_user(web.rt)
     assert web.patch(f"/admin/user/{other.id}", {"fullName": "Other"}, headers=headers(pair)).status_code == 202
+    line = json.dumps({"email": owner.email, "alias": owner.alias, "fullName": "Other", "roles": ["owner"]})
+    imported = web.call(
+        "POST",
+        "/admin/users/import?newRole=true",
+        data=line,
+        headers=headers(pair),
+        content_type="application/x-ndjson",
+    )
+    assert [one["error"] for one in imported.json["rejected"]] == ["FORBIDDEN"], imported.json
+
+
+def test_a_pair_with_rights_of_its_own_administers_no_tenant_but_those(web: Web) -> None:
+    owner = a_user(web.rt, tenants={"acme-bank": ("owner", "analyst"), "globex": ("owner",)})
+    one_tenant, one_role = (
+        a_pair(web.rt, owner, tenants=["acme-bank"]),
+        a_pair(web.rt, owner, roles=["analyst"], tenants=["acme-bank"]),
+    )
+    for pair, tenant, expected in (
+        (one_tenant, "acme-bank", 200),
+        (one_tenant, "globex", 403),
+        (one_role, "acme-bank", 403),
+        (one_role, "globex", 403),
+    ):
+        assert web.get("/tenant/members", headers=headers(pair, tenant)).status_code == expected, (pair, tenant)
+        by_token = web.get("/tenant/members", bearer=traded(web, pair), headers={"X-Tenant-Id": tenant})
+        assert by_token.status_code == expected, (pair, tenant)
 
 
 def test_a_pair_ends_itself_and_what_it_opened(web: Web) -> None:
