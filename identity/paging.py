@@ -28,11 +28,12 @@ _BEYOND: Final = "\U0010ffff"
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Which part of a list is wanted: a page by its number, or what comes after a cursor."""
+    """Which part of a list is wanted: a page by its number, or what comes after a cursor; `counts`: how long the list is, too."""
 
     limit: int = 50
     page: int = 1
     after: str = ""
+    counts: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,7 @@ def read(
     Raises Refused(VALIDATION) for a cursor that is none of this list.
     """
     total = None
-    if not part.after:
+    if part.counts and not part.after:
         total = session.scalar(select(func.count()).select_from(query.with_only_columns(key[0]).subquery())) or 0
     wanted = query.add_columns(*key).order_by(*(column.desc() if newest_first else column.asc() for column in key))
     if part.after:

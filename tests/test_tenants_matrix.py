@@ -108,7 +108,8 @@ ROUTES: dict[Kind, str] = {
     Kind.CONSOLE: """
         GET /console, GET /console/users, GET /console/users/new, POST /console/users/new, GET /console/user/{id}, POST /console/user/{id},
         GET /console/user/{id}/export, GET /console/you, POST /console/you, GET /console/why, POST /console/why, GET /console/why/{id},
-        GET /console/refusals, POST /console/find
+        GET /console/refusals, POST /console/find, GET /console/audit, GET /console/sessions, POST /console/sessions, GET /console/system,
+        POST /console/system
     """,
     Kind.CONSOLE_DOOR: """
         GET /console/sign-in, POST /console/sign-in, POST /console/sign-out, GET /console/link/{token}, POST /console/link/{token}

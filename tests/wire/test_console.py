@@ -41,7 +41,7 @@ def browser(web: Web, boss: Person) -> Browser:
     """An administrator's, signed in."""
     found = Browser(web)
     found.sign_in(boss)
-    assert found.at == "/console/users"
+    assert found.at == "/console"
     return found
 
 
@@ -81,7 +81,7 @@ def test_an_authenticator_or_a_recovery_code_is_the_second_factor(web: Web, boss
     app = an_authenticator(web.rt, boss)
     browser = Browser(web)
     browser.sign_in(boss, app)
-    assert browser.at == "/console/users"
+    assert browser.at == "/console"
     other = Browser(web)
     other.open("/console/sign-in")
     other.send("Go on", {"identifier": boss.email, "password": boss.password})
@@ -89,7 +89,7 @@ def test_an_authenticator_or_a_recovery_code_is_the_second_factor(web: Web, boss
     assert (wrong.status_code, other.cookies) == (401, {})
     assert "not right or no longer valid" in other.text
     other.send("Sign in", {"code": app.recovery_codes[0]})
-    assert other.at == "/console/users"
+    assert other.at == "/console"
 
 
 def test_who_administers_nothing_stays_outside(web: Web) -> None:
@@ -132,7 +132,7 @@ def test_a_link_signs_in_once_and_looking_uses_nothing_up(web: Web, boss: Person
         assert (shown.status_code, shown.headers["Referrer-Policy"]) == (200, "no-referrer")
         assert not browser.cookies
     browser.send("Sign in")
-    assert browser.at == "/console/users"
+    assert browser.at == "/console"
     assert "You came in by a link" in browser.text
     assert Browser(web).open(f"/console/link/{token}").status_code == 401
     other = Browser(web)
@@ -162,7 +162,7 @@ def test_a_link_is_for_whoever_administers_something(web: Web) -> None:
     browser = Browser(web)
     browser.open(f"/console/link/{link_token(web, olga.alias)}")
     browser.send("Sign in")
-    assert "Members of acme-bank" in browser.text
+    assert "In the tenant acme-bank" in browser.text
 
 
 def test_a_newcomer_sets_up_an_authenticator_and_signs_in_with_it(web: Web) -> None:

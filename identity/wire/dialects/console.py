@@ -116,7 +116,7 @@ door(
 )
 door("POST", "/console/link/{token}", "console_sign_in", "follow_link", "Sign in by a printed link, once.")
 
-page("/console", "console_users", "front", "Go to the first page of the console.")
+page("/console", "console_record", "show_overview", "Show what needs a person, and nothing else.")
 page(
     "/console/users",
     "console_users",
@@ -161,3 +161,21 @@ page(
     query=("error", "check", "caller", "address", "period", "after"),
 )
 deed("/console/find", "console_why", "find", "Find a user, an application, a tenant or a refusal by whatever names it.")
+
+page(
+    "/console/audit",
+    "console_record",
+    "show_audit",
+    "List events, newest first, by the names of who did what to whom.",
+    query=("actor", "action", "target", "credential", "address", "since", "until", "of", "after"),
+)
+page(
+    "/console/sessions",
+    "console_record",
+    "show_sessions",
+    "List living sessions, newest first.",
+    query=("user", "of", "application", "after"),
+)
+deed("/console/sessions", "console_record", "change_sessions", "End one session, or all that a filter names.")
+page("/console/system", "console_system", "show_system", "Show what runs: signing keys, mail, backups.")
+deed("/console/system", "console_system", "change_system", "Rotate or withdraw a signing key, or try mail again.")

@@ -21,28 +21,13 @@ from identity.core.tokens import sessions
 from identity.errors import STALE, VALIDATION, Refused
 from identity.paging import Part
 from identity.wire import pages
-from identity.wire.dialects.console_dialect import (
-    Deed,
-    Visit,
-    fault_of,
-    perform,
-    redirect,
-    said,
-    visited,
-    visited_by_admins,
-)
+from identity.wire.dialects.console_dialect import Deed, Visit, fault_of, perform, said, visited, visited_by_admins
 from identity.wire.endpoint import Reply
 from identity.wire.pages import Again
 
 _STATES: Final = {"enabled": True, "disabled": False}
 _MOST: Final = 200
 _SEPARATORS: Final = re.compile(r"[\s,]+")
-
-
-@visited
-def front(visit: Visit) -> Reply:
-    """Go to the list of users."""
-    return redirect(visit.link("/console/users"))
 
 
 # The list.

@@ -98,7 +98,8 @@ def find(visit: Visit) -> Reply:
 
 def _refusal(visit: Visit, error_id: str) -> Reply:
     found = why.refusal(visit.rt, visit.by, error_id)
-    return visit.show("why_refusal.html", why=found)
+    minute = [later(found.explanation.at, seconds).strftime("%Y-%m-%dT%H:%M:%SZ") for seconds in (-60, 60)]
+    return visit.show("why_refusal.html", why=found, around=minute)
 
 
 def _rendered(visit: Visit, *, fault: dict[str, Any] | None = None) -> str:
