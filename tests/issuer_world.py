@@ -6,9 +6,10 @@ import contextlib
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import jwt
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -49,6 +50,8 @@ class StandIn:
         self.keys: dict[str, Any] = {"k1": rsa_key("issuer"), "k2": ec_key(), "k3": ed_key()}
         self.jwks_uri = f"{self.url}/keys"
         self.issuer = self.url
+        #: Signs a token for an audience, where a workload asks for one over HTTP.
+        self.id_token: Callable[[str], str] = lambda _audience: ""
 
     def jwks(self) -> dict[str, Any]:
         return {"keys": [public_jwk(key, kid) for kid, key in self.keys.items()]}
@@ -56,6 +59,8 @@ class StandIn:
     def document(self, path: str) -> Any:
         if path == "/keys":
             return self.jwks()
+        if path.startswith("/id-token?"):
+            return {"count": 1, "value": self.id_token(parse_qs(urlsplit(path).query)["audience"][0])}
         return {"issuer": self.issuer, "jwks_uri": self.jwks_uri}
 
     def token(self, clock: Clock, *, kid: str | None = "k1", alg: str = "RS256", key: Any = None, **claims: Any) -> str:

@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.builders import Machine
 from tests.conftest import fresh_database
+from tests.issuer_world import StandIn, a_stand_in
 from tests.recipes.blocks import a_machine, block, run
+from tests.recipes.workloads import PLATFORMS, a_workload
 from tests.world import Live, start_live
 
 
 @pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+def platform() -> Iterator[StandIn]:
+    """What signs for Kubernetes, GitHub, GitLab and SPIFFE here."""
+    with a_stand_in() as issuer:
+        yield issuer
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory, platform: StandIn) -> Iterator[Live]:
     folder = tmp_path_factory.mktemp("recipes")
-    with start_live(folder, fresh_database("sqlite", folder)) as live:
+    settings = {"development": "1", "trusted_issuers": platform.url}
+    with start_live(folder, fresh_database("sqlite", folder), settings) as live:
         yield live
 
 
@@ -59,3 +70,13 @@ print(claims_of(os.environ["TOKEN"])["sub"])
 
 def test_requests_oauthlib_gets_introspects_and_revokes(service: Live, machine: Machine) -> None:
     assert python("requests-oauthlib.md", service, machine) == ["Bearer ['read']", "True", "{'active': False}"]
+
+
+@pytest.mark.parametrize("name", PLATFORMS)
+def test_a_workload_gets_in_from_the_shell_and_from_python(
+    service: Live, platform: StandIn, name: str, tmp_path: Path
+) -> None:
+    feed, found = a_workload(service, platform, name, tmp_path)
+    recipe = f"{name}.md"
+    assert run(["sh"], block(recipe, "sh"), service, feed, found) == ["200"]
+    assert run([sys.executable, "-"], block(recipe, "python"), service, feed, found) == ["200", "200"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
@@ -28,7 +29,9 @@ def block(recipe: str, language: str, number: int = 0) -> str:
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)[number]
 
 
-def run(command: list[str], code: str, service: Live, machine: Machine) -> list[str]:
+def run(
+    command: list[str], code: str, service: Live, machine: Machine, more: Mapping[str, str] | None = None
+) -> list[str]:
     """What a recipe prints, line by line."""
     proof = {"clientId": machine.client_id, "secret": machine.secret}
     pem = rsa_key().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
@@ -42,6 +45,7 @@ def run(command: list[str], code: str, service: Live, machine: Machine) -> list[
         "PRIVATE_KEY": pem,
         "KEY_ID": "key-0",
         "OAUTHLIB_INSECURE_TRANSPORT": "1",
+        **(more or {}),
     }
     done = subprocess.run(
         command, input=code, env=environment, cwd=Path(__file__).parent, capture_output=True, text=True, check=False

@@ -64,10 +64,10 @@ NEAR: dict[str, dict[str, Any]] = {
 }
 
 
-def options_on_the_page(preset: str) -> dict[str, Any]:
+def options_on_the_page(preset: str, page: Path = PAGE) -> dict[str, Any]:
     """What the command on the page for this platform says."""
     (command,) = re.findall(
-        rf"^identity application trust add .*--preset {preset}\b.*$", PAGE.read_text(), re.MULTILINE
+        rf"^identity application trust add .*--preset {preset}\b.*$", page.read_text(), re.MULTILINE
     )
     words = shlex.split(command)
     said = dict(pairwise(words))
