@@ -169,6 +169,22 @@ def test_rotation_is_no_event_and_a_revoked_key_is_out_within_one_ttl(web: Web) 
     assert said_by_kit(verifier, a_token(web.rt, person)) == (200, "")
 
 
+def test_a_retired_key_that_is_revoked_is_out_when_the_keys_are_due(web: Web) -> None:
+    # The list is signed by another key and says nothing of it: the age of the JWKS bounds how long its tokens pass here.
+    verifier, token = verifier_of(web), a_token(web.rt, a_user(web.rt))
+    kid = next(each.kid for each in keys_of(web) if each.state == "active")
+    keys.rotate_key(web.rt, By.command_line())
+    web.clock.tick(web.rt.settings.jwks_max_age_seconds + 61)
+    fresh = a_token(web.rt, a_user(web.rt))
+    assert [each.state for each in keys_of(web) if each.kid == kid] == ["retired"]
+    assert said_by_kit(verifier, token) == said_by_kit(verifier, fresh) == (200, "")
+    keys.revoke_key(web.rt, By.command_line(), kid)
+    assert said_by_gate(web, token) == (401, "INVALID_TOKEN")
+    web.clock.tick(web.rt.settings.jwks_max_age_seconds + 1)
+    assert said_by_kit(verifier, token) == (401, "INVALID_TOKEN")
+    assert said_by_kit(verifier, fresh) == said_by_gate(web, fresh) == (200, "")
+
+
 def keys_of(web: Web) -> Any:
     return web.rt.ring.list()
 

@@ -280,6 +280,18 @@ def change_attributes_of_the_tenant(world: World) -> None:
     admin_tenants.change_tenant(world.rt, BY, "acme", attributes={"plan": "gold"})
 
 
+def change_the_policy_of_the_tenant(world: World) -> None:
+    admin_tenants.change_tenant(world.rt, BY, "acme", policy={"tokenSeconds": 600})
+
+
+def change_attributes_of_the_user(world: World) -> None:
+    admin_users.change_user(world.rt, BY, world.ada.id, attributes={"department": "fraud"})
+
+
+def change_claims_of_the_application(world: World) -> None:
+    admin_applications.change_application(world.rt, BY, world.feed.client_id, token_claims={"plan": "=gold"})
+
+
 def end_all_of_the_tenant(world: World) -> None:
     with world.rt.unit(ORIGIN) as unit:
         sessions.revoke_many(world.rt, unit, actor="test", reason="test", tenant="acme")
@@ -357,6 +369,9 @@ DEEDS: Final[Mapping[Callable[[World], None], Expected]] = {
     disable_the_tenant: all_of("changed", *USER) | all_of("invalid", *MACHINE),
     disable_and_enable_the_tenant: all_of("changed", *USER) | all_of("invalid", *MACHINE),
     change_attributes_of_the_tenant: all_of("changed", *USER, *MACHINE),
+    change_the_policy_of_the_tenant: all_of("changed", *USER, *MACHINE),
+    change_attributes_of_the_user: all_of("changed", *USER),
+    change_claims_of_the_application: all_of("changed", *MACHINE),
     end_all_of_the_tenant: all_of("invalid", *USER),
     remove_the_trust: {"trust": "invalid"},
     revoke_one_token: {"secret": "invalid"},
@@ -380,6 +395,9 @@ GOES_ON: Final[Mapping[Callable[[World], None], tuple[str, ...]]] = {
     add_a_membership: USER,
     end_a_membership: USER,
     change_attributes_of_the_tenant: (*USER, *MACHINE),
+    change_the_policy_of_the_tenant: (*USER, *MACHINE),
+    change_attributes_of_the_user: USER,
+    change_claims_of_the_application: MACHINE,
     disable_the_tenant: USER,
     disable_and_enable_the_tenant: (*USER, *MACHINE),
     change_scopes: MACHINE,

@@ -333,9 +333,9 @@ class StatusLists:
             rows = set(self._database.rows(_ENTRIES, since=_EVER, mark=mark))
             for kept in self._kept.values():
                 kept.places, kept.tokens = Places(), {}
-            self._enter(rows)
-            for kept in self._kept.values():
-                kept.say()
+            said = self._enter(rows)
+            for number in self._kept.keys() - said:
+                self._kept[number].say()  # What it held has expired.
             self._whole_at, self._recent = started, None
         elif self._recent is None or self._is_news(mark):
             known = self._recent.rows if self._recent else set()
@@ -353,8 +353,8 @@ class StatusLists:
         found = self._database.row(_PROBE, since=self._recent.since, mark=mark)
         return found is None or (int(found[0]), int(found[1])) != self._recent.probe
 
-    def _enter(self, rows: Iterable[_Entry]) -> None:
-        """Enter rows that were read before this into the lists that there are."""
+    def _enter(self, rows: Iterable[_Entry]) -> set[int]:
+        """Enter rows that were read before this into the lists that there are; tell which lists say something else now."""
         lists = {number: self._kept.get(number) or _Kept() for (number,) in self._database.rows(_LISTS)}
         changed = set()
         for row in rows:
@@ -365,6 +365,7 @@ class StatusLists:
         for number in changed:
             lists[number].say()
         self._kept = lists
+        return changed
 
     def _sign(self, number: int, kept: _Kept) -> None:
         """Sign a list as of the last reading, unless that was done. Every process and host makes the same bytes of the same rows."""
