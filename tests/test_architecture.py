@@ -303,6 +303,31 @@ def everything_in(live: Live) -> dict[str, str]:
     return content
 
 
+def test_what_a_docstring_says_of_another_module_is_there() -> None:
+    # `module.name`, for each module of ours: a reader looks it up, and nobody renames what stands in prose.
+    home = Path(__file__).parent.parent / "identity"
+    trees = {path: ast.parse(path.read_text()) for path in home.rglob("*.py")}
+    names: dict[str, set[str]] = {}
+    for path, tree in trees.items():
+        stem = path.parent.name if path.stem == "__init__" else path.stem
+        said = names.setdefault(stem, set())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.alias):
+                said.add(node.name)
+            elif isinstance(node, ast.Name):
+                said.add(node.id)
+        names.setdefault(path.parent.name, set()).add(path.stem)
+        names.setdefault(path.parent.parent.name, set()).add(path.parent.name)
+    missing = []
+    for path, tree in trees.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module):
+                for module, name in re.findall(r"`([a-z_]+)\.([A-Za-z_]+)`", ast.get_docstring(node) or ""):
+                    if module in names and name not in names[module]:
+                        missing.append((path.name, module, name))
+    assert set(missing) <= {("custom_claims.py", "tenant", "plan")}, "an attribute of a tenant, not of a module"
+
+
 def test_no_repr_shows_a_secret(web: Web) -> None:
     from tests.builders import a_session
 

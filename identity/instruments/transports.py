@@ -1,4 +1,4 @@
-"""How mail leaves: SMTP, or files in a directory. What it says and when it goes is decided in `core.outbox`."""
+"""How mail leaves: SMTP, or files in a directory. What it says and when it goes is decided in `mail.outbox`."""
 
 from __future__ import annotations
 

@@ -99,6 +99,13 @@ def rotate_keypair(
         )
 
 
+def revoke_keypair(rt: Runtime, origin: Origin, live: Live, key_id: str) -> None:
+    """Delete a key pair and end what it has opened. Raises Refused(NOT_FOUND) for one that is not theirs."""
+    _require_person(live)
+    with rt.unit(origin) as unit:
+        keypairs.revoke(rt, unit, key_id, actor=live.user_id, of=Owner(live.user_id))
+
+
 def end_keypair(rt: Runtime, origin: Origin, key: KeyInfo) -> None:
     """End the pair that asks for it, and what it has opened."""
     with rt.unit(origin) as unit:
@@ -116,10 +123,3 @@ def _require_person(live: Live) -> None:
         raise Refused(
             BY_KEY, detail="by a key pair", evidence={"expected": "a login of a person", "seen": "a key pair"}
         )
-
-
-def revoke_keypair(rt: Runtime, origin: Origin, live: Live, key_id: str) -> None:
-    """Delete a key pair and end what it has opened. Raises Refused(NOT_FOUND) for one that is not theirs."""
-    _require_person(live)
-    with rt.unit(origin) as unit:
-        keypairs.revoke(rt, unit, key_id, actor=live.user_id, of=Owner(live.user_id))

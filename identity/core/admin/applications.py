@@ -26,7 +26,7 @@ def create_application(
     new_role: bool = False,
     **options: Any,
 ) -> tuple[ApplicationInfo, MadeSecret]:
-    """Make an application and its first secret, which is shown once. See `applications.register` for `options` and refusals."""
+    """Make an application and its first secret, which is shown once. See `registration.register` for `options` and refusals."""
     _check_grant(tenant, scopes, options.get("roles", ()))
     with by.unit(rt) as unit:
         named.check(unit, options.get("roles", ()), insists=new_role)
@@ -50,7 +50,7 @@ def change_application(
     new_role: bool = False,
     **changes: Any,
 ) -> ApplicationInfo:
-    """Change an application; see `applications.change`."""
+    """Change an application; see `registration.change`."""
     app = applications.get(rt, client_id)
     _check_grant(app.tenant, changes.get("scopes", ()), changes.get("roles", ()))
     if "name" in changes:

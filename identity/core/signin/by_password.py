@@ -98,7 +98,7 @@ def begin(
     resource: str,
     allows_fixed: bool,
 ) -> Issued:
-    """The first step of a login that always has two. Raises what `accounts.check_password` and `challenges.issue` raise."""
+    """The first step of a login that always has two. Raises what `password_proof.check_password` and `challenges.issue` raise."""
     proof = password_proof.check_password(rt, origin, identifier, password)
     return _challenge(rt, proof, handout=handout, client_id=client_id, resource=resource, allows_fixed=allows_fixed)
 

@@ -2,7 +2,7 @@
 
 A dialect spells the challenge as a compact JWT of a type of its own, signed (HS256) with a secret that is no key of the ring: nothing
 that reads access tokens reads it, and nothing in the JWKS verifies it. What it is good for stands in the row, not in the token.
-A guess at it counts towards the account's lockouts like every other; what a right one opens is decided by `logins`.
+A guess at it counts towards the account's lockouts like every other; what a right one opens is decided by `by_password`.
 """
 
 from __future__ import annotations

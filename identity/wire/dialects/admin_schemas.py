@@ -1,4 +1,4 @@
-"""What group H reads and answers, field by field. The documents themselves are made by `core.documents`."""
+"""What group H reads and answers, field by field. The documents themselves are made by `documents`."""
 
 from __future__ import annotations
 
