@@ -1,5 +1,6 @@
-"""`python -m tests.mutants [--count N] [--seed S] [WING ...]`: mutants of the wings that decide, each against its wing's tests.
+"""`python -m tests.mutants [--count N] [--seed S] [WING ...]`: mutants of the wings that decide, each against the tests of its module.
 
+Those are the tests that import the module and those of the door that leads to its wing, on SQLite, the nearest first, until one fails.
 A copy of the repository is broken, never the repository. A mutant that makes the tests hang counts as noticed.
 """
 
@@ -10,17 +11,29 @@ import ast
 import copy
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 
 WINGS = ("tokens", "clients", "signin", "access", "proofs")
+DOORS = {
+    "tokens": ("wire/test_status.py", "wire/test_custom_claims.py"),
+    "clients": ("wire/test_oauth.py", "wire/test_token_reuse.py"),
+    "signin": ("wire/test_s7risk.py", "wire/test_threatwinds.py"),
+    "access": ("wire/test_gate.py", "wire/test_tenant_policy.py"),
+    "proofs": ("core/signin/test_factors.py", "core/signin/test_new_password.py"),
+}
 ROOT = Path(__file__).parent.parent.parent
 SECONDS = 300
+AT_ONCE = 2
+PYTEST = ("pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", "not postgresql and not live")
 _COMPARISONS: dict[type[ast.cmpop], type[ast.cmpop]] = {
     ast.Lt: ast.LtE,
     ast.LtE: ast.Lt,
@@ -84,15 +97,27 @@ def mutants_of(path: Path) -> Iterator[Mutant]:
             yield Mutant(path, getattr(node, "lineno", 0), deed, text)
 
 
+def tests_of(path: Path) -> list[str]:
+    """The test files for a module of a wing, the nearest first."""
+    wing, stem = path.parts[2], path.stem
+    imports = re.compile(rf"identity\.core\.{wing}(\.{stem} import| import [^\n]*\b{stem}\b)")
+    found = [
+        str(each.relative_to(ROOT))
+        for each in sorted((ROOT / "tests").rglob("test_*.py"))
+        if imports.search(each.read_text()) and not {"faults", "recipes"} & set(each.parts) and "live" not in each.stem
+    ]
+    found.sort(key=lambda name: (stem not in name, f"core/{wing}/" not in name))
+    return list(dict.fromkeys([*found, "tests/test_survivors.py", *(f"tests/{door}" for door in DOORS[wing])]))
+
+
 def is_noticed(mutant: Mutant, tests: list[str], copied: Path) -> bool:
     """Whether a test fails with this mutant in place."""
     target = copied / mutant.path
     before = target.read_text()
     target.write_text(mutant.text)
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", "not postgresql", *tests]
     try:
         return subprocess.run(
-            command,
+            [sys.executable, "-m", *PYTEST, "-x", *tests],
             cwd=copied,
             env=os.environ | {"PYTHONPATH": str(copied)},
             capture_output=True,
@@ -105,32 +130,49 @@ def is_noticed(mutant: Mutant, tests: list[str], copied: Path) -> bool:
         target.write_text(before)
 
 
+def chosen_of(wings: Sequence[str], count: int, seed: int) -> tuple[list[Mutant], int]:
+    """So many mutants of these wings, by chance, and how many there are."""
+    found = [
+        mutant
+        for wing in wings
+        for path in sorted((ROOT / "identity/core" / wing).glob("*.py"))
+        for mutant in mutants_of(path.relative_to(ROOT))
+    ]
+    return random.Random(seed).sample(found, min(count, len(found))), len(found)
+
+
+def copy_to(folder: Path) -> Path:
+    """A copy of the repository that may be broken."""
+    left = shutil.ignore_patterns(".git", ".venv", "var", "keys", "__pycache__", "node_modules")
+    return Path(shutil.copytree(ROOT, folder, ignore=left))
+
+
 def main() -> None:
-    """Choose mutants by chance, try each, and print those that nobody noticed."""
+    """Choose mutants by chance, try two at a time, and print those that nobody noticed."""
     parser = argparse.ArgumentParser()
     parser.add_argument("wings", nargs="*", default=list(WINGS))
     parser.add_argument("--count", type=int, default=20)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
-    chance = random.Random(options.seed)
-    found = [
-        (wing, mutant)
-        for wing in options.wings
-        for path in sorted((ROOT / "identity/core" / wing).glob("*.py"))
-        for mutant in mutants_of(path.relative_to(ROOT))
-    ]
-    chosen = chance.sample(found, min(options.count, len(found)))
+    chosen, of = chosen_of(options.wings, options.count, options.seed)
     with tempfile.TemporaryDirectory(prefix="id-mutants-") as folder:
-        copied = Path(folder) / "copy"
-        shutil.copytree(ROOT, copied, ignore=shutil.ignore_patterns(".git", ".venv", "var", "keys", "__pycache__"))
-        survivors = 0
-        for wing, mutant in chosen:
-            tests = [f"tests/core/{wing}", "tests/test_survivors.py"]
-            noticed = is_noticed(mutant, tests, copied)
-            survivors += not noticed
+        copies: SimpleQueue[Path] = SimpleQueue()
+        for number in range(AT_ONCE):
+            copies.put(copy_to(Path(folder) / f"copy{number}"))
+
+        def try_one(mutant: Mutant) -> bool:
+            copied = copies.get()
+            try:
+                noticed = is_noticed(mutant, tests_of(mutant.path), copied)
+            finally:
+                copies.put(copied)
             verdict = "noticed " if noticed else "SURVIVED"
             print(f"{verdict} {mutant.path}:{mutant.line}: {mutant.deed}", flush=True)
-    print(f"{len(chosen)} of {len(found)} mutants tried (seed {options.seed}), {survivors} survived")
+            return noticed
+
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            survivors = list(pool.map(try_one, chosen)).count(False)
+    print(f"{len(chosen)} of {of} mutants tried (seed {options.seed}), {survivors} survived")
 
 
 if __name__ == "__main__":
