@@ -148,6 +148,9 @@ COMMANDS = [
     "keypair rotate 00000000-0000-7000-8000-000000000000 --grace 8d",
     "incident --secret 000000000000",
     "role list",
+    "role create editor --description Edits",
+    "role delete editor --tenant acme",
+    "role delete nothing",
     "keypair list --user boss",
     "keypair revoke 00000000-0000-7000-8000-000000000000",
     "session list --user ada",
@@ -346,6 +349,30 @@ def test_times_are_spans_days_and_moments() -> None:
     assert past is not None
     assert future is not None
     assert past < future
+
+
+def test_either_door_rotates_a_secret(run: Callable[..., Ran], web: Web, server: str, boss: str) -> None:
+    for number, door in enumerate(((), ("--server", server))):
+        machine = an_application(web.rt, name=f"feed{number}", scopes=("read",))
+        made = run(*door, "application", "rotate-secret", machine.client_id, "--expires-in", "1h", "--json").json
+        old, new = run("application", "secrets", machine.client_id, "--json").json["secrets"]
+        assert (old["secretID"], new["secretID"]) == (machine.secret_id, made["secretID"])
+        # By the database it is the host's clock that counts.
+        assert 3600 <= old["expireAt"] - int(web.clock.now().timestamp()) < 3700
+        assert new["expireAt"] is None
+        third = run(*door, "application", "rotate-secret", machine.client_id)
+        assert (third.status, third.err[:28]) == (1, f"identity: The secret {machine.secret_id}"[:28])
+        body = {"oldExpiresIn": 60, "expiresIn": 60}
+        both = web.post(f"/admin/application/{machine.client_id}/secret?force=true", body, headers=keys())
+        assert (both.status_code, both.json["field"]) == (400, "oldExpiresIn")
+        assert run(*door, "role", "create", f"editor{number}", "--description", "Edits").status == 0
+        assert run(*door, "role", "delete", f"editor{number}", "--json").json["deleted"] is True
+        assert run(*door, "role", "delete", f"editor{number}").status == 1
+
+
+def keys() -> dict[str, str]:
+    """The administrator's key pair, as the environment of this test has it."""
+    return {"api-key": os.environ["IDENTITY_API_KEY"], "api-secret": os.environ["IDENTITY_API_SECRET"]}
 
 
 # Questions, completion, settings.

@@ -94,6 +94,7 @@ ROUTES: dict[Kind, str] = {
         DELETE /admin/tenant/{id}/member/{userID}, GET /admin/tenant/{id}/members, GET /admin/tenant/{id}/invitations,
         POST /admin/tenant/{id}/invitations, POST /admin/tenant/{id}/invitation/{invitationID}/resend,
         DELETE /admin/tenant/{id}/invitation/{invitationID}, GET /admin/roles, POST /admin/role,
+        DELETE /admin/role/{name},
         GET /admin/signing-keys,
         POST /admin/signing-keys/rotate, DELETE /admin/signing-key/{kid}, GET /admin/audit, GET /admin/error/{errorID},
         GET /admin/incident, POST /admin/incident, POST /admin/keypair/{id}/rotate,
@@ -294,7 +295,12 @@ def ask(scene: Scene, endpoint: Endpoint, headers: Mapping[str, str]) -> TestRes
     names = {"id": victim.ids[thing], "session_id": victim.ids["session"], "key_id": victim.ids["keypair"]}
     if path.startswith("/.well-known/status-lists/"):
         names["id"] = scene.web.get("/.well-known/status-lists").json["status_lists"][0].rpartition("/")[2]
-    names |= {"email_id": victim.ids["email"], "user_id": victim.person.id, "userID": victim.person.id}
+    names |= {
+        "email_id": victim.ids["email"],
+        "user_id": victim.person.id,
+        "userID": victim.person.id,
+        "name": "analyst",
+    }
     for name, value in {**victim.ids, **names}.items():
         path = path.replace("{" + name + "}", value)
     assert "{" not in path, "a parameter that the victim has no value for"

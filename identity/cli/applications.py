@@ -125,7 +125,7 @@ def delete(opened: Opened, client_id: str) -> Any:
     return {"clientId": found, "deleted": True}
 
 
-@command(application, "rotate-secret", is_local=True)
+@command(application, "rotate-secret")
 @click.argument("client_id", metavar="CLIENT_ID")
 @click.option(
     "--expires-in",
@@ -146,17 +146,11 @@ def rotate_secret(
     opened: Opened, client_id: str, expires_in: int, retire_old_after_quiet: int | None, force: bool
 ) -> Any:
     """Make a new secret, which is shown once, and let the one before it run out."""
-    from identity import documents
-    from identity.core.admin import applications
-
     client = find.application(opened, client_id)
-    if retire_old_after_quiet is None:
-        made = applications.rotate_secret(opened.rt, opened.by, client, expires_in=expires_in, force=force)
-    else:
-        made = applications.add_secret(
-            opened.rt, opened.by, client, retire_old_after_quiet=retire_old_after_quiet, force=force
-        )
-    return {"clientId": client} | documents.created_secret(made)
+    quiet = retire_old_after_quiet
+    body = {"oldExpiresIn": expires_in} if quiet is None else {"retireOldAfterQuiet": quiet}
+    made = opened.ask("POST", "application", client, "secret", query={"force": force or None}, body=body)
+    return {"clientId": client} | made
 
 
 @lists(application, "secrets", "secrets")

@@ -35,14 +35,12 @@ def create(opened: Opened, **options: Any) -> Any:
     return opened.ask("POST", "role", body={name: value for name, value in options.items() if value is not None})
 
 
-@command(role, "delete", is_local=True)
+@command(role, "delete")
 @click.argument("name", metavar="ROLE")
 @click.option("--tenant", metavar="T", help="The one of this tenant.")
 def delete(opened: Opened, name: str, tenant: str | None) -> Any:
     """Take a declaration back; whoever holds the role keeps it."""
-    from identity.core.admin import roles
-
-    roles.withdraw(opened.rt, opened.by, name=name, tenant=tenant)
+    opened.ask("DELETE", "role", name, query={"tenant": tenant})
     return {"name": name, "tenant": tenant, "deleted": True}
 
 

@@ -116,6 +116,22 @@ class Exchange:
         self.refused = refused
         return self._finish(call, reply, refused)
 
+    def turn_away(self) -> Answer | None:
+        """The refusal of a caller who may not ask this at all, before a large body of theirs is read; None for one who may."""
+        call, endpoint = self.call, self.endpoint
+        try:
+            check_head(call.request)
+            call.presented = read_credentials(call.request.headers, endpoint.reads)
+            caller = callers.identify(call.rt, call.origin, call.presented)
+            if endpoint.admin:
+                caller.require_admin()
+        except Refused as exc:
+            self.refused = exc
+            return self._finish(call, _refusal(call, exc), exc)
+        except (Contention, WritesElsewhere):
+            return None  # Asked again with the body, in a place that can wait.
+        return None
+
     def _attempt(self, call: Call) -> Reply:
         for attempt in range(_CONTENTION_TRIES):
             try:

@@ -87,7 +87,7 @@ def test_the_admin_routes_are_those_of_the_contract() -> None:
         DELETE /admin/tenant/{id}|PUT /admin/tenant/{id}/member/{userID}|DELETE /admin/tenant/{id}/member/{userID}
         GET /admin/tenant/{id}/members|GET /admin/tenant/{id}/invitations|POST /admin/tenant/{id}/invitations
         POST /admin/tenant/{id}/invitation/{invitationID}/resend|DELETE /admin/tenant/{id}/invitation/{invitationID}
-        GET /admin/roles|POST /admin/role|GET /admin/signing-keys|POST /admin/signing-keys/rotate
+        GET /admin/roles|POST /admin/role|DELETE /admin/role/{name}|GET /admin/signing-keys|POST /admin/signing-keys/rotate
         DELETE /admin/signing-key/{kid}|GET /admin/audit|GET /admin/error/{errorID}
         DELETE /admin/sessions
         GET /admin/errors

@@ -53,6 +53,26 @@ def test_a_good_client_is_served_while_others_dawdle(live: Live) -> None:
             assert time.monotonic() - before < 3
 
 
+def test_a_large_body_of_a_stranger_is_not_waited_for(live: Live) -> None:
+    head = "POST /admin/users/import HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-ndjson\r\nContent-Length: 8000000\r\n"
+    app = an_application(live.rt, name="no administrator")
+    body = {"clientId": app.client_id, "secret": app.secret}
+    token = live.post("/application/token", body).json()["data"]["accessToken"]
+    for credential, status in (
+        ("", b"401"),
+        ("Authorization: Bearer no\r\n", b"401"),
+        (f"Authorization: Bearer {token}\r\n", b"403"),
+    ):
+        with connect(live) as connection:
+            started = time.monotonic()
+            connection.sendall(f"{head}{credential}\r\n".encode())
+            answer = connection.recv(65536)
+            assert answer.startswith(b"HTTP/1.1 " + status), answer[:200]
+            assert b"x-error-id" in answer.lower()
+            # Before the time in which the body would have had to come.
+            assert time.monotonic() - started < PATIENCE_SECONDS
+
+
 @pytest.mark.parametrize("sent", [b"", b"GET /health/live HTTP/1.1\r\nHost: x\r\n"], ids=["nothing", "half a head"])
 def test_the_first_request_head_of_a_connection_has_a_deadline(live: Live, sent: bytes) -> None:
     with connect(live) as connection:

@@ -75,23 +75,30 @@ def delete_application(call: Call) -> Reply:
 @deed(
     "POST",
     "/admin/application/{clientId}/secret",
-    body=machine_schemas.SecretBody,
+    body=machine_schemas.RotatingSecretBody,
     answer=machine_schemas.ReplacedSecretAnswer,
     query=("force",),
 )
 def add_secret(call: Call) -> Reply:
     """Make a second live secret, which is shown once, so that the first can be retired.
 
-    With `retireOldAfterQuiet` the first ends by itself once nobody has used it for so many seconds. A third is refused, and the refusal
-    names the last use of the older one; `force` ends the one used longest ago.
+    The first ends `oldExpiresIn` seconds from now, or, with `retireOldAfterQuiet`, by itself once nobody has used it for so many seconds.
+    A third is refused, and the refusal names the last use of the older one; `force` ends the one used longest ago.
     """
+    force = call.body.get("force", False) or flag(call, "force")
+    if "oldExpiresIn" in call.body:
+        if call.body.keys() & {"expiresIn", "retireOldAfterQuiet"}:
+            raise Refused(VALIDATION.saying("oldExpiresIn goes with neither of the others"), field="oldExpiresIn")
+        old = call.body["oldExpiresIn"]
+        made = applications.rotate_secret(call.rt, by_of(call), call.params["clientId"], expires_in=old, force=force)
+        return Reply(documents.created_secret(made))
     made = applications.add_secret(
         call.rt,
         by_of(call),
         call.params["clientId"],
         expires_in=call.body.get("expiresIn"),
         retire_old_after_quiet=call.body.get("retireOldAfterQuiet"),
-        force=call.body.get("force", False) or flag(call, "force"),
+        force=force,
     )
     return Reply(documents.created_secret(made))
 

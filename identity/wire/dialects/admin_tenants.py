@@ -131,6 +131,13 @@ def declare_role(call: Call) -> Reply:
     return Reply(documents.role(roles.declare(call.rt, by_of(call), **call.body)))
 
 
+@deed("DELETE", "/admin/role/{name}", query=("tenant",))
+def withdraw_role(call: Call) -> Reply:
+    """Take a declaration back, of everywhere or of one tenant; whoever holds the role keeps it."""
+    roles.withdraw(call.rt, by_of(call), name=call.params["name"], tenant=one(call, "tenant"))
+    return Reply(ACKNOWLEDGED)
+
+
 def _within(call: Call) -> By:
     """An administrator's rights, narrowed to the tenant of the path. Raises Refused(NOT_FOUND)."""
     tenancy.describe(call.rt, call.params["id"])

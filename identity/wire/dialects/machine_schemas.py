@@ -28,6 +28,12 @@ class SecretBody(Body):
     force = Flag()
 
 
+class RotatingSecretBody(SecretBody):
+    """The same, or when the first ends."""
+
+    oldExpiresIn = Whole(least=0, most=315_360_000)
+
+
 class PreviousSecret(Schema):
     """The secret before the new one: when it ends, or after how much quiet."""
 

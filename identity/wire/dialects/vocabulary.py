@@ -166,6 +166,7 @@ FIELDS: Final[Mapping[str, str]] = {
     "requestID": "The `X-Request-Id` of the request",
     "resource": "Whom the token is for (RFC 8707)",
     "retireAfterQuietSeconds": "It ends by itself once it has been quiet that long",
+    "oldExpiresIn": "The old secret works for that many seconds more",
     "retireOldAfterQuiet": "The old secret ends by itself once it has been quiet that many seconds",
     "retried": "How many are tried again",
     "role": "A role's name",

@@ -56,7 +56,7 @@ class FastLane:
         self._pool = ThreadPoolExecutor(rt.settings.threads, "identity")
         # Routes behind this lane that take more than the rest.
         self._large = {
-            (endpoint.method, prefix + endpoint.path): endpoint.max_body
+            (endpoint.method, prefix + endpoint.path): endpoint
             for endpoint in endpoints
             if endpoint.max_body > MAX_BODY
             for prefix in endpoint.mounts
@@ -75,7 +75,11 @@ class FastLane:
             raise NotImplementedError(f"no {scope['type']} here")  # What the ASGI specification asks for.
         endpoint = self._find(scope["method"], scope["path"])
         try:
-            limit = self._large.get((scope["method"], scope["path"]), MAX_BODY) if endpoint is None else MAX_BODY
+            large = self._large.get((scope["method"], scope["path"])) if endpoint is None else None
+            if large is not None and (refusal := await self._turn_away(scope, large)) is not None:
+                await _send_answer(refusal, send)
+                return
+            limit = MAX_BODY if large is None else large.max_body
             body = await self._read(scope, receive, limit if endpoint is None or not endpoint.ignores_body else 0)
         except ConnectionResetError:
             return  # Nobody is left to answer to.
@@ -91,6 +95,14 @@ class FastLane:
         except Refused as refused:
             shape = ENVELOPE if endpoint is None else endpoint.shape
             await _send_answer(refuse_outside(self._rt, _request(scope, body), refused, shape, self._networks), send)
+
+    async def _turn_away(self, scope: Scope, endpoint: Endpoint) -> Answer | None:
+        """The refusal of whoever may not send a large body; nothing of it is read."""
+        request = _request(scope, b"")
+        try:
+            return await self._on_thread(Exchange(self._rt, endpoint, request, {}, self._networks).turn_away)
+        except Refused as refused:
+            return refuse_outside(self._rt, request, refused, endpoint.shape, self._networks)
 
     def refuse_unread(self, status: int, peer: str) -> Answer:
         """The answer to what could not be read as an HTTP request; `status` is what the parser says of it."""

@@ -18,7 +18,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from identity.errors import INTERNAL, METHOD_NOT_ALLOWED, NOT_FOUND, RATE_LIMITED, UNAVAILABLE, Refused
 from identity.instruments.limits import address_key
 from identity.runtime import Runtime
-from identity.wire.endpoint import ENVELOPE, ENVELOPE_400, Answer, Endpoint, Request, Shape
+from identity.wire.endpoint import ENVELOPE, ENVELOPE_400, MAX_BODY, Answer, Endpoint, Request, Shape
 from identity.wire.exchange import BODILESS, Exchange, answer_preflight, refuse_outside
 from identity.wire.head import Networks, client_address, networks_of
 
@@ -125,6 +125,11 @@ def read_request(environ: dict[str, Any], max_body: int) -> Request:
 
 def _view(rt: Runtime, endpoint: Endpoint, networks: Networks) -> Callable[..., Response]:
     def view(**params: str) -> Response:
+        if endpoint.max_body > MAX_BODY:
+            unread = read_request({**request.environ, "CONTENT_LENGTH": ""}, 0)
+            refusal = Exchange(rt, endpoint, unread, params, networks).turn_away()
+            if refusal is not None:
+                return _response(refusal, unread.method)
         read = read_request(request.environ, 0 if endpoint.ignores_body else endpoint.max_body)
         return _response(Exchange(rt, endpoint, read, params, networks).run(), read.method)
 
