@@ -17,7 +17,9 @@ from tests.world import fast_settings, migrated_sqlite
 _TEMPLATE = "template_identity"
 # `make faults` alone: they need programs that no wheel carries, or minutes.
 collect_ignore = (
-    [] if ROUNDS else ["test_attackers.py", "test_locks_and_disks.py", "test_patroni.py", "test_pgbouncer.py"]
+    []
+    if ROUNDS
+    else ["test_attackers.py", "test_growth.py", "test_locks_and_disks.py", "test_patroni.py", "test_pgbouncer.py"]
 )
 
 
