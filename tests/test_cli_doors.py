@@ -361,7 +361,7 @@ def test_either_door_rotates_a_secret(run: Callable[..., Ran], web: Web, server:
         assert 3600 <= old["expireAt"] - int(web.clock.now().timestamp()) < 3700
         assert new["expireAt"] is None
         third = run(*door, "application", "rotate-secret", machine.client_id)
-        assert (third.status, third.err[:28]) == (1, f"identity: The secret {machine.secret_id}"[:28])
+        assert (third.status, "Two secrets live" in third.err) == (1, True)
         body = {"oldExpiresIn": 60, "expiresIn": 60}
         both = web.post(f"/admin/application/{machine.client_id}/secret?force=true", body, headers=keys())
         assert (both.status_code, both.json["field"]) == (400, "oldExpiresIn")
