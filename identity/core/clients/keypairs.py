@@ -16,6 +16,7 @@ from typing import Final
 from sqlalchemy import (
     BigInteger,
     Boolean,
+    ColumnElement,
     ForeignKey,
     LargeBinary,
     String,
@@ -23,6 +24,7 @@ from sqlalchemy import (
     delete,
     false,
     func,
+    or_,
     select,
     update,
 )
@@ -252,9 +254,24 @@ def listing_of(rt: Runtime, user_id: str) -> list[KeyPairInfo]:
         return [_info(row) for row in rows]
 
 
-def listing(rt: Runtime, part: Part, *, user: str | None = None) -> Listed[KeyPairInfo]:
-    """Key pairs, oldest first: all, or those of a user."""
-    wanted = [] if user is None else [KeyPair.user_id == user]
+def get(rt: Runtime, key_id: str) -> KeyPairInfo:
+    """A key pair, by its id or its `api-key`. Raises Refused(NOT_FOUND)."""
+    with rt.database.reading() as session:
+        row = session.get(KeyPair, canonical_id(key_id)) if canonical_id(key_id) else None
+        row = row or session.scalars(select(KeyPair).where(KeyPair.api_key == key_id)).one_or_none()
+        if row is None:
+            raise Refused(NOT_FOUND, detail="no such key pair")
+        return _info(row)
+
+
+def listing(rt: Runtime, part: Part, *, user: str | None = None, q: str | None = None) -> Listed[KeyPairInfo]:
+    """Key pairs, oldest first: all, those of a user, or those whose name, `api-key` or id begins with `q`."""
+    wanted: list[ColumnElement[bool]] = [] if user is None else [KeyPair.user_id == user]
+    if q is not None:
+        is_sqlite = rt.database.is_sqlite
+        by_name = paging.begins_in_any_case(KeyPair.name, q, is_sqlite=is_sqlite)
+        by_id = (paging.begins(column, q, is_sqlite=is_sqlite) for column in (KeyPair.api_key, KeyPair.id))
+        wanted.append(or_(by_name, *by_id))
     with rt.database.reading() as session:
         return paging.read(session, select(KeyPair).where(*wanted), KeyPair.id, part=part, make=_info)
 

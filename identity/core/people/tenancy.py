@@ -293,6 +293,14 @@ def guard_last_owner(unit: Unit, tenant_id: str, *, leaving: str = "") -> None:
         raise Refused(_LAST_OWNER, detail="nobody would own the tenant", evidence=evidence)
 
 
+def is_owned(rt: Runtime, tenant_id: str) -> bool:
+    """Whether an enabled user owns the tenant."""
+    owns = Membership.tenant_id == tenant_id, holds(Membership.roles, OWNER_ROLE), User.enabled
+    owner = select(User.id).join(Membership, Membership.user_id == User.id).where(*owns).limit(1)
+    with rt.database.reading() as session:
+        return session.execute(owner).first() is not None
+
+
 def remove(rt: Runtime, unit: Unit, tenant_id: str, *, actor: str) -> None:
     """Delete a tenant and every membership in it. A tenant of that name made later is another one."""
     get(unit.session, tenant_id)

@@ -179,3 +179,68 @@ page(
 deed("/console/sessions", "console_record", "change_sessions", "End one session, or all that a filter names.")
 page("/console/system", "console_system", "show_system", "Show what runs: signing keys, mail, backups.")
 deed("/console/system", "console_system", "change_system", "Rotate or withdraw a signing key, or try mail again.")
+
+page(
+    "/console/tenants",
+    "console_tenants",
+    "show_tenants",
+    "List tenants, with a prefix to search for.",
+    query=("q", "after"),
+)
+page("/console/tenants/new", "console_tenants", "show_new_tenant", "Show the form that makes a tenant.")
+deed("/console/tenants/new", "console_tenants", "make_tenant", "Make a tenant, and invite its first owner.")
+page(
+    "/console/tenant/{id}",
+    "console_tenants",
+    "show_tenant",
+    "Show a tenant: who is in it, what it demands, what can be done.",
+)
+deed("/console/tenant/{id}", "console_tenants", "change_tenant", "Do what a form of a tenant's page asks for.")
+
+page(
+    "/console/applications",
+    "console_applications",
+    "show_applications",
+    "List applications, or those of an owner's tenant, with a prefix to search for.",
+    query=("q", "after"),
+)
+page(
+    "/console/applications/new",
+    "console_applications",
+    "show_new_application",
+    "Show the form that makes an application.",
+)
+deed(
+    "/console/applications/new",
+    "console_applications",
+    "make_application",
+    "Make an application; its secret is shown once.",
+)
+page(
+    "/console/application/{id}",
+    "console_applications",
+    "show_application",
+    "Show an application: its secrets and who uses them, whom it trusts, what can be done.",
+)
+deed(
+    "/console/application/{id}",
+    "console_applications",
+    "change_application",
+    "Do what a form of an application's page asks for.",
+)
+page("/console/expiring", "console_applications", "show_expiring", "List what ends soon by itself.", query=("days",))
+
+page(
+    "/console/keypairs",
+    "console_keypairs",
+    "show_keypairs",
+    "List key pairs, with a prefix to search for.",
+    query=("q", "user", "after"),
+)
+page(
+    "/console/keypair/{id}",
+    "console_keypairs",
+    "show_keypair",
+    "Show a key pair: what it may, what it touched, what can be done.",
+)
+deed("/console/keypair/{id}", "console_keypairs", "change_keypair", "Do what a form of a key pair's page asks for.")
