@@ -108,16 +108,12 @@ ROUTES: dict[Kind, str] = {
     """,
     Kind.CONSOLE: """
         GET /console, GET /console/users, GET /console/users/new, POST /console/users/new, GET /console/user/{id}, POST /console/user/{id},
-<<<<<<< HEAD
         GET /console/user/{id}/export, GET /console/you, POST /console/you, GET /console/why, POST /console/why, GET /console/why/{id},
         GET /console/refusals, POST /console/find, GET /console/audit, GET /console/sessions, POST /console/sessions, GET /console/system,
-        POST /console/system
-=======
-        GET /console/user/{id}/export, GET /console/you, POST /console/you, GET /console/tenants, GET /console/tenants/new,
+        POST /console/system, GET /console/tenants, GET /console/tenants/new,
         POST /console/tenants/new, GET /console/tenant/{id}, POST /console/tenant/{id}, GET /console/applications,
         GET /console/applications/new, POST /console/applications/new, GET /console/application/{id}, POST /console/application/{id},
         GET /console/expiring, GET /console/keypairs, GET /console/keypair/{id}, POST /console/keypair/{id}
->>>>>>> d77b310 (Let tenants, applications and key pairs be looked after in the console)
     """,
     Kind.CONSOLE_DOOR: """
         GET /console/sign-in, POST /console/sign-in, POST /console/sign-out, GET /console/link/{token}, POST /console/link/{token}
@@ -209,6 +205,7 @@ def a_victim(rt: Runtime) -> Victim:
         "user": person.id,
         "tenant": "globex",
         "clientId": app.client_id,
+        "application": app.client_id,
         "secretID": app.secret_id,
         "trustID": "trust-000000000000",
         "kid": rt.ring.list()[0].kid,

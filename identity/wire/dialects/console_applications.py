@@ -109,7 +109,8 @@ def _shown_once(visit: Visit, info: ApplicationInfo, made: MadeSecret, *, is_new
         is_new=is_new,
         secret=made.secret.reveal(),
         previous=made.previous,
-        back=visit.page_of("application", info.id),
+        # With a query: to the address of this very answer a link with a fragment would load nothing.
+        back=visit.link(f"/console/application/{info.id}", done="copied"),
         issuer=issuer,
         scope=scope,
     )
@@ -282,6 +283,7 @@ DEEDS: Final = {
         recent=True,
         for_owners=True,
     ),
+    "copied": Deed(lambda _visit, _client: None, "The secret is not shown again."),
     "make-secret": Deed(_make_secret, "", recent=True, for_owners=True),
     "end-secret": Deed(
         _end_secret,

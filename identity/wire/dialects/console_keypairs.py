@@ -75,7 +75,7 @@ def _rotate(visit: Visit, key_id: str) -> Reply:
         secret=secret.reveal(),
         until=until if grace else None,
         issuer=visit.rt.settings.issuer,
-        back=visit.page_of("keypair", pair.id),
+        back=visit.link(f"/console/keypair/{pair.id}", done="copied"),
     )
 
 
@@ -90,6 +90,7 @@ def _contain(visit: Visit, key_id: str) -> Reply:
 
 
 DEEDS: Final = {
+    "copied": Deed(lambda _visit, _key: None, "The secret is not shown again."),
     "rotate": Deed(_rotate, "", recent=True),
     "revoke": Deed(
         _revoke,
