@@ -18,7 +18,7 @@ from identity.core.mail import outbox
 from identity.core.people import accounts, addresses
 from identity.core.people.accounts import Email
 from identity.core.people.addresses import EmailInfo
-from identity.core.people.ownership import ANYONE, Owner
+from identity.core.people.ownership import ANYONE
 from identity.core.people.rights import Rights
 from identity.core.proofs import attempts, codes
 from identity.core.proofs.attempts import Charge
@@ -135,12 +135,6 @@ def rotate_keypair(rt: Runtime, by: By, key_id: str, *, grace_seconds: int) -> t
         rotated = keypairs.rotate(rt, unit, key_id, actor=by.actor, grace_seconds=grace_seconds, of=ANYONE)
         by.require_other(rotated[0].user_id)
         return rotated
-
-
-def rotate_keypair(rt: Runtime, by: By, key_id: str, *, grace_seconds: int) -> tuple[KeyPairInfo, Secret, datetime]:
-    """A new secret of a key pair of the administrator's own: nobody sees another's. See `keypairs.rotate`."""
-    with by.unit(rt) as unit:
-        return keypairs.rotate(rt, unit, key_id, actor=by.actor, grace_seconds=grace_seconds, of=Owner(by.actor))
 
 
 def revoke_keypair(rt: Runtime, by: By, key_id: str) -> None:

@@ -1,7 +1,6 @@
 """The console's key pairs: a list, a page for each with what it may and what it touched, and what can be done about them.
 
-For administrators. A secret is on the page that answers a rotation, and never again; nobody rotates another's pair, since that would show
-them its secret.
+For administrators, with what the command line lets them do. A secret is on the page that answers a rotation, and never again.
 """
 
 from __future__ import annotations
