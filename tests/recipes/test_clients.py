@@ -34,6 +34,25 @@ def test_requests_oauth2client_signs_introspects_and_revokes(service: Live, mach
     assert told == ["Bearer True", "True", "{'active': False}"]
 
 
+def test_fastapi_jwks_guards_an_application(service: Live, machine: Machine) -> None:
+    recipe = block("fastapi-jwks.md", "python")
+    told = run([str(HERE / "venv" / "bin" / "python"), "-"], recipe + FASTAPI_CLIENT, service, machine)
+    assert told == [f"200 {machine.client_id}", "401", "401"]
+
+
+FASTAPI_CLIENT = """
+from fastapi.testclient import TestClient
+import os
+
+token = os.environ["TOKEN"]
+with TestClient(app) as client:
+    answer = client.get("/who", headers={"Authorization": f"Bearer {token}"})
+    print(answer.status_code, answer.json()["sub"])
+    print(client.get("/who", headers={"Authorization": f"Bearer {token[:-8]}AAAAAAAA"}).status_code)
+    print(client.get("/who").status_code)
+"""
+
+
 @pytest.fixture(scope="module")
 def document(service: Live, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path: Path = tmp_path_factory.mktemp("document") / "openapi.json"
@@ -50,6 +69,57 @@ def npx(*command: str) -> str:
 def test_redocly_finds_nothing(document: Path) -> None:
     told = npx("redocly", "lint", str(document), "--config", "redocly.yaml", "--format", "summary")
     assert "You have" not in told, told  # "You have 14 warnings."
+
+
+def test_spectral_finds_nothing(document: Path) -> None:
+    told = npx("spectral", "lint", str(document), "--ruleset", "spectral.yaml", "--fail-severity", "hint")
+    assert "No results" in told, told
+
+
+PYTHON_CLIENT = """
+from os import environ
+from identity_client import AuthenticatedClient, Client
+from identity_client.api.a_tokens import application_token
+from identity_client.api.e_o_auth_2_0 import introspect
+from identity_client.api.g_the_gate import verify
+from identity_client.models import ApplicationTokenBody, VerifyTenant
+
+url = environ["ISSUER"]
+login = ApplicationTokenBody(client_id=environ["CLIENT_ID"], secret=environ["CLIENT_SECRET"])
+got = application_token.sync(client=Client(url), body=login)
+token = got.data.access_token
+print(got.data.expires_in)
+gate = verify.sync_detailed(client=AuthenticatedClient(url, token), tenant=VerifyTenant.OPTIONAL, scope=["read"], role=[])
+print(gate.status_code.value, gate.headers["x-auth-subject"] == environ["CLIENT_ID"])
+refused = application_token.sync(client=Client(url), body=ApplicationTokenBody(client_id=environ["CLIENT_ID"], secret="wrong"))
+print(refused.error, refused.status)
+"""
+
+
+def test_a_python_client_made_from_the_document_does_the_main_job(
+    service: Live, machine: Machine, document: Path
+) -> None:
+    programs = HERE / "venv" / "bin"
+    made = subprocess.run(
+        [
+            *(str(programs / "openapi-python-client"), "generate", "--path", str(document), "--meta", "none"),
+            *("--output-path", str(document.parent / "identity_client")),
+        ],
+        env={"PATH": f"{programs}:/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert made.returncode == 0, made.stdout + made.stderr
+    # It knows two content types; a status list is read by those who verify, and not by its clients.
+    left_out = [line for line in (made.stdout + made.stderr).splitlines() if line.startswith("WARNING")]
+    assert left_out == ["WARNING parsing GET /.well-known/status-lists/{id} within j_the_status_of_tokens."]
+    code = f"import sys; sys.path.insert(0, {str(document.parent)!r}){PYTHON_CLIENT}"
+    assert run([str(programs / "python"), "-"], code, service, machine) == [
+        "86400",
+        "200 True",
+        "INVALID_CREDENTIALS 401",
+    ]
 
 
 def test_a_typescript_client_made_from_the_document_does_the_main_job(
