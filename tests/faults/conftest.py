@@ -19,7 +19,14 @@ _TEMPLATE = "template_identity"
 collect_ignore = (
     []
     if ROUNDS
-    else ["test_attackers.py", "test_growth.py", "test_locks_and_disks.py", "test_patroni.py", "test_pgbouncer.py"]
+    else [
+        "test_attackers.py",
+        "test_growth.py",
+        "test_locks_and_disks.py",
+        "test_machines.py",
+        "test_patroni.py",
+        "test_pgbouncer.py",
+    ]
 )
 
 

@@ -10,8 +10,11 @@ from typing import Any
 
 import requests
 
-from tests.builders import a_session, a_tenant, a_token, a_user
-from tests.world import Live
+from identity.core.admin import incidents
+from identity.core.admin.by import By
+from identity.core.admin.incidents import Kind
+from tests.builders import a_session, a_tenant, a_token, a_user, an_application
+from tests.world import ORIGIN, Live
 
 LIVE_ENVIRONMENT = {"limit_ai_assisted": "7/minute", "workers": 2}
 ACME = {"X-Tenant-Id": "acme-bank"}
@@ -139,3 +142,23 @@ def test_what_passed_and_what_did_not_is_logged_without_any_credential(live: Liv
     assert (passed["status"], passed["route"]) == (200, "GET /verify")
     assert (refused["status"], refused["error"]) == (401, "INVALID_TOKEN")
     assert token[:40] not in live.log.read_text()
+
+
+def test_a_leak_that_is_contained_is_refused_at_the_next_request(live: Live) -> None:
+    feed = an_application(live.rt)
+    asked = {"clientId": feed.client_id, "secret": feed.secret}
+    token = live.post("/application/token", asked).json()["data"]["accessToken"]
+
+    def passes() -> int:
+        return live.get("/verify?tenant=optional", bearer=token).status_code
+
+    # Often enough for every worker to know the answer by heart.
+    assert {passes() for _ in range(12)} == {200}
+    incidents.contain(live.rt, By("test", ORIGIN), Kind.SECRET, feed.secret_id)
+    assert {passes() for _ in range(12)} == {401}
+    assert live.post("/application/token", asked).status_code == 401
+    deadline = time.monotonic() + 20
+    while (told := incidents.describe(live.rt, Kind.SECRET, feed.secret_id).touched.counts)["uses"] < 13:
+        assert time.monotonic() < deadline, told
+        time.sleep(0.2)
+    assert (told["uses"], told["tokens"]) == (13, 1), "also those that were answered from memory"
