@@ -10,16 +10,16 @@ import threading
 from collections import defaultdict
 from collections.abc import Iterable
 from datetime import datetime
+from functools import cache
 from typing import Any, Final
 
-from sqlalchemy import String, delete, func, or_, select, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import String, bindparam, delete, func, select, text
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from identity import grounds
 from identity.ambient import Origin, later
 from identity.columns import Instant
-from identity.storage import Base, Database, Unit
+from identity.storage import Base, Database, Prepared, Unit
 
 NOTED_WITHIN_SECONDS: Final = 5
 TOLD_SECONDS: Final = 86_400
@@ -67,11 +67,10 @@ class Usage:
             for (table, row_id), seen in sorted(uses.items(), key=lambda one: (one[0][0].__tablename__, one[0][1])):
                 seen.sort(reverse=True)
                 at, address = seen[0]
-                older = or_(table.last_used_at.is_(None), table.last_used_at < at)
-                last = {"last_used_at": at, "last_used_address": address}
-                unit.execute(update(table).where(table.id == row_id, older).values(**last))
+                unit.run(_last_use(table.__tablename__), id=row_id, at=at, address=address)
                 if getattr(table, "tells_callers", False):
-                    _write_callers(unit, database, row_id, seen[:MOST_TOLD])
+                    for at, address in sorted(seen[:MOST_TOLD], key=lambda one: one[1]):
+                        unit.run(_CALLER, id=row_id, at=at, address=address)
         return len(uses)
 
 
@@ -115,18 +114,22 @@ def purge(unit: Unit) -> int:
     return gone
 
 
-def _write_callers(unit: Unit, database: Database, credential_id: str, seen: list[tuple[datetime, str]]) -> None:
-    insert: Any = sqlite.insert if database.is_sqlite else postgresql.insert
-    rows = [
-        {"credential_id": credential_id, "address": address, "last_used_at": at}
-        for at, address in sorted(seen, key=lambda one: one[1])
-    ]
-    statement = insert(CredentialCaller).values(rows)
-    newer = CredentialCaller.last_used_at < statement.excluded.last_used_at
-    unit.execute(
-        statement.on_conflict_do_update(
-            index_elements=["credential_id", "address"],
-            set_={"last_used_at": statement.excluded.last_used_at},
-            where=newer,
-        )
+@cache
+def _last_use(table: str) -> Prepared[tuple[Any, ...]]:
+    """Date the use of a row, unless a later one is known. Prepared: thousands of rows may wait, and others wait for the write lock."""
+    return Prepared(
+        text(
+            f"UPDATE {table} SET last_used_at = :at, last_used_address = :address "  # noqa: S608 -- a table of ours
+            "WHERE id = :id AND (last_used_at IS NULL OR last_used_at < :at)"
+        ).bindparams(*_USE)
     )
+
+
+_USE: Final = (bindparam("id", type_=String), bindparam("at", type_=Instant), bindparam("address", type_=String))
+_CALLER: Final = Prepared(
+    text(
+        "INSERT INTO credential_caller (credential_id, address, last_used_at) VALUES (:id, :address, :at) "
+        "ON CONFLICT (credential_id, address) DO UPDATE SET last_used_at = excluded.last_used_at "
+        "WHERE credential_caller.last_used_at < excluded.last_used_at"
+    ).bindparams(*_USE)
+)

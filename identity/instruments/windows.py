@@ -97,10 +97,12 @@ class EmbeddedStorage(Storage, MovingWindowSupport):
         self._rings.move_to_end(key)
         return ring
 
-    def _open(self, path: Path) -> _Ring:
-        # Made here and not at the start: a command that counts nothing leaves no folder behind.
-        make_folder(self._folder)
+    def _open(self, path: str | Path) -> _Ring:
         try:
+            return _Ring(path)
+        except FileNotFoundError:
+            # Made here and not at the start: a command that counts nothing leaves no folder behind.
+            make_folder(self._folder)
             return _Ring(path)
         except OSError as exc:
             if exc.errno not in _OUT_OF_DESCRIPTORS or not self._rings:
@@ -109,9 +111,10 @@ class EmbeddedStorage(Storage, MovingWindowSupport):
         self._close_all()
         return _Ring(path)
 
-    def _path(self, key: str) -> Path:
+    def _path(self, key: str) -> str:
+        # Text and no Path: where more keys than files are in use, every hit spells one.
         name = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
-        return self._folder / (name + _SUFFIX)
+        return f"{self._folder}/{name}{_SUFFIX}"
 
     # The interface of the `limits` library, for Flask-Limiter.
 
@@ -144,7 +147,7 @@ class EmbeddedStorage(Storage, MovingWindowSupport):
         return len(paths)
 
     def clear(self, key: str) -> None:
-        self._path(key).unlink(missing_ok=True)
+        Path(self._path(key)).unlink(missing_ok=True)
 
     def incr(self, key: str, expiry: int, amount: int = 1) -> int:
         raise TypeError("only moving windows are kept here")
@@ -238,7 +241,7 @@ class _Ring:
 
     __slots__ = ("descriptor",)
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: str | Path) -> None:
         # Read and written by calls, not mapped: a mapping holds a second descriptor, and ends the process when a disk is full.
         self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
 
