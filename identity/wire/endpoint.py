@@ -179,7 +179,7 @@ class Endpoint:
     is in the body (`limits_itself`). `is_page`: a public page that costs more than its bytes; Flask-Limiter counts those.
     `any_origin`: pages of every origin may read it, since it says the same to everybody (CORS).
     `hot` endpoints are mounted on the fast lane too; one that `writes` even when all is well is never run on the event loop.
-    `repeats`: it answers the same request alike while what it was answered from is the same (`repeats`).
+    `repeats`: it answers the same request alike while what it was answered from is the same, but for its last step (`repeats`).
     """
 
     method: str

@@ -59,6 +59,8 @@ from identity.wire.head import (
 from identity.wire.reading import read_form, read_json, read_lines, read_query
 
 _encode: Final = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
+# Header fields whose values are nobody's to keep.
+CREDENTIALS: Final = frozenset({"authorization", "api-key", "api-secret", "cookie", "proxy-authorization"})
 BODILESS: Final = (204, 304)
 # What stands in the head for any route; a client authenticates to its own routes, and the console reads its cookie itself.
 _CREDENTIALS: Final = (Reads.BEARER, Reads.BEARER_OR_KEY, Reads.KEY)
@@ -77,7 +79,7 @@ _log = logging.getLogger("identity.request")
 class Exchange:
     """One request on its way through an endpoint. `run` may be called again after WritesElsewhere; nothing is counted twice."""
 
-    __slots__ = ("_networks", "_started", "call", "endpoint", "refused", "rt")
+    __slots__ = ("_started", "call", "endpoint", "networks", "refused", "rt")
 
     def __init__(
         self, rt: Runtime, endpoint: Endpoint, request: Request, params: Mapping[str, str], networks: Networks
@@ -85,6 +87,7 @@ class Exchange:
         self._started = time.perf_counter()
         self.rt = rt
         self.endpoint = endpoint
+        self.networks = networks
         headers = request.headers
         fresh = fresh_id(rt)
         given = headers.get("x-request-id")
@@ -97,6 +100,14 @@ class Exchange:
         self.call = Call(rt, request, origin, endpoint, params)
         #: Why it was refused, once it has run.
         self.refused: Refused | None = None
+
+    def forget_credentials(self) -> None:
+        """For an exchange that is kept once it is over: of its request only what says from where it came, and how."""
+        call = self.call
+        headers = {name: value for name, value in call.request.headers.items() if name not in CREDENTIALS}
+        self.call = Call(
+            self.rt, call.request._replace(headers=headers, body=b""), call.origin, self.endpoint, call.params
+        )
 
     def run(self) -> Answer:
         """The answer: the handler's, or the refusal in the dialect's shape. Never raises but WritesElsewhere."""

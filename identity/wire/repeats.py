@@ -2,7 +2,8 @@
 
 Nothing is decided or spelled here. An ordinary exchange has made the answer and noted its grounds (`grounds`): the reads behind it, what it
 counted, when it ends by itself. Its twin is given when the same bytes come from the same peer and each of those reads finds the same; it is
-counted, logged and noted like the first, and differs only in its id and in how its window stands. Whatever else, refusals above all,
+counted, logged and noted like the first, and differs only in its id and in how its window stands. Where a handler has named a last step
+(`grounds.note_last_step`: a token is made for each answer), that one is taken anew, by a `Renewal`. Whatever else, refusals above all,
 goes the ordinary way. See docs/decisions/0011-answers-given-again.md.
 """
 
@@ -19,8 +20,8 @@ from identity.errors import Refused
 from identity.grounds import Grounds
 from identity.runtime import Runtime
 from identity.wire import metrics
-from identity.wire.endpoint import Answer
-from identity.wire.exchange import Exchange, fields_of, log_answer
+from identity.wire.endpoint import Answer, Call, Reply
+from identity.wire.exchange import Exchange, WritesElsewhere, fields_of, log_answer
 from identity.wire.head import fresh_id
 
 _CAPACITY: Final = 2_048
@@ -51,13 +52,43 @@ class _Kept(NamedTuple):
     body: bytes
 
 
+class _Renewed(NamedTuple):
+    """The grounds of an answer whose last step is taken each time; `exchange` carries no credential."""
+
+    until: datetime
+    reads: list[tuple[str, Any, list[Any]]]
+    exchange: Exchange
+    grounds: Grounds
+
+
+class Renewal(Exchange):
+    """An exchange whose caller was found for an earlier request of the same bytes: it is counted, and only its last step is taken."""
+
+    __slots__ = ("_grounds",)
+
+    def __init__(self, earlier: Exchange, grounds: Grounds) -> None:
+        call = earlier.call
+        super().__init__(earlier.rt, earlier.endpoint, call.request, call.params, earlier.networks)
+        self._grounds = grounds
+
+    def _pass(self, call: Call) -> Reply:
+        grounds = self._grounds
+        for deed in grounds.deeds:
+            deed(self.rt.clock.now())
+        policy, key, budget = grounds.hits[0]
+        call.limit(policy, key, budget=budget)
+        assert grounds.last_step is not None, "kept for it"
+        reply: Reply = grounds.last_step(call)
+        return reply
+
+
 class Repeats:
     """The answers of this process that may be given again."""
 
     def __init__(self, rt: Runtime) -> None:
         self._rt = rt
         self._key = rt.entropy.bytes(32)
-        self._kept: dict[tuple[str, bytes], _Kept] = {}
+        self._kept: dict[tuple[str, bytes], _Kept | _Renewed] = {}
 
     def find(self, data: bytes, peer: str) -> Again | None:
         """The answer to the request `data` of `peer`, counted and logged; None where it has to go the ordinary way."""
@@ -69,6 +100,8 @@ class Repeats:
         try:
             if now >= kept.until or not rt.database.stand(kept.reads):
                 return None
+            if isinstance(kept, _Renewed):
+                return self._renew(kept)
             window = rt.limiter.hit(kept.hit[0], kept.hit[1], budget=kept.hit[2])
         except Refused:
             return None  # A hit that is refused was not counted: it is refused again, in all words.
@@ -84,6 +117,14 @@ class Repeats:
         log_answer(request_id, kept.route, kept.status, elapsed, kept.logged)
         return Again(kept.status, kept.head % varying, kept.body)
 
+    def _renew(self, kept: _Renewed) -> Again | None:
+        try:
+            with self._rt.database.without_writes(WritesElsewhere):
+                answer = Renewal(kept.exchange, kept.grounds).run()
+        except WritesElsewhere:
+            return None
+        return Again(answer.status, head_of(answer), answer.body)
+
     def keep(self, data: bytes, peer: str, exchange: Exchange, answer: Answer, grounds: Grounds) -> None:
         """Keep the answer to `data` if all of its grounds are known."""
         if exchange.refused is not None or not grounds.is_complete or grounds.until is None or len(grounds.hits) != 1:
@@ -93,6 +134,10 @@ class Repeats:
             # The oldest half at once, as `epochs.Memory` does.
             for old in list(self._kept)[: _CAPACITY // 2]:
                 self._kept.pop(old, None)
+        if grounds.last_step is not None:
+            exchange.forget_credentials()
+            self._kept[name] = _Renewed(grounds.until, grounds.reads, exchange, grounds)
+            return
         origin = exchange.call.origin
         is_own = origin.request_id == origin.error_id
         self._kept[name] = _Kept(

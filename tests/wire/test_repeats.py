@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 import logging
 import random
 import re
@@ -38,6 +39,7 @@ from tests.wire.sockets import get, post
 from tests.world import FakeClock
 
 _DIFFERS = re.compile(rb"(X-Request-Id|X-RateLimit-Remaining|X-RateLimit-Reset|x-error-id|Date): [^\r]*")
+_TOKEN = re.compile(rb"eyJ[\w-]+\.([\w-]+)\.[\w-]+")
 _UNTIL_REPEATED = 3  # noted, remembered, made from what is remembered
 
 
@@ -102,8 +104,13 @@ def truth(rt: Runtime, request: bytes) -> bytes:
 
 
 def alike(answer: bytes) -> bytes:
-    """An answer without what differs between any two."""
-    return _DIFFERS.sub(rb"\1: ...", answer)
+    """An answer without what differs between any two; of a token what it says, but for its id."""
+    return _TOKEN.sub(lambda found: _said(found[1]), _DIFFERS.sub(rb"\1: ...", answer))
+
+
+def _said(payload: bytes) -> bytes:
+    said = json.loads(base64.urlsafe_b64decode(payload + b"=="))
+    return json.dumps(said | {"jti": "...", "status": "..."}).encode()
 
 
 def requests_of(world: World) -> dict[str, bytes]:
@@ -114,6 +121,8 @@ def requests_of(world: World) -> dict[str, bytes]:
     pair = (f"api-key: {world.pair.api_key}", f"api-secret: {world.pair.api_secret}")
     basic = base64.b64encode(f"{world.app.client_id}:{world.app.secret}".encode()).decode()
     form = urlencode({"token": world.machine.bearer or ""}).encode()
+    grant = b"grant_type=client_credentials&scope=read"
+    own = json.dumps({"clientId": world.app.client_id, "secret": world.app.secret}).encode()
     acme = "X-Tenant-Id: acme"
     return {
         "session": get("/session", bearer),
@@ -129,6 +138,10 @@ def requests_of(world: World) -> dict[str, bytes]:
             f"Authorization: Basic {basic}",
             content_type="application/x-www-form-urlencoded",
         ),
+        "token by form": post(
+            "/oauth/token", grant, f"Authorization: Basic {basic}", content_type="application/x-www-form-urlencoded"
+        ),
+        "token by document": post("/application/token", own, "Origin: https://app.example"),
     }
 
 
@@ -155,7 +168,7 @@ def test_an_answer_given_again_is_the_ordinary_one(
         assert {alike(answer) for answer in answers} == {ordinary}, name
         assert ordinary.startswith(b"HTTP/1.1 200 OK"), (name, ordinary)
         with monkeypatch.context() as patched:
-            patched.setattr(Exchange, "run", lambda _: pytest.fail("made again"))
+            patched.setattr(Exchange, "_pass", lambda *_: pytest.fail("made again"))
             again = [speaker.ask(request) for _ in range(2)]
         assert {alike(answer) for answer in again} == {ordinary}, name
         ids, left = zip(*(varying(answer) for answer in (answers[-1], *again)), strict=True)
@@ -182,6 +195,46 @@ def test_the_use_of_a_credential_is_noted_however_it_was_answered(
     speaker.ask(requests_of(world)["pair"])
     assert set(world.rt.usage._notes.values()) == {clock.now()}
     assert list(world.rt.tallies._counts.values()) == [6]
+    token = requests_of(world)["token by form"]
+    assert len({speaker.ask(token).partition(b"access_token")[2] for _ in range(6)}) == 6
+    assert list(world.rt.tallies._counts.values()) == [6, 6]
+
+
+def test_no_credential_is_kept(world: World, speaker: Speaker) -> None:
+    asked = requests_of(world)
+    for request in asked.values():
+        for _ in range(_UNTIL_REPEATED + 1):
+            speaker.ask(request)
+    assert len(speaker.lane.repeats._kept) == len(asked)
+    basic = base64.b64encode(f"{world.app.client_id}:{world.app.secret}".encode()).decode()
+    held = repr(
+        [kept if not hasattr(kept, "exchange") else vars_of(kept) for kept in speaker.lane.repeats._kept.values()]
+    )
+    for secret in (world.bearer.bearer, world.token.bearer, world.pair.api_secret, world.app.secret, basic):
+        assert secret
+        assert secret not in held
+
+
+def vars_of(kept: Any) -> list[object]:
+    call = kept.exchange.call
+    return [kept.reads, call.request, call.body, call.presented, call.params, call.query, call.origin]
+
+
+def test_a_token_that_is_given_again_says_how_long_it_still_lives(
+    rt: Runtime, speaker: Speaker, clock: FakeClock
+) -> None:
+    app = an_application(rt, token_seconds=3600, token_reuse_seconds=600)
+    own = post("/application/token", json.dumps({"clientId": app.client_id, "secret": app.secret}).encode())
+    found = []
+    for _ in range(8):
+        found.append(speaker.ask(own))
+        clock.tick(10)
+    bodies = [json.loads(answer.partition(b"\r\n\r\n")[2])["data"] for answer in found]
+    assert len({body["accessToken"] for body in bodies}) == 1
+    assert [body["expiresIn"] for body in bodies] == [3600 - 10 * count for count in range(8)]
+    assert [b"X-Token-Reused: 1" in answer for answer in found] == [False] + [True] * 7
+    clock.tick(600)
+    assert json.loads(speaker.ask(own).partition(b"\r\n\r\n")[2])["data"]["expiresIn"] == 3600
 
 
 def test_a_window_that_is_full_refuses_in_the_ordinary_words(rt: Runtime, other: Runtime) -> None:  # noqa: F811

@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import functools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -24,6 +24,7 @@ from authlib.oauth2.rfc7009 import RevocationEndpoint
 from authlib.oauth2.rfc7662 import IntrospectionEndpoint
 from marshmallow import Schema, fields
 
+from identity import grounds
 from identity.canonical import canonical_id
 from identity.core.access import introspection
 from identity.core.clients import assertions, issuers, machine_tokens, secrets
@@ -165,6 +166,7 @@ _AUTHENTICATION: Final = (CLIENT_MISMATCH, assertions.MISMATCH, NO_CLIENT, LOCKE
     answer=GrantedToken,
     answer_headers=("X-Token-Reused",),
     hot=True,
+    repeats=True,
     refusals=(*_AUTHENTICATION, DAY_LIMITED, UNSUPPORTED_GRANT, SCOPE_REFUSED, TARGET_REFUSED),
 )
 def token(call: Call) -> Reply:
@@ -243,6 +245,11 @@ class _Again(dict[str, Any]):
     """The answer of a token that is given again: Authlib hands on what `_issue` makes, and nothing beside it."""
 
 
+def _reply(body: dict[str, Any], status: int = 200) -> Reply:
+    is_reused = isinstance(body, _Again)
+    return Reply(body, status, (*_NO_CACHE, ("X-Token-Reused", "1")) if is_reused else _NO_CACHE)
+
+
 class _Server(AuthorizationServer):
     """Authlib's server, speaking Call and Reply, and refusing like the rest of the house."""
 
@@ -250,8 +257,7 @@ class _Server(AuthorizationServer):
         return request if isinstance(request, _Request) else _checked(_Request(request))
 
     def handle_response(self, status: int, body: dict[str, Any], _headers: Any) -> Reply:
-        is_reused = isinstance(body, _Again)
-        return Reply(body, status, (*_NO_CACHE, ("X-Token-Reused", "1")) if is_reused else _NO_CACHE)
+        return _reply(body, status)
 
     def handle_error_response(self, _request: _Request, error: OAuth2Error) -> Reply:
         raise Refused(_PROBLEMS.get(error.error, INVALID_REQUEST), detail=f"authlib: {error.error}", cause=error)
@@ -405,7 +411,14 @@ def _issue(client: _Client, scope: str | None, **_unused: Any) -> dict[str, Any]
     else:
         audience = machine_tokens.audience_of(call.rt, app, origin=call.header("origin"))
     asked = scope.split() if scope else None
-    issued = call.hand_out(machine_tokens.issue_token(call.rt, client.proven, scope=asked, audience=audience))
+    proven = client.proven
+    grounds.note_last_step(lambda then: _reply(_grant(then, proven, asked, audience)))
+    return _grant(call, proven, asked, audience)
+
+
+def _grant(call: Call, proven: Authenticated, asked: Sequence[str] | None, audience: Sequence[str]) -> dict[str, Any]:
+    call.proven = f"secret:{proven.secret_id}"
+    issued = call.hand_out(machine_tokens.issue_token(call.rt, proven, scope=asked, audience=audience))
     answer: dict[str, Any] = {
         "access_token": issued.text,
         "token_type": issued.token_type,

@@ -6,6 +6,7 @@ from typing import Any
 
 from marshmallow import Schema, fields
 
+from identity import grounds
 from identity.core.clients import machine_tokens, secrets
 from identity.core.clients.machine_tokens import DAY_LIMITED
 from identity.core.signin import by_password
@@ -101,6 +102,7 @@ def user_token(call: Call) -> Reply:
     answer=TokenAnswer,
     answer_headers=("X-Token-Reused",),
     hot=True,
+    repeats=True,
     refusals=(CLIENT_MISMATCH, DAY_LIMITED, FORBIDDEN, LOCKED_OUT, VALIDATION),
 )
 def application_token(call: Call) -> Reply:
@@ -108,11 +110,16 @@ def application_token(call: Call) -> Reply:
     client_id = call.body["clientId"]
     with call.limiting_client(client_id):
         proven = secrets.authenticate(call.rt, call.origin, client_id, call.body["secret"])
-    call.proven = f"secret:{proven.secret_id}"
     audience = machine_tokens.audience_of(call.rt, proven.application, origin=call.header("origin"))
     scope = call.body["scope"].split() if "scope" in call.body else None
-    token = machine_tokens.issue_token(call.rt, proven, scope=scope, audience=audience)
-    return Reply(_envelope(call.hand_out(token)), headers=(("X-Token-Reused", "1"),) if token.is_reused else ())
+
+    def grant(call: Call) -> Reply:
+        call.proven = f"secret:{proven.secret_id}"
+        token = machine_tokens.issue_token(call.rt, proven, scope=scope, audience=audience)
+        return Reply(_envelope(call.hand_out(token)), headers=(("X-Token-Reused", "1"),) if token.is_reused else ())
+
+    grounds.note_last_step(grant)
+    return grant(call)
 
 
 def _envelope(token: AccessToken) -> dict[str, Any]:
