@@ -2,16 +2,16 @@
 
 import argparse
 import os
-import platform
 import signal
 import sys
 import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 
-from bench import machine, peers, scale, service, table
+from bench import crowd, machine, peers, scale, service, table
 from bench.cases import Case, prepare
 from bench.loads import Load
 from bench.machine import Cores, Refused
@@ -26,16 +26,25 @@ USUAL_ARGON2 = (19456, 2, 1)  # the usual minimum, where the service has stored 
 def main() -> None:
     options = _options()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("bench: told to stop"))  # what we started has to end as well
-    if options.plain_rsa:
-        os.environ.update(machine.PLAIN_RSA)
     try:
         machine.require("taskset")
-        heading, text = _scale(options) if options.scale else _compare(options)
+        for measure_one in [_scale] if options.scale else _signings(options):
+            heading, text = measure_one(options)
+            print(text, flush=True)
+            if options.write:
+                table.write(options.write, heading, text)
     except Refused as refused:
         sys.exit(f"bench: {refused}")
-    print(text)
-    if options.write:
-        table.write(options.write, heading, text)
+
+
+def _signings(options: argparse.Namespace) -> Iterator[Callable[[argparse.Namespace], tuple[str, str]]]:
+    """The comparison as the processor can, and with the newer vector units hidden from every OpenSSL, unless one of them is chosen."""
+    if not options.plain_rsa:
+        yield _compare
+    if not options.as_it_can:
+        os.environ.update(machine.PLAIN_RSA)
+        options.plain_rsa = True
+        yield _compare
 
 
 def _options() -> argparse.Namespace:
@@ -44,7 +53,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--scale", action="store_true", help="instead: two processes against one, PostgreSQL and Valkey"
     )
-    parser.add_argument("--plain-rsa", action="store_true", help="hide the newer vector units from every OpenSSL")
+    parser.add_argument(
+        "--plain-rsa", action="store_true", help="only with the newer vector units hidden from every OpenSSL"
+    )
+    parser.add_argument("--as-it-can", action="store_true", help="only as the processor can")
     parser.add_argument(
         "--only", nargs="+", default=[""], metavar="TEXT", help="only the paths with one of these in their name"
     )
@@ -71,7 +83,18 @@ def _compare(options: argparse.Namespace) -> tuple[str, str]:
         ours = Installation(Path(stack.enter_context(tempfile.TemporaryDirectory())), machine.free_port())
         stack.callback(ours.stop)
         if not options.peers:
-            cases += prepare("identity", service.ROUTES, lambda: Credentials(ours.start(cores.server)))
+            cases += prepare("identity", service.ROUTES, lambda: (Credentials(ours.start(cores.server)), ours.cpu_us))
+            elliptic = Installation(
+                Path(stack.enter_context(tempfile.TemporaryDirectory())), machine.free_port(), signing_alg="ES256"
+            )
+            stack.callback(elliptic.stop)
+            cases += prepare(
+                "identity ES256",
+                service.ROUTES_ES256,
+                lambda: (Credentials(elliptic.start(cores.server)), elliptic.cpu_us),
+            )
+            if ours.runs:
+                stack.callback(crowd.commits(ours.environ, ours.folder, cores.load).stop)
         cases += peers.start(stack, cores.server)
         cases = [case for case in cases if any(text in case.name for text in options.only)]
         argon2 = ours.argon2(options.hash_threads) or Argon2(*USUAL_ARGON2, options.hash_threads)
@@ -96,7 +119,7 @@ def _conditions(options: argparse.Namespace, cores: Cores) -> str:
         f"{options.connections} connections",
         f"medians of {options.rounds} rounds of {options.seconds} s",
         f"load average {os.getloadavg()[0]:.1f}",
-        f"Python {platform.python_version()}",
+        machine.python(),
         f"cryptography {version('cryptography')}",
     ]
     if options.plain_rsa:

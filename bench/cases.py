@@ -16,7 +16,7 @@ class Route(Generic[Subject]):
     """A route to measure, and how its request is made from what a started server offers."""
 
     path: str
-    make: Callable[[Subject], Request]
+    make: Callable[[Subject], Request | Sequence[Request]]
     signs: bool = False  # one RSA signature per request
     peer: str = ""  # the name of what its rate is compared with
 
@@ -28,7 +28,9 @@ class Case:
     name: str
     signs: bool = False
     peer: str = ""
-    request: Request | None = None
+    requests: Sequence[Request] = ()
+    cpu: Callable[[], float] | None = None
+    """The processor time of its server so far, in microseconds."""
     refusal: str = ""
     samples: list[Sample] = field(default_factory=list)
 
@@ -36,27 +38,37 @@ class Case:
     def rates(self) -> Sequence[float]:
         return [sample.rate for sample in self.samples]
 
+    @property
+    def cpus(self) -> Sequence[float]:
+        return [sample.cpu_us for sample in self.samples]
+
     def refuse(self, reason: str) -> None:
         """Measure this case no more, and say why; what was measured of it is not comparable and goes."""
-        self.request, self.refusal = None, reason
+        self.requests, self.refusal = (), reason
         self.samples.clear()
 
 
-def prepare(server: str, routes: Sequence[Route[Subject]], start: Callable[[], Subject]) -> list[Case]:
-    """The cases of a server once it is started: each asked once, and refused if that was not answered well."""
+def prepare(
+    server: str, routes: Sequence[Route[Subject]], start: Callable[[], tuple[Subject, Callable[[], float]]]
+) -> list[Case]:
+    """The cases of a server once it is started: each asked once, and refused if that was not answered well.
+
+    `start` gives what requests are made from, and what tells the processor time of the server.
+    """
     cases = [Case(f"{server} {route.path}", route.signs, route.peer) for route in routes]
     try:
-        subject = start()
+        subject, cpu = start()
     except Refused as refused:
         for case in cases:
             case.refuse(str(refused))
         return cases
     for case, route in zip(cases, routes, strict=True):
         try:
-            request = route.make(subject)
-            loads.ask(request)
+            made = route.make(subject)
+            requests = [made] if isinstance(made, Request) else made
+            loads.ask(requests[0])
         except Refused as refused:
             case.refuse(str(refused))
         else:
-            case.request = request
+            case.requests, case.cpu = requests, cpu
     return cases

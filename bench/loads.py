@@ -4,7 +4,7 @@ import http.client
 import json
 import tempfile
 from base64 import b64encode
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import urlencode, urlsplit
 
@@ -12,9 +12,14 @@ from bench import machine
 from bench.machine import Refused
 
 SCRIPT = """\
-wrk.method = {method}
-wrk.body = {body}
-{headers}
+local spelled = {{
+{requests}
+}}
+local count = 0
+request = function()
+  count = count % #spelled + 1
+  return spelled[count]
+end
 done = function(summary, latency, requests)
   local errors = summary.errors
   io.write(string.format("\\n%d %d %d %d %d\\n", summary.requests, summary.duration,
@@ -44,6 +49,8 @@ class Sample:
     p99: float
     requests: int
     errors: int
+    cpu_us: float = 0.0
+    """Processor time of the server for each request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,18 +61,23 @@ class Load:
     connections: int
     seconds: int
 
-    def put_on(self, request: Request) -> Sample:
-        """Ask as fast as the server answers. Answers of 400 and above count as errors."""
+    def put_on(self, *asked: Request, cpu: Callable[[], float] | None = None) -> Sample:
+        """Ask these in turn, as fast as the server answers. Answers of 400 and above count as errors.
+
+        `cpu` tells the processor time of the server so far.
+        """
         with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
-            script.write(lua(request))
+            script.write(lua(asked))
             script.flush()
             options = f"-t1 -c{self.connections} -d{self.seconds}s --timeout 30s -s {script.name}"
-            command = machine.pinned([self.core], ["wrk", *options.split(), request.url])
+            command = machine.pinned([self.core], ["wrk", *options.split(), asked[0].url])
+            before = cpu() if cpu else 0.0
             printed = machine.run(command, cwd=machine.ROOT)
+            spent = cpu() - before if cpu else 0.0
         requests, microseconds, p50, p99, errors = map(int, printed.split()[-5:])
         if requests == 0:
             raise Refused(f"no answer within {self.seconds} s")
-        return Sample(requests / microseconds * 1e6, p50 / 1000, p99 / 1000, requests, errors)
+        return Sample(requests / microseconds * 1e6, p50 / 1000, p99 / 1000, requests, errors, spent / requests)
 
 
 def form(url: str, client: tuple[str, str], fields: Mapping[str, str], *, proof: str) -> Request:
@@ -101,12 +113,19 @@ def ask(request: Request) -> str:
     return body
 
 
-def lua(request: Request) -> str:
-    """The wrk script of a request. JSON's quoting is also Lua's for what we send, which is ASCII."""
-    headers = "\n".join(
-        f"wrk.headers[{json.dumps(name)}] = {json.dumps(text)}" for name, text in request.headers.items()
-    )
-    return SCRIPT.format(method=json.dumps(request.method), body=json.dumps(request.body), headers=headers)
+def lua(asked: Sequence[Request]) -> str:
+    """The wrk script of some requests. JSON's quoting is also Lua's for what we send, which is ASCII."""
+    return SCRIPT.format(requests="\n".join(f"  {json.dumps(_spelled(request))}," for request in asked))
+
+
+def _spelled(request: Request) -> str:
+    """A request as it goes over the wire."""
+    target = urlsplit(request.url)
+    headers = {"Host": target.netloc, **request.headers}
+    if request.body or request.method != "GET":
+        headers["Content-Length"] = str(len(request.body))
+    lines = [f"{request.method} {target.path} HTTP/1.1", *(f"{name}: {text}" for name, text in headers.items())]
+    return "\r\n".join((*lines, "", request.body))
 
 
 def text_of(body: str, *names: str) -> str:

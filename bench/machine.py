@@ -3,11 +3,14 @@
 Nothing here knows what is measured.
 """
 
+import contextlib
 import os
+import platform
 import shutil
 import signal
 import socket
 import subprocess
+import sysconfig
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -54,6 +57,15 @@ def require(*tools: str) -> None:
 def pinned(cores: Sequence[int], command: Sequence[str]) -> list[str]:
     """The command, confined to these cores together with everything that it starts."""
     return ["taskset", "--cpu-list", ",".join(map(str, cores)), *command]
+
+
+def python() -> str:
+    """Which build of Python this is: a distribution's is a quarter faster or slower than another's."""
+    options = sysconfig.get_config_var("CONFIG_ARGS") or ""
+    optimised = [name for name in ("enable-optimizations", "with-lto") if name in options]
+    return (
+        f"Python {platform.python_version()} ({platform.python_compiler()}; {', '.join(optimised) or 'not optimised'})"
+    )
 
 
 def processor() -> str:
@@ -126,6 +138,10 @@ class Server:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
 
+    def cpu_us(self) -> float:
+        """The processor time that all threads of all its processes have used so far."""
+        return sum(map(cpu_us, tree(self._process.pid)))
+
     @property
     def workers(self) -> list[int]:
         """Its worker processes."""
@@ -135,6 +151,21 @@ class Server:
         """The proportional share (PSS) of memory of the largest worker, or of the server itself if it has none."""
         workers = self.workers or [self._process.pid]
         return max(proportional_megabytes(pid) for pid in workers)
+
+
+class Background:
+    """A process that does something meanwhile; `stop` ends it."""
+
+    def __init__(self, command: Sequence[str], *, cwd: Path, env: Mapping[str, str]) -> None:
+        self._process = subprocess.Popen(command, cwd=cwd, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+    def stop(self) -> None:
+        """End it; refuse if it had ended by itself, so that nothing was measured beside it."""
+        ended = self._process.poll()
+        self._process.terminate()
+        _, said = self._process.communicate()
+        if ended is not None:
+            raise Refused(f"what ran in the background ended: {said.decode(errors='replace').strip()[-200:]}")
 
 
 class Quota:
@@ -171,6 +202,20 @@ class Quota:
 def children(pid: int) -> list[int]:
     """The processes that this one started, from /proc."""
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def tree(pid: int) -> list[int]:
+    """A process with all that it and they have started."""
+    return [pid, *(below for child in children(pid) for below in tree(child))]
+
+
+def cpu_us(pid: int) -> float:
+    """The processor time of all threads of a process that live; of one that has just ended, none."""
+    spent = 0
+    for task in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+        with contextlib.suppress(OSError):
+            spent += int(task.read_text().split()[0])
+    return spent / 1000
 
 
 def proportional_megabytes(pid: int) -> float:

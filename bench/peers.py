@@ -1,4 +1,4 @@
-"""The peers: installed on demand into bench/.cache, each minimal but honest, all with RS256 keys of 2,048 bits.
+"""The peers: installed on demand into bench/.cache, each minimal but honest, all with RS256 keys of 2,048 bits but for one of ES256.
 
 A peer that cannot be installed or started leaves a row that says why.
 """
@@ -15,6 +15,7 @@ from pathlib import Path
 
 from bench import loads, machine
 from bench.cases import Case, Route, prepare
+from bench.crowd import SUBJECTS
 from bench.loads import Request
 from bench.machine import CACHE, Server
 
@@ -26,6 +27,8 @@ JWT = '"access_token":"eyJ'
 
 FLOOR, PROVIDER, DJANGO, AUTHLIB = "node http + jose", "oidc-provider", "django-oauth-toolkit", "Authlib + Flask"
 PROVIDER_TOKEN = f"{PROVIDER} POST /token (JWT)"
+PROVIDER_ES256 = f"{PROVIDER} ES256"
+PROVIDER_TOKEN_ES256 = f"{PROVIDER_ES256} POST /token (JWT)"
 PROVIDER_INTROSPECTION = f"{PROVIDER} POST /token/introspection (opaque)"
 
 
@@ -43,7 +46,7 @@ def start(stack: ExitStack, core: int) -> list[Case]:
     return [case for peer in PEERS for case in prepare(peer.name, peer.routes, partial(_serve, peer, core, stack))]
 
 
-def _serve(peer: Peer, core: int, stack: ExitStack) -> str:
+def _serve(peer: Peer, core: int, stack: ExitStack) -> tuple[str, Callable[[], float]]:
     port = machine.free_port()
     command = peer.command(port)
     folder = CACHE / "run" / peer.name.replace(" ", "")
@@ -52,15 +55,15 @@ def _serve(peer: Peer, core: int, stack: ExitStack) -> str:
     environ = {**os.environ, "NODE_ENV": "production", "PYTHONPATH": str(RECIPES / "python")}
     server = Server(command, port=port, cores=[core], cwd=folder, env=environ)
     stack.callback(server.stop)
-    return server.wait().url
+    return server.wait().url, server.cpu_us
 
 
-def _node(script: str) -> Callable[[int], Sequence[str]]:
+def _node(script: str, *arguments: str) -> Callable[[int], Sequence[str]]:
     def command(port: int) -> Sequence[str]:
         machine.require("node", "npm")
         folder = _installed("node", RECIPES / "node" / "package-lock.json", _install_node)
         shutil.copy(RECIPES / "node" / script, folder)  # node looks for modules beside the script
-        return ["node", str(folder / script), str(port)]
+        return ["node", str(folder / script), str(port), *arguments]
 
     return command
 
@@ -106,10 +109,11 @@ def _floor_token(url: str) -> Request:
     return loads.document(f"{url}/token", dict(zip(("clientId", "secret"), CLIENT, strict=True)), proof='"accessToken"')
 
 
-def _opaque_introspection(url: str) -> Request:
-    answer = loads.ask(loads.form(f"{url}/token", CLIENT, GRANT, proof='"access_token"'))
-    fields = {"token": loads.text_of(answer, "access_token")}
-    return loads.form(f"{url}/token/introspection", CLIENT, fields, proof='"active":true')
+def _opaque_introspection(url: str) -> list[Request]:
+    asking = loads.form(f"{url}/token", CLIENT, GRANT, proof='"access_token"')
+    tokens = [loads.text_of(loads.ask(asking), "access_token") for _ in range(SUBJECTS)]
+    address = f"{url}/token/introspection"
+    return [loads.form(address, CLIENT, {"token": token}, proof='"active":true') for token in tokens]
 
 
 PEERS = (
@@ -121,6 +125,11 @@ PEERS = (
             Route("POST /token (JWT)", _grant("/token", resource=RESOURCE), signs=True),
             Route("POST /token/introspection (opaque)", _opaque_introspection),
         ),
+    ),
+    Peer(
+        PROVIDER_ES256,
+        _node("provider.mjs", "ES256"),
+        (Route("POST /token (JWT)", _grant("/token", resource=RESOURCE)),),
     ),
     Peer(DJANGO, _gunicorn("django_server:app"), (Route("POST /token/", _grant("/token/"), signs=True),)),
     Peer(AUTHLIB, _gunicorn("authlib_server:app"), (Route("POST /token", _grant("/token"), signs=True),)),

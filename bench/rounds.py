@@ -41,11 +41,11 @@ def measure(
 
 def _go_round(cases: Sequence[Case], load: Load) -> None:
     for case in cases:
-        if case.request is None:
+        if not case.requests:
             continue
         try:
             machine.require("wrk")
-            sample = load.put_on(case.request)
+            sample = load.put_on(*case.requests, cpu=case.cpu)
         except Refused as refused:
             case.refuse(str(refused))
         else:

@@ -18,6 +18,7 @@ from typing import Self
 
 from bench import loads, machine, peers, raw
 from bench.cases import Route
+from bench.crowd import SUBJECTS, Crowd
 from bench.loads import Request
 from bench.machine import Refused, Server
 from bench.raw import Argon2
@@ -37,6 +38,7 @@ class Installation:
     workers: int = 1
     database_url: str = ""
     redis_url: str = ""
+    signing_alg: str = "RS256"
     _server: Server | None = None
 
     @property
@@ -81,6 +83,15 @@ class Installation:
         """The memory (PSS) of the largest worker; 0 while the service is stopped."""
         return self._server.worker_megabytes() if self._server else 0
 
+    def cpu_us(self) -> float:
+        """The processor time of all its processes so far; 0 while the service is stopped."""
+        return self._server.cpu_us() if self._server else 0
+
+    @property
+    def environ(self) -> dict[str, str]:
+        """The environment of its processes."""
+        return self._environ()
+
     def command(self, *arguments: str, stdin: str = "") -> str:
         """What `identity ... --json` prints."""
         return machine.run([self._program(), *arguments, "--json"], cwd=self.folder, env=self._environ(), stdin=stdin)
@@ -101,6 +112,7 @@ class Installation:
             "KEYS_DIR": str(self.folder / "keys"),
             "MAIL_URL": f"file:{self.mail}",
             "WORKERS": str(self.workers),
+            "SIGNING_ALG": self.signing_alg,
             **{f"LIMIT_{policy}": NO_LIMIT_REACHED for policy in ("AUTH", "APPLICATION", "STANDARD")},
         }
         if self.redis_url:
@@ -146,6 +158,18 @@ class Credentials:
         """Client id and secret."""
         made = self.installation.command("application", "create", "--name", "bench", "--scope", "read")
         return loads.text_of(made, "clientId"), loads.text_of(made, "secret")
+
+    @cached_property
+    def reusing(self) -> tuple[str, str]:
+        """An application that is given a token again for ten minutes: client id and secret."""
+        made = self.installation.command(
+            "application", "create", "--name", "reusing", "--scope", "read", "--token-reuse-seconds", "600"
+        )
+        return loads.text_of(made, "clientId"), loads.text_of(made, "secret")
+
+    @cached_property
+    def crowd(self) -> Crowd:
+        return Crowd.made(self.installation.environ, self.installation.folder)
 
     @cached_property
     def user_token(self) -> str:
@@ -199,6 +223,10 @@ def oauth_token(of: Credentials) -> Request:
     return loads.form(f"{of.url}/oauth/token", of.application, {"grant_type": "client_credentials"}, proof='"eyJ')
 
 
+def reused_token(of: Credentials) -> Request:
+    return loads.form(f"{of.url}/oauth/token", of.reusing, {"grant_type": "client_credentials"}, proof='"eyJ')
+
+
 def verify(of: Credentials) -> Request:
     headers = {"Authorization": f"Bearer {of.user_token}", "X-Tenant-Id": of.tenant}
     return Request(f"{of.url}/verify", headers=headers)
@@ -211,6 +239,31 @@ def session(of: Credentials) -> Request:
 def introspection(of: Credentials) -> Request:
     fields = {"token": of.application_token}
     return loads.form(f"{of.url}/oauth/introspect", of.application, fields, proof='"active":true')
+
+
+def crowd_verify(of: Credentials) -> list[Request]:
+    pairs = zip(of.crowd.tokens, of.crowd.tenants, strict=True)
+    return [
+        Request(f"{of.url}/verify", headers={"Authorization": f"Bearer {token}", "X-Tenant-Id": tenant})
+        for token, tenant in pairs
+    ]
+
+
+def crowd_session(of: Credentials) -> list[Request]:
+    bearers = ({"Authorization": f"Bearer {bearer}"} for bearer in of.crowd.bearers)
+    return [Request(f"{of.url}/session", headers=headers, proof='"sessionID"') for headers in bearers]
+
+
+def crowd_key_pair(of: Credentials) -> list[Request]:
+    pairs = ({"api-key": key, "api-secret": secret} for key, secret in of.crowd.key_pairs)
+    return [Request(f"{of.url}/keypair", headers=headers, proof='"keyID"') for headers in pairs]
+
+
+def crowd_introspection(of: Credentials) -> list[Request]:
+    asking = application_token(of)
+    tokens = [loads.text_of(loads.ask(asking), "data", "accessToken") for _ in range(SUBJECTS)]
+    address = f"{of.url}/oauth/introspect"
+    return [loads.form(address, of.application, {"token": token}, proof='"active":true') for token in tokens]
 
 
 def key_set(of: Credentials) -> Request:
@@ -232,14 +285,17 @@ def alive(of: Credentials) -> Request:
 ROUTES = (
     Route("POST /application/token", application_token, signs=True, peer=peers.PROVIDER_TOKEN),
     Route("POST /oauth/token", oauth_token, signs=True, peer=peers.PROVIDER_TOKEN),
-    Route("GET /verify", verify),
-    Route("GET /session", session),
-    Route("GET /keypair", key_pair),
-    Route("POST /oauth/introspect", introspection, peer=peers.PROVIDER_INTROSPECTION),
+    Route("POST /oauth/token, given again", reused_token, peer=peers.PROVIDER_TOKEN),
+    Route("GET /verify", crowd_verify),
+    Route("GET /session", crowd_session),
+    Route("GET /keypair", crowd_key_pair),
+    Route("POST /oauth/introspect", crowd_introspection, peer=peers.PROVIDER_INTROSPECTION),
     Route("GET /.well-known/jwks.json", key_set),
     Route("POST /user/token", user_token, peer=raw.ARGON2),
     Route("GET /health/live", alive),
 )
+
+ROUTES_ES256 = (Route("POST /application/token", application_token, peer=peers.PROVIDER_TOKEN_ES256),)
 
 
 def _text(mail: Path) -> str:

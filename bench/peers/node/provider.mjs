@@ -1,10 +1,13 @@
 // oidc-provider with one client, its default in-memory store, and both kinds of access token: a request that
-// names a resource gets an RS256 JWT, any other an opaque token, which /token/introspection looks up.
+// names a resource gets a JWT (RS256, or what the second argument says), any other an opaque token, which /token/introspection looks up.
 import { generateKeyPairSync, randomUUID } from 'node:crypto';
 import { Provider } from 'oidc-provider';
 
 const port = Number(process.argv[2]);
-const { privateKey } = generateKeyPairSync('rsa', { modulusLength: 2048 });
+const alg = process.argv[3] ?? 'RS256';
+const { privateKey } = alg === 'ES256'
+  ? generateKeyPairSync('ec', { namedCurve: 'P-256' })
+  : generateKeyPairSync('rsa', { modulusLength: 2048 });
 
 const provider = new Provider(`http://127.0.0.1:${port}`, {
   clients: [{
@@ -13,10 +16,11 @@ const provider = new Provider(`http://127.0.0.1:${port}`, {
     grant_types: ['client_credentials'],
     redirect_uris: [],
     response_types: [],
+    id_token_signed_response_alg: alg,
     scope: 'read',
   }],
   scopes: ['read'],
-  jwks: { keys: [{ ...privateKey.export({ format: 'jwk' }), kid: randomUUID(), use: 'sig', alg: 'RS256' }] },
+  jwks: { keys: [{ ...privateKey.export({ format: 'jwk' }), kid: randomUUID(), use: 'sig', alg }] },
   features: {
     clientCredentials: { enabled: true },
     devInteractions: { enabled: false },
@@ -28,7 +32,7 @@ const provider = new Provider(`http://127.0.0.1:${port}`, {
         scope: 'read',
         audience: 'https://api.example.com',
         accessTokenFormat: 'jwt',
-        jwt: { sign: { alg: 'RS256' } },
+        jwt: { sign: { alg } },
       }),
     },
   },
