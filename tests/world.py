@@ -278,14 +278,16 @@ def start_live(
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def launch(folder: Path, environment: Mapping[str, str], log: Path, *, descriptors: int = 0) -> subprocess.Popen[bytes]:
-    """`identity serve`, in a process group of its own."""
+def launch(
+    folder: Path, environment: Mapping[str, str], log: Path, *, descriptors: int = 0, code: Path | None = None
+) -> subprocess.Popen[bytes]:
+    """`identity serve`, in a process group of its own; of another checkout, where `code` names one."""
     held = ["sh", "-c", f'ulimit -n {descriptors} && exec "$@"', "sh"] if descriptors else []
     with log.open("ab") as output:
         return subprocess.Popen(
             [*held, sys.executable, "-m", "identity", "serve"],
             cwd=folder,
-            env={**environment, "PYTHONPATH": str(Path(__file__).parent.parent)},
+            env={**environment, "PYTHONPATH": str(code or Path(__file__).parent.parent)},
             stdout=output,
             stderr=output,
             start_new_session=True,
