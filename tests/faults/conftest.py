@@ -26,6 +26,7 @@ collect_ignore = (
         "test_machines.py",
         "test_patroni.py",
         "test_pgbouncer.py",
+        "test_stopped_tenant.py",
     ]
 )
 
