@@ -29,23 +29,12 @@ from identity.runtime import Runtime
 from identity.settings import Settings
 from tests import servers
 from tests.builders import Authenticator, Machine, Person, a_session, a_user, an_application, an_authenticator
+from tests.cli_world import Ran
 from tests.conftest import fresh_database, the_postgres
 from tests.world import MASTER_KEY, ORIGIN, FakeClock, Live, Mailbox, Web, environment_of, fast_settings
 
 ROOT = Path(__file__).parent.parent
 LIVE_ENVIRONMENT = {"totp_drift_steps": 1}
-
-
-@dataclass(frozen=True)
-class Ran:
-    status: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        assert self.status == 0, self.err
-        return json.loads(self.out)
 
 
 def identity(environment: Mapping[str, str], folder: Path, *arguments: str, stdin: str = "") -> Ran:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,7 @@ from identity.core.people.tenancy import Membership
 from identity.core.record import audit
 from identity.settings import Settings
 from tests.builders import a_session, a_tenant, a_token, a_user
+from tests.cli_world import Run, runner
 from tests.issuer_world import public_jwk
 from tests.oauth_world import rsa_key
 from tests.world import MASTER_KEY, ORIGIN, Web, environment_of, free_port, launch, stop, wait_until_ready
@@ -41,45 +41,10 @@ ADA = ("--email", "ada@acme.example", "--alias", "ada", "--full-name", "Ada Love
 PASSWORD = "correct horse battery staple"
 
 
-@dataclass(frozen=True)
-class Ran:
-    """What a command printed, and how it ended."""
-
-    status: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        assert self.status == 0, self.err
-        return json.loads(self.out)
-
-
-Run = Callable[..., Ran]
-
-
 @pytest.fixture
 def run(settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """Run `identity ...` on the database of this test."""
-    chosen = {
-        one.name: getattr(settings, one.name) for one in fields(settings) if getattr(settings, one.name) != one.default
-    }
-    for name, value in environment_of(chosen).items():
-        monkeypatch.setenv(name, value)
-
-    def call(*arguments: str, stdin: str = "") -> Ran:
-        monkeypatch.setattr(sys, "argv", ["identity", *arguments])
-        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
-        capsys.readouterr()
-        status = 0
-        try:
-            command_line.main()
-        except SystemExit as exc:
-            status = int(exc.code or 0)
-        printed = capsys.readouterr()
-        return Ran(status, printed.out, printed.err)
-
-    return call
+    return runner(settings, monkeypatch, capsys)
 
 
 def leaves(group: click.Group) -> Iterator[click.Command]:

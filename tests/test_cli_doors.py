@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import stat
-import sys
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +20,8 @@ from identity.core import upkeep
 from identity.core.clients import keypairs
 from identity.settings import Settings
 from tests.builders import a_session, a_tenant, a_user, an_application
-from tests.world import ORIGIN, Web, code_in, environment_of
-
-
-@dataclass(frozen=True)
-class Ran:
-    """What a command printed, and how it ended."""
-
-    status: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        assert self.status == 0, self.err
-        return json.loads(self.out)
+from tests.cli_world import Ran, runner
+from tests.world import ORIGIN, Web, code_in
 
 
 @pytest.fixture
@@ -45,25 +29,7 @@ def run(
     settings: Settings, web: Web, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., Ran]:
     """Run `identity ...` on the database of this test."""
-    chosen = {
-        one.name: getattr(settings, one.name) for one in fields(settings) if getattr(settings, one.name) != one.default
-    }
-    for name, value in environment_of(chosen).items():
-        monkeypatch.setenv(name, value)
-
-    def call(*arguments: str, stdin: str = "") -> Ran:
-        monkeypatch.setattr(sys, "argv", ["identity", *arguments])
-        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
-        capsys.readouterr()
-        status = 0
-        try:
-            command_line.main()
-        except SystemExit as exc:
-            status = int(exc.code or 0)
-        printed = capsys.readouterr()
-        return Ran(status, printed.out, printed.err)
-
-    return call
+    return runner(settings, monkeypatch, capsys)
 
 
 @pytest.fixture

@@ -21,7 +21,8 @@ from sqlalchemy import func, select
 from identity.core.people.accounts import User
 from identity.settings import Settings
 from tests.builders import a_session, a_tenant, a_user, an_application
-from tests.test_cli_doors import Ran, boss, run, server  # noqa: F401 -- fixtures
+from tests.cli_world import Ran
+from tests.test_cli_doors import boss, run, server  # noqa: F401 -- fixtures
 from tests.world import Web, environment_of
 
 FILE = """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -21,9 +22,11 @@ from identity.errors import (
     TOKEN_EXPIRED,
     UNAUTHENTICATED,
     VALIDATION,
+    Problem,
     Refused,
 )
-from identity.wire.endpoint import ENVELOPE_400, Call, Dialect
+from identity.instruments.limits import Policy
+from identity.wire.endpoint import ENVELOPE_400, Call, Dialect, Reads, Reply
 from identity.wire.fields import Body, Code, Id
 
 threatwinds = Dialect(
@@ -33,6 +36,14 @@ threatwinds = Dialect(
 ACKNOWLEDGED = {"message": "acknowledged"}
 BEARER_REFUSALS = (UNAUTHENTICATED, INVALID_TOKEN, TOKEN_EXPIRED, FORBIDDEN, RATE_LIMITED)
 CODE_REFUSALS = (INVALID_CODE, VALIDATION, RATE_LIMITED)
+
+
+def by_bearer(
+    method: str, path: str, *, refusals: Sequence[Problem] = (), **options: Any
+) -> Callable[[Callable[[Call], Reply]], Callable[[Call], Reply]]:
+    """An endpoint for whoever shows a bearer, within the usual budget; `refusals` beside those of every bearer."""
+    every = (*BEARER_REFUSALS, *refusals)
+    return threatwinds.endpoint(method, path, reads=Reads.BEARER, limit=Policy.STANDARD, refusals=every, **options)
 
 
 class CodeBody(Body):

@@ -10,13 +10,13 @@ from identity.errors import CONFLICT, NOT_FOUND, VALIDATION
 from identity.instruments.limits import Policy
 from identity.wire.dialects.threatwinds_dialect import (
     ACKNOWLEDGED,
-    BEARER_REFUSALS,
     CODE_REFUSALS,
     CodeBody,
+    by_bearer,
     live_of,
     threatwinds,
 )
-from identity.wire.endpoint import Call, Reads, Reply
+from identity.wire.endpoint import Call, Reply
 from identity.wire.fields import Body, Id, Message, Text
 
 # What is sent.
@@ -61,29 +61,19 @@ class EmailsAnswer(Schema):
 # Emails.
 
 
-@threatwinds.endpoint(
-    "POST",
-    "/email",
-    reads=Reads.BEARER,
-    limit=Policy.STANDARD,
-    body=AddressBody,
-    answer=VerificationAnswer,
-    refusals=(*BEARER_REFUSALS, VALIDATION, CONFLICT),
-)
+@by_bearer("POST", "/email", body=AddressBody, answer=VerificationAnswer, refusals=(VALIDATION, CONFLICT))
 def add_email(call: Call) -> Reply:
     """Add an address to the caller's account and mail it a code."""
     verification_id = own.add_address(call.rt, call.origin, live_of(call.caller), call.body["address"])
     return Reply({"verificationCodeID": verification_id})
 
 
-@threatwinds.endpoint(
+@by_bearer(
     "POST",
     "/email/verification",
-    reads=Reads.BEARER,
-    limit=Policy.STANDARD,
     body=AddressBody,
     answer=VerificationAnswer,
-    refusals=(*BEARER_REFUSALS, VALIDATION, NOT_FOUND, CONFLICT),
+    refusals=(VALIDATION, NOT_FOUND, CONFLICT),
 )
 def resend_email_code(call: Call) -> Reply:
     """Mail a new code to an unverified address of the caller; the old one dies."""
@@ -100,15 +90,7 @@ def verify_email(call: Call) -> Reply:
     return Reply(ACKNOWLEDGED)
 
 
-@threatwinds.endpoint(
-    "GET",
-    "/emails",
-    reads=Reads.BEARER,
-    limit=Policy.STANDARD,
-    status=200,
-    answer=EmailsAnswer,
-    refusals=BEARER_REFUSALS,
-)
+@by_bearer("GET", "/emails", status=200, answer=EmailsAnswer)
 def list_emails(call: Call) -> Reply:
     """The caller's addresses, oldest first."""
     listed = [
@@ -118,29 +100,14 @@ def list_emails(call: Call) -> Reply:
     return Reply({"emails": listed})
 
 
-@threatwinds.endpoint(
-    "PUT",
-    "/email/preferred",
-    reads=Reads.BEARER,
-    limit=Policy.STANDARD,
-    body=PreferredBody,
-    answer=Message,
-    refusals=(*BEARER_REFUSALS, VALIDATION, NOT_FOUND, CONFLICT),
-)
+@by_bearer("PUT", "/email/preferred", body=PreferredBody, answer=Message, refusals=(VALIDATION, NOT_FOUND, CONFLICT))
 def prefer_email(call: Call) -> Reply:
     """Send the caller's codes and notices to this verified address from now on."""
     own.prefer_address(call.rt, call.origin, live_of(call.caller), call.body["emailID"])
     return Reply(ACKNOWLEDGED)
 
 
-@threatwinds.endpoint(
-    "DELETE",
-    "/email/{email_id}",
-    reads=Reads.BEARER,
-    limit=Policy.STANDARD,
-    answer=Message,
-    refusals=(*BEARER_REFUSALS, NOT_FOUND, CONFLICT),
-)
+@by_bearer("DELETE", "/email/{email_id}", answer=Message, refusals=(NOT_FOUND, CONFLICT))
 def remove_email(call: Call) -> Reply:
     """Remove an address of the caller; the last verified one stays."""
     own.remove_address(call.rt, call.origin, live_of(call.caller), call.params["email_id"])

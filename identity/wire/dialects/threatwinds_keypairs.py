@@ -21,10 +21,10 @@ from identity.errors import (
 from identity.instruments.limits import Policy
 from identity.wire.dialects.threatwinds_dialect import (
     ACKNOWLEDGED,
-    BEARER_REFUSALS,
     CODE_REFUSALS,
     BearerToken,
     CodeBody,
+    by_bearer,
     in_seconds,
     live_of,
     resource_of,
@@ -122,15 +122,7 @@ class KeyPairsAnswer(Schema):
 # Key pairs.
 
 
-@threatwinds.endpoint(
-    "POST",
-    "/keypair",
-    reads=Reads.BEARER,
-    limit=Policy.STANDARD,
-    body=KeyPairBody,
-    answer=NewKeyPairAnswer,
-    refusals=(*BEARER_REFUSALS, VALIDATION, CONFLICT),
-)
+@by_bearer("POST", "/keypair", body=KeyPairBody, answer=NewKeyPairAnswer, refusals=(VALIDATION, CONFLICT))
 def create_keypair(call: Call) -> Reply:
     """Make a key pair; it works once the code has come back that is mailed to the caller."""
     requested = own.request_keypair(call.rt, call.origin, live_of(call.caller), **call.body)
@@ -186,15 +178,7 @@ def validate_keypair(call: Call) -> Reply:
     )
 
 
-@threatwinds.endpoint(
-    "GET",
-    "/keypairs",
-    reads=Reads.BEARER,
-    limit=Policy.STANDARD,
-    status=200,
-    answer=KeyPairsAnswer,
-    refusals=BEARER_REFUSALS,
-)
+@by_bearer("GET", "/keypairs", status=200, answer=KeyPairsAnswer)
 def list_keypairs(call: Call) -> Reply:
     """The caller's key pairs, oldest first."""
     listed = [
@@ -215,28 +199,15 @@ def list_keypairs(call: Call) -> Reply:
     return Reply({"keys": listed})
 
 
-@threatwinds.endpoint(
-    "DELETE",
-    "/keypair/{key_id}",
-    reads=Reads.BEARER,
-    limit=Policy.STANDARD,
-    answer=Message,
-    refusals=(*BEARER_REFUSALS, NOT_FOUND),
-)
+@by_bearer("DELETE", "/keypair/{key_id}", answer=Message, refusals=(NOT_FOUND,))
 def revoke_keypair(call: Call) -> Reply:
     """Delete a key pair of the caller, and end what it has opened."""
     own.revoke_keypair(call.rt, call.origin, live_of(call.caller), call.params["key_id"])
     return Reply(ACKNOWLEDGED)
 
 
-@threatwinds.endpoint(
-    "POST",
-    "/keypair/{key_id}/rotate",
-    reads=Reads.BEARER,
-    limit=Policy.STANDARD,
-    body=RotationBody,
-    answer=RotatedKeyPairAnswer,
-    refusals=(*BEARER_REFUSALS, NOT_FOUND, VALIDATION),
+@by_bearer(
+    "POST", "/keypair/{key_id}/rotate", body=RotationBody, answer=RotatedKeyPairAnswer, refusals=(NOT_FOUND, VALIDATION)
 )
 def rotate_keypair(call: Call) -> Reply:
     """Give a key pair of the caller a new secret, shown once; the one before it works for `graceSeconds` more."""

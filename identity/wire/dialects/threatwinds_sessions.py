@@ -11,11 +11,11 @@ from identity.errors import ACCESS_WINDOW_EXPIRED, LOCKED_OUT, MFA_REQUIRED, NOT
 from identity.instruments.limits import Policy
 from identity.wire.dialects.threatwinds_dialect import (
     ACKNOWLEDGED,
-    BEARER_REFUSALS,
     CODE_REFUSALS,
     BearerToken,
     CodeBody,
     WaitingAnswer,
+    by_bearer,
     in_seconds,
     live_of,
     resource_of,
@@ -24,7 +24,7 @@ from identity.wire.dialects.threatwinds_dialect import (
     token_answer,
     waiting_answer,
 )
-from identity.wire.endpoint import Call, Reads, Reply
+from identity.wire.endpoint import Call, Reply
 from identity.wire.fields import Body, Code, Message, Text
 
 # What is sent.
@@ -119,17 +119,7 @@ def verify_session(call: Call) -> Reply:
     return Reply(ACKNOWLEDGED)
 
 
-@threatwinds.endpoint(
-    "GET",
-    "/session",
-    reads=Reads.BEARER,
-    limit=Policy.STANDARD,
-    status=200,
-    hot=True,
-    repeats=True,
-    answer=SessionAnswer,
-    refusals=BEARER_REFUSALS,
-)
+@by_bearer("GET", "/session", status=200, hot=True, repeats=True, answer=SessionAnswer)
 def validate_session(call: Call) -> Reply:
     """Tell whose the session is and what they may do now."""
     live = live_of(call.caller)
@@ -150,38 +140,21 @@ def validate_session(call: Call) -> Reply:
     )
 
 
-@threatwinds.endpoint(
-    "PUT", "/session/extend", reads=Reads.BEARER, limit=Policy.STANDARD, answer=Message, refusals=BEARER_REFUSALS
-)
+@by_bearer("PUT", "/session/extend", answer=Message)
 def extend_session(call: Call) -> Reply:
     """Slide the end of the session, never past its absolute end."""
     own.extend_session(call.rt, call.origin, live_of(call.caller))
     return Reply(ACKNOWLEDGED)
 
 
-@threatwinds.endpoint(
-    "DELETE",
-    "/session/{session_id}",
-    reads=Reads.BEARER,
-    limit=Policy.STANDARD,
-    answer=Message,
-    refusals=(*BEARER_REFUSALS, NOT_FOUND),
-)
+@by_bearer("DELETE", "/session/{session_id}", answer=Message, refusals=(NOT_FOUND,))
 def revoke_session(call: Call) -> Reply:
     """End a session of the caller; doing it twice is the same."""
     own.end_session(call.rt, call.origin, live_of(call.caller), call.params["session_id"])
     return Reply(ACKNOWLEDGED)
 
 
-@threatwinds.endpoint(
-    "GET",
-    "/sessions",
-    reads=Reads.BEARER,
-    limit=Policy.STANDARD,
-    status=200,
-    answer=SessionsAnswer,
-    refusals=BEARER_REFUSALS,
-)
+@by_bearer("GET", "/sessions", status=200, answer=SessionsAnswer)
 def list_sessions(call: Call) -> Reply:
     """The caller's living sessions, of every dialect, newest first."""
     live = live_of(call.caller)
@@ -199,15 +172,7 @@ def list_sessions(call: Call) -> Reply:
     return Reply({"sessions": listed})
 
 
-@threatwinds.endpoint(
-    "POST",
-    "/session/token",
-    headers=("Origin",),
-    reads=Reads.BEARER,
-    limit=Policy.STANDARD,
-    answer=BearerToken,
-    refusals=(*BEARER_REFUSALS, VALIDATION),
-)
+@by_bearer("POST", "/session/token", headers=("Origin",), answer=BearerToken, refusals=(VALIDATION,))
 def trade_session(call: Call) -> Reply:
     """Trade the bearer for a one-hour token that other services verify."""
     seconds = call.rt.settings.access_token_seconds

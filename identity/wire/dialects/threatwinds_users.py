@@ -25,6 +25,7 @@ from identity.wire.dialects.threatwinds_dialect import (
     ACKNOWLEDGED,
     BEARER_REFUSALS,
     WaitingAnswer,
+    by_bearer,
     live_of,
     threatwinds,
     waiting_answer,
@@ -123,14 +124,7 @@ for _path in ("/user/{user_id}", "/user/id/{user_id}"):
     )(_show_user)
 
 
-@threatwinds.endpoint(
-    "DELETE",
-    "/user",
-    reads=Reads.BEARER,
-    limit=Policy.STANDARD,
-    answer=Message,
-    refusals=(*BEARER_REFUSALS, STALE_LOGIN, CONFLICT),
-)
+@by_bearer("DELETE", "/user", answer=Message, refusals=(STALE_LOGIN, CONFLICT))
 def erase_user(call: Call) -> Reply:
     """Erase the caller and everything personal about them; needs a recent login."""
     user_id = live_of(call.caller).user_id
