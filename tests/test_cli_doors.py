@@ -203,6 +203,18 @@ def test_either_door_contains_a_leak_and_says_what_it_touched(
     assert ["POST", "/application/token", "200", "1"] in said[0]
 
 
+def test_either_door_rotates_a_key_pair(run: Callable[..., Ran], web: Web, server: str, boss: str) -> None:
+    ada = a_user(web.rt)
+    for door in ((), ("--server", server)):
+        with web.rt.unit(ORIGIN) as unit:
+            pair, secret = keypairs.create(web.rt, unit, ada.id, name="ci", days=1, actor="test", verified=True)
+        made = run(*door, "keypair", "rotate", pair.id, "--grace", "1h", "--json").json
+        assert (made["apiKey"], made["keyID"]) == (pair.api_key, pair.id)
+        for known in (made["apiSecret"], secret.reveal()):
+            sent = {"api-key": pair.api_key, "api-secret": known}
+            assert web.get("/keypair", headers=sent).status_code == 200, "the one before has its grace"
+
+
 def test_the_network_says_who_did_it_and_by_which_key(
     run: Callable[..., Ran], web: Web, server: str, boss: str
 ) -> None:

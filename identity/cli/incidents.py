@@ -14,7 +14,7 @@ _SHOWN: Final = 20
 
 
 @command(cli, "incident")
-@click.option("--secret", metavar="ID", help="A client secret.")
+@click.option("--secret", metavar="ID", help="A client secret, or a key set as the audit names it (key-...).")
 @click.option("--key", metavar="ID", help="A key pair, or its api-key.")
 @click.option("--trust", metavar="ID", help="A trust.")
 @click.option("--kid", metavar="KID", help="A key that signs tokens.")

@@ -17,7 +17,7 @@ from identity.instruments import tallies
 from identity.instruments.tallies import CredentialUse, Tallies
 from tests.builders import Machine, Person, a_session, a_tenant, a_token, a_user, an_application
 from tests.issuer_world import ed_key, public_jwk
-from tests.oauth_world import as_client
+from tests.oauth_world import as_client, assertion, jwks, rsa_key, with_assertion
 from tests.stranger import value_at
 from tests.world import ORIGIN, Web
 
@@ -173,9 +173,30 @@ def test_a_leaked_trust_is_contained(web: Web, boss: str) -> None:
     token = web.post("/oauth/token", data=form).json["access_token"]
     assert passes(web, token)
     assert shown(web, boss, f"trust={trust.id}")["counts"]["tokens"] == 1
+    by_the_audits_name = shown(web, boss, f"secret={trust.id}")
+    assert (by_the_audits_name["kind"], by_the_audits_name["lives"]) == ("trust", True)
     assert contained(web, boss, trust=trust.id)["contained"]["report"]["counts"]["uses"] == 2
     assert not passes(web, token)
     assert web.post("/oauth/token", data=form).status_code == 401
+
+
+def test_a_leaked_key_set_is_contained_by_the_id_that_the_audit_has(web: Web, boss: str) -> None:
+    feed = an_application(web.rt, jwks=jwks(rsa_key()))
+    form = {"grant_type": "client_credentials"}
+    token = web.post("/oauth/token", data=form | with_assertion(assertion(web.rt, feed.client_id))).json["access_token"]
+    assert passes(web, token)
+    key_set = jwt.decode(token, options={"verify_signature": False})["jti"].partition(".")[2]
+    assert shown(web, boss, f"secret={key_set}")["lives"]
+    after = contained(web, boss, secret=key_set)
+    assert (after["clientId"], after["lives"], after["contained"]["report"]["counts"]["tokens"]) == (
+        feed.client_id,
+        False,
+        1,
+    )
+    assert not passes(web, token)
+    again = web.post("/oauth/token", data=form | with_assertion(assertion(web.rt, feed.client_id)))
+    assert again.status_code == 401
+    assert contained(web, boss, secret=key_set)["contained"] == after["contained"]
 
 
 def test_a_leaked_signing_key_is_told_and_withdrawn(web: Web, boss: str) -> None:

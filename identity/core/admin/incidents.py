@@ -19,7 +19,7 @@ from sqlalchemy.orm import Mapped, Session, mapped_column
 from identity.ambient import later
 from identity.columns import Instant, from_micros, to_micros
 from identity.core.admin.by import By
-from identity.core.clients import issuers, keypairs, secrets
+from identity.core.clients import issuers, keypairs, registration, secrets
 from identity.core.clients.applications import Application
 from identity.core.clients.issuers import ApplicationTrust
 from identity.core.clients.keypairs import KeyPair
@@ -230,6 +230,10 @@ def _begin(rt: Runtime, since: datetime | None) -> datetime:
 
 def _find(rt: Runtime, session: Session, kind: Kind, name: str) -> Suspect:
     """The credential, living or gone."""
+    if kind is Kind.SECRET and name.startswith(_TRUST):
+        kind = (
+            Kind.TRUST
+        )  # As the audit spells it: what an application proved itself by is a secret there, whatever it was.
     living = _FINDERS[kind](rt, session, name[:200])
     if living is not None:
         return living
@@ -266,6 +270,17 @@ def _last_word(gone: Suspect) -> Any:
 
 
 def _secret(rt: Runtime, session: Session, name: str) -> Suspect | None:
+    if name.startswith(_KEY_SET):
+        # A set of keys is a credential as a secret is one, and stands for it in the audit and in every `jti`.
+        app = session.scalars(
+            select(Application).where(
+                Application.key_set_id == name.removeprefix(_KEY_SET), Application.jwks.is_not(None)
+            )
+        ).first()
+        if app is None:
+            return None
+        words = f"key set {name} of the application {app.name}"
+        return Suspect(Kind.SECRET, name, words, lives=True, application=app.id, tenant=app.tenant_id)
     query = select(ClientSecret, Application).join(Application, Application.id == ClientSecret.client_id)
     return _of_application(rt, Kind.SECRET, session.execute(query.where(ClientSecret.id == name)).first())
 
@@ -296,6 +311,8 @@ def _signer(rt: Runtime, _session: Session, name: str) -> Suspect | None:
     return None if known is None else Suspect(Kind.KID, known.kid, f"signing key {known.kid}", lives=True)
 
 
+_TRUST: Final = "trust-"
+_KEY_SET: Final = "key-"
 _WORDS: Final = {
     Kind.SECRET: "client secret",
     Kind.KEY: "key pair",
@@ -405,6 +422,9 @@ def _end(rt: Runtime, unit: Unit, by: By, suspect: Suspect) -> None:
     """End it and what it earned; of one that is gone nothing is left to end."""
     try:
         match suspect.kind:
+            case Kind.SECRET if suspect.id.startswith(_KEY_SET):
+                if suspect.lives:
+                    registration.change(rt, unit, suspect.application or "", actor=by.actor, jwks=None)
             case Kind.SECRET:
                 secrets.remove_secret(rt, unit, suspect.application or "", suspect.id, actor=by.actor, force=True)
             case Kind.TRUST:
