@@ -35,7 +35,7 @@ TRIALS = yaml.safe_load((DEPLOY / "prometheus-rules.test.yaml").read_text())
 DASHBOARD = json.loads((DEPLOY / "grafana-dashboard.json").read_text())
 RUNBOOK = (ROOT / "docs" / "runbook.md").read_text()
 CHECKED = {
-    *UNITS, "identity-backup.timer", "prometheus-rules.yaml", "prometheus-rules.test.yaml",
+    *UNITS, "identity-backup.timer", "prometheus-rules.yaml", "prometheus-rules.test.yaml", "vector.yaml",
     "grafana-dashboard.json", "compose.yaml", "kubernetes.yaml",
 }  # fmt: skip
 # What PromQL itself knows, of what is used here; anything else in an expression is a metric.
@@ -253,6 +253,22 @@ def test_the_dashboard_is_one_that_grafana_loads() -> None:
     (source,) = DASHBOARD["templating"]["list"]
     assert {panel["datasource"]["uid"] for panel in panels} == {f"${{{source['name']}}}"}
     assert {"title", "uid", "schemaVersion", "time"} <= DASHBOARD.keys()
+
+
+def test_vector_reads_the_unit_and_the_fields_that_there_are(watched: tuple[Live, dict[str, set[str]]]) -> None:
+    text = (DEPLOY / "vector.yaml").read_text()
+    config = yaml.safe_load(text)
+    parts = {name: part for kind in ("sources", "transforms", "sinks") for name, part in config[kind].items()}
+    outputs = {*parts, *(f"kinds.{name}" for name in (*config["transforms"]["kinds"]["route"], "_unmatched"))}
+    assert {one for part in parts.values() for one in part.get("inputs", ())} <= outputs
+    assert config["sources"]["journal"]["include_units"] == [UNITS[0]]
+    lines = [json.loads(line) for line in watched[0].log.read_text().splitlines() if line.startswith("{")]
+    (refused, *_) = [line for line in lines if "error" in line and line["event"] == "request"]
+    named = re.search(
+        r"JSON object: (.+), and the fields.* has (.+) and (\w+),\n# a refused one (.+) and (\w+) beside", text
+    )
+    assert named
+    assert set(re.findall(r"\w+", " ".join(named.groups()))) == refused.keys()
 
 
 # The runbook.

@@ -11,6 +11,7 @@ node -e 'process.exit(Number(process.versions.node.split(".")[0]) < 20 ? 1 : 0)'
 packages=""
 [ -e /usr/lib/apache2/modules/mod_auth_openidc.so ] || packages="$packages apache2-bin libapache2-mod-auth-openidc"
 command -v nginx >/dev/null || [ -x /usr/sbin/nginx ] || packages="$packages nginx-light"
+command -v jq >/dev/null || packages="$packages jq"
 if [ -n "$packages" ]; then
     command -v apt-get >/dev/null || { echo "the recipes need, from your system's packages:$packages" >&2; exit 1; }
     as_root=""
