@@ -26,7 +26,7 @@ help:
 	@echo "make recipes  docs/recipes with the real clients and proxies (installs them; needs Node 20)"
 	@echo "make browser  the pages in a real Chromium, and pictures of them into docs/screenshots (installs both)"
 	@echo "make bench    load runs against a private server"
-	@echo "make faults   the long form of the fault suite (installs PgBouncer, Patroni, etcd; a full disk needs root)"
+	@echo "make faults   the long form of the fault suite (installs PgBouncer, Patroni, etcd, faketime; a full disk needs root)"
 	@echo "make mutants  break rules of the core one at a time, and see whether its tests notice; MUTANTS_ARGS='--count 50 proofs'"
 	@echo "make lock     resolve the locks anew from setup.cfg (needs uv)"
 	@echo "make clean    remove the environment and caches, never data or keys"

@@ -7,6 +7,7 @@ have() { command -v "$1" >/dev/null || [ -x "/usr/sbin/$1" ]; }
 have pgbouncer || packages="$packages pgbouncer"
 have patroni || packages="$packages patroni"
 have etcd || packages="$packages etcd-server"
+have faketime || packages="$packages faketime"
 [ -n "$packages" ] || exit 0
 command -v apt-get >/dev/null || { echo "make faults needs, from your system's packages:$packages" >&2; exit 1; }
 as_root=""
