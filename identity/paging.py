@@ -64,6 +64,8 @@ def read(
     total = None
     if part.counts and not part.after:
         total = session.scalar(select(func.count()).select_from(query.with_only_columns(key[0]).subquery())) or 0
+        if total == 0:
+            return Listed([], 0, None)  # To look for what is nowhere may take as long as to count it.
     wanted = query.add_columns(*key).order_by(*(column.desc() if newest_first else column.asc() for column in key))
     if part.after:
         seen = tuple_(*(literal(value, column.type) for column, value in zip(key, _seen(part.after, key), strict=True)))

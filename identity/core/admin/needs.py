@@ -64,16 +64,15 @@ def _administrators(rt: Runtime) -> Iterator[Need]:
 
 
 def _ownerless(rt: Runtime) -> Iterator[Need]:
-    """Tenants that had owners, of whom none can come in."""
-    owning = select(Membership.user_id).join(User, User.id == Membership.user_id)
-    of_it = owning.where(Membership.tenant_id == Tenant.id, holds(Membership.roles, OWNER_ROLE)).correlate(Tenant)
-    usable = of_it.where(User.enabled, window_is_open(rt.clock.now()))
+    """Tenants that have an owner who is disabled, and none who can come in. Whoever is disabled is one of few."""
+    owning = select(Membership.tenant_id).join(User, User.id == Membership.user_id)
+    owning = owning.where(holds(Membership.roles, OWNER_ROLE))
     with rt.database.reading() as session:
-        query = (
-            select(Tenant.id).where(Tenant.enabled, of_it.exists(), ~usable.exists()).order_by(Tenant.id).limit(_MOST)
-        )
-        for tenant in session.scalars(query):
-            yield Need(f"No owner of {tenant} can sign in", None, "tenant", tenant)
+        suspects = owning.join(Tenant, Tenant.id == Membership.tenant_id).where(~User.enabled, Tenant.enabled)
+        for tenant in sorted(session.scalars(suspects.distinct().limit(_MOST))):
+            usable = owning.where(Membership.tenant_id == tenant, User.enabled, window_is_open(rt.clock.now()))
+            if session.scalar(usable.limit(1)) is None:
+                yield Need(f"No owner of {tenant} can sign in", None, "tenant", tenant)
 
 
 def _owners(rt: Runtime, tenant: str) -> Iterator[Need]:

@@ -165,7 +165,7 @@ def list_users(
     """
     query = select(User.id)
     if enabled is not None:
-        query = query.where(User.enabled.is_(enabled))
+        query = query.where(User.enabled if enabled else ~User.enabled)
     if role is not None:
         query = query.where(accounts.holds_role(get_names((role,), field="role")[0]))
     if tenant is not None:
@@ -178,7 +178,7 @@ def list_users(
         query = query.where(begins(rt, q))
     with rt.database.reading() as session:
         found = paging.read(session, query, User.id, part=part, make=str)
-    return found.mapped(lambda ids: _details(rt, [user for one in ids if (user := accounts.find(rt, one))]))
+    return found.mapped(lambda ids: _details(rt, accounts.find_all(rt, ids)))
 
 
 def begins(rt: Runtime, q: str) -> ColumnElement[bool]:
@@ -364,16 +364,17 @@ def _details(rt: Runtime, users: Sequence[UserInfo]) -> list[UserDetail]:
         held = select(Membership).where(Membership.user_id.in_(ids)).order_by(Membership.tenant_id)
         for belonging in session.scalars(held):
             tenants.setdefault(belonging.user_id, {})[belonging.tenant_id] = belonging.roles
-        logins = audit.last_logins(session, ids)
+        logins = audit.last_logins(session, User.id, ids)
         named_elsewhere = select(User.id, User.external_id).where(User.id.in_(ids), User.external_id.is_not(None))
+        enrolled, fixed = factors.among(session, ids)
         externals = {row[0]: row[1] for row in session.execute(named_elsewhere)}
     return [
         UserDetail(
             user,
             tuple(addresses.get(user.id, ())),
             tenants.get(user.id, {}),
-            factors.is_enrolled(rt, user.id),
-            factors.has_fixed_otp(rt, user.id),
+            user.id in enrolled,
+            user.id in fixed,
             attributes.read(noted.get(user.id)),
             logins.get(user.id),
             externals.get(user.id),

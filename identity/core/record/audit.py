@@ -15,8 +15,8 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Index, LargeBinary, String, Text, func, literal_column, select, text
-from sqlalchemy.orm import Mapped, Session, mapped_column
+from sqlalchemy import ColumnElement, Index, LargeBinary, ScalarSelect, String, Text, func, literal_column, select, text
+from sqlalchemy.orm import InstrumentedAttribute, Mapped, Session, mapped_column
 
 from identity import paging
 from identity.ambient import Origin, later
@@ -118,6 +118,10 @@ class AuditEvent(Base):
 
     __tablename__ = "audit_event"
     __table_args__ = (
+        # With the time: the newest of a few are read without sorting all.
+        Index("ix_audit_event_actor_at", "actor", "at"),
+        Index("ix_audit_event_target_at", "target", "at"),
+        Index("ix_audit_event_action_at", "action", "at"),
         Index("ix_audit_event_credential", "credential", "at"),
         Index("ix_audit_event_tenant", "tenant", "at"),
         Index("ix_audit_event_address", "address", "at"),
@@ -132,9 +136,9 @@ class AuditEvent(Base):
 
     id: Mapped[str] = mapped_column(String(36), primary_key=True)
     at: Mapped[datetime] = mapped_column(Instant, index=True)
-    action: Mapped[str] = mapped_column(String(64), index=True)
-    actor: Mapped[str] = mapped_column(String(64), index=True)
-    target: Mapped[str] = mapped_column(String(64), index=True)
+    action: Mapped[str] = mapped_column(String(64))
+    actor: Mapped[str] = mapped_column(String(64))
+    target: Mapped[str] = mapped_column(String(64))
     address: Mapped[str] = mapped_column(String(64))
     request_id: Mapped[str] = mapped_column(String(128))
     error_id: Mapped[str] = mapped_column(String(36))
@@ -293,14 +297,13 @@ def knows(rt: Runtime, name: str) -> bool:
         )
 
 
-def last_logins(session: Session, user_ids: Sequence[str]) -> dict[str, datetime]:
-    """When each of these users last signed in, as far back as the audit goes."""
-    query = (
-        select(AuditEvent.actor, func.max(AuditEvent.at))
-        .where(AuditEvent.action == literal_column("'login.succeeded'"), AuditEvent.actor.in_(user_ids))
-        .group_by(AuditEvent.actor)
-    )
-    return {row[0]: row[1] for row in session.execute(query)}
+def last_logins(session: Session, user_id: InstrumentedAttribute[str], user_ids: Sequence[str]) -> dict[str, datetime]:
+    """When each of these users last signed in, as far back as the audit goes; `user_id` is the column that has their ids."""
+    # A look for each: for all at once a database reads every login that there was.
+    its = (AuditEvent.action == literal_column("'login.succeeded'"), AuditEvent.actor == user_id)
+    newest: ScalarSelect[Any] = select(func.max(AuditEvent.at)).where(*its).correlate(user_id.class_).scalar_subquery()
+    rows = session.execute(select(user_id, newest).where(user_id.in_(user_ids)))
+    return {row[0]: row[1] for row in rows if row[1] is not None}
 
 
 def count(rt: Runtime, **filters: Any) -> int:

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, is_dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import BigInteger, ColumnElement, delete, func, select, type_coerce
+from sqlalchemy import BigInteger, ColumnElement, Subquery, delete, func, select, type_coerce
 
 from identity import logs, paging
 from identity.ambient import Origin, later
@@ -29,6 +29,7 @@ from identity.runtime import Runtime
 from identity.storage import Unit
 
 MAX_KEPT: Final = 200_000
+MOST_COUNTED: Final = 5_000
 _MAX_EVIDENCE: Final = 2_000
 _PURGE_STEP: Final = 1_000
 _MOST_KINDS: Final = 5_000
@@ -112,12 +113,14 @@ class Counted:
 def counted(
     rt: Runtime, *, since: datetime, until: datetime | None = None, error: str | None = None, check: str | None = None
 ) -> list[Counted]:
-    """The refusals of a time by error and check, the most frequent first."""
+    """The refusals of a time by error and check, the most frequent first; of more than MOST_COUNTED the newest."""
     rt.explanations.flush(rt.database, rt.clock.now())
-    kind = (Refusal.error, Refusal.detail, Refusal.caller, Refusal.address)
-    query = select(*kind, func.count(), func.max(Refusal.at)).where(Refusal.at >= since).group_by(*kind)
-    for condition in _conditions(error=error, check=check, until=until):
-        query = query.where(condition)
+    newest = _newest(since, until)
+    kind = (newest.c.error, newest.c.detail, newest.c.caller, newest.c.address)
+    query = select(*kind, func.count(), func.max(newest.c.at)).group_by(*kind)
+    for column, value in ((newest.c.error, error), (newest.c.detail, check)):
+        if value is not None:
+            query = query.where(column == value)
     with rt.database.reading() as session:
         rows = session.execute(query.order_by(func.count().desc()).limit(_MOST_KINDS)).all()
     found: dict[tuple[str, str], list[Any]] = {}
@@ -149,13 +152,24 @@ def count(rt: Runtime, *, address: str, since: datetime, until: datetime) -> int
 def by_hour(
     rt: Runtime, *, since: datetime, error: str | None = None, check: str | None = None
 ) -> list[tuple[datetime, int]]:
-    """How many refusals there were in each hour that had any, the newest first."""
+    """How many refusals there were in each hour that had any, the newest first; of more than MOST_COUNTED the newest."""
     rt.explanations.flush(rt.database, rt.clock.now())
-    hour = type_coerce(Refusal.at, BigInteger) // _HOUR_MICROS
-    query = select(hour, func.count()).where(Refusal.at >= since, *_conditions(error=error, check=check))
+    newest = _newest(since, None)
+    hour = type_coerce(newest.c.at, BigInteger) // _HOUR_MICROS
+    query = select(hour, func.count())
+    for column, value in ((newest.c.error, error), (newest.c.detail, check)):
+        if value is not None:
+            query = query.where(column == value)
     with rt.database.reading() as session:
         rows = session.execute(query.group_by(hour).order_by(hour.desc())).all()
     return [(from_micros(row[0] * _HOUR_MICROS), row[1]) for row in rows]
+
+
+def _newest(since: datetime, until: datetime | None) -> Subquery:
+    """The newest refusals of a time, as many as may be counted while somebody waits."""
+    columns = (Refusal.at, Refusal.error, Refusal.detail, Refusal.caller, Refusal.address)
+    within = select(*columns).where(*_conditions(since=since, until=until))
+    return within.order_by(Refusal.at.desc()).limit(MOST_COUNTED).subquery()
 
 
 def listing(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hmac
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -18,7 +19,7 @@ import pyotp
 from pyotp.exceptions import OTPVerificationError
 from sqlalchemy import BigInteger, ForeignKey, LargeBinary, bindparam, delete, select, update
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from identity.ambient import Origin, later
 from identity.columns import Instant
@@ -97,7 +98,6 @@ class Enrolment:
 _CONFIRMED = Prepared(
     select(Totp.confirmed_at).where(Totp.user_id == bindparam("user_id"), Totp.confirmed_at.is_not(None))
 )
-_FIXED = Prepared(select(FixedOtp.created_at).where(FixedOtp.user_id == bindparam("user_id")))
 
 
 # Which factors.
@@ -114,9 +114,11 @@ def refuse_enrolled(unit: Unit, user_id: str) -> None:
         raise Refused(MFA_REQUIRED, detail="enrolled in TOTP while the password was checked")
 
 
-def has_fixed_otp(rt: Runtime, user_id: str) -> bool:
-    """Whether an administrator fixed a one-time code for the user; it works only where `IDENTITY_FIXED_OTP` permits it."""
-    return rt.database.row(_FIXED, user_id=user_id) is not None
+def among(session: Session, user_ids: Sequence[str]) -> tuple[set[str], set[str]]:
+    """Which of these users have a confirmed authenticator, and which a fixed one-time code."""
+    enrolled = select(Totp.user_id).where(Totp.user_id.in_(user_ids), Totp.confirmed_at.is_not(None))
+    fixed = select(FixedOtp.user_id).where(FixedOtp.user_id.in_(user_ids))
+    return set(session.scalars(enrolled)), set(session.scalars(fixed))
 
 
 def factor_of(rt: Runtime, unit: Unit, user_id: str, *, allows_fixed: bool) -> Factor:

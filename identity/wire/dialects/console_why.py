@@ -6,6 +6,7 @@ What is pasted travels by POST, and nothing of it is shown again.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 from identity.ambient import later
@@ -57,10 +58,10 @@ def show_refusals(visit: Visit) -> Reply:
     """List refusals, newest first, that fit every filter, with how many there were in each hour."""
     rt = visit.rt
     asked = {name: visit.asked(name) for name in ("error", "check", "caller", "address", "period")}
-    since = later(rt.clock.now(), -_seconds(asked["period"] or "7d"))
+    since = later(rt.clock.now(), -_seconds(asked["period"] or "24h"))
     filters: dict[str, Any] = {name: asked[name] or None for name in ("error", "check", "address")}
     caller = seek.subject(rt, asked["caller"], field="caller") if asked["caller"] else None
-    listed = explain.listing(rt, visit.part(), **filters, caller=caller, since=since)
+    listed = explain.listing(rt, replace(visit.part(), counts=False), **filters, caller=caller, since=since)
     alone = {name: filters[name] for name in ("error", "check")}
     return visit.show(
         "refusals.html",
@@ -112,6 +113,7 @@ def _rendered(visit: Visit, *, fault: dict[str, Any] | None = None) -> str:
         periods=list(_PERIODS),
         counted=counted[:_SHOWN],
         total=sum(one.count for one in counted),
+        most=explain.MOST_COUNTED,
         names=naming.names(rt, [one.most_caller for one in counted if one.most_caller]),
     )
 

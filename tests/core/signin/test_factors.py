@@ -456,7 +456,8 @@ class TestFixedOtp:
         assert (self.holds(rt, ada, "482901"), self.holds(rt, ada, "777888")) == (False, True)
         with rt.unit(ORIGIN) as unit:
             factors.clear_fixed_otp(rt, unit, user_of(rt, ada), actor="admin")
-        assert not factors.has_fixed_otp(rt, ada.id)
+        with rt.database.reading() as session:
+            assert factors.among(session, [ada.id]) == (set(), set())
         with pytest.raises(Refused) as refused, rt.unit(ORIGIN) as unit:
             factors.clear_fixed_otp(rt, unit, user_of(rt, ada), actor="admin")
         assert problem_of(refused) == NOT_FOUND
