@@ -92,7 +92,7 @@ class Repeats:
 
     def find(self, data: bytes, peer: str) -> Again | None:
         """The answer to the request `data` of `peer`, counted and logged; None where it has to go the ordinary way."""
-        kept = self._kept.get(self._name(data, peer))
+        kept = self._kept.get(self._name(data, peer)) if self._kept else None
         if kept is None:
             return None
         started, rt = time.perf_counter(), self._rt
