@@ -358,17 +358,8 @@ def add_trust(
         place=status.take(rt, unit),
     )
     unit.add(row)
-    audit.record(
-        rt,
-        unit,
-        Action.TRUST_CREATED,
-        actor=actor,
-        target=client_id,
-        tenant=app.tenant_id,
-        trust=row.id,
-        issuer=issuer,
-        subject=subject,
-    )
+    said: dict[str, Any] = {"trust": row.id, "issuer": issuer, "subject": subject}
+    audit.record(rt, unit, Action.TRUST_CREATED, actor=actor, target=client_id, tenant=app.tenant_id, **said)
     return _info([getattr(row, column.key) for column in _COLUMNS])
 
 

@@ -96,17 +96,8 @@ def register(
         unit.add(row)
     except IntegrityError as exc:
         raise Contention("two applications at once took one number") from exc
-    audit.record(
-        rt,
-        unit,
-        Action.APPLICATION_CREATED,
-        actor=actor,
-        target=row.id,
-        name=name,
-        tenant=tenant,
-        scopes=list(row.scopes),
-        decoy=decoy,
-    )
+    said: dict[str, Any] = {"name": name, "scopes": list(row.scopes), "decoy": decoy}
+    audit.record(rt, unit, Action.APPLICATION_CREATED, actor=actor, target=row.id, tenant=tenant, **said)
     return from_row(row), add_secret(rt, unit, row.id, actor=actor)
 
 
