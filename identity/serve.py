@@ -161,6 +161,7 @@ def _await_orders(_arbiter: Any, _worker: Any) -> None:
 
 def _start_upkeep(worker: Any) -> None:
     _keep_for_good()
+    worker.asgi.serve_aside(worker.loop)
     worker.identity_upkeep = Upkeep(worker.asgi.runtime)
 
 

@@ -7,6 +7,7 @@ thread in autocommit, so that each sees whatever any process committed before it
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -33,7 +34,7 @@ from sqlalchemy.orm import DeclarativeBase, Session
 from sqlalchemy.pool import PoolProxiedConnection
 from sqlalchemy.types import TypeEngine
 
-from identity import grounds, outages
+from identity import aside, grounds, outages
 from identity.ambient import Origin
 from identity.columns import Instant, Names
 from identity.engines import (
@@ -53,6 +54,7 @@ from identity.engines import (
     sqlite_engine,
 )
 from identity.errors import UNAVAILABLE, Refused
+from identity.lanes import Lanes
 from identity.outages import READ_ONLY, Contention, is_race, reason_of, translate
 
 __all__ = ["Contention", "is_race"]  # Callers know them as ours.
@@ -244,9 +246,9 @@ class Prepared(Generic[R]):
 
     def compiled_for(self, dialect: Dialect) -> Compiled[R]:
         """The statement's text for a driver, what arranges its parameters, and what converts a row of its answer."""
-        known = self._compiled.get(dialect.name)
+        known = self._compiled.get(dialect.paramstyle)
         if known is None:
-            known = self._compiled[dialect.name] = self._compile(dialect)
+            known = self._compiled[dialect.paramstyle] = self._compile(dialect)
         return known
 
     def _compile(self, dialect: Dialect) -> Compiled[R]:
@@ -294,22 +296,6 @@ def _reader(of: TypeEngine[Any], dialect: Dialect) -> Callable[[Any], Any] | Non
 _inserts: dict[str, Prepared[tuple[Any, ...]]] = {}
 
 
-class WithoutWrites:
-    """The context of `Database.without_writes`; a class, because every hot request enters it."""
-
-    __slots__ = ("_kept", "_signal")
-
-    def __init__(self, kept: threading.local, signal: type[Exception]) -> None:
-        self._kept = kept
-        self._signal = signal
-
-    def __enter__(self) -> None:
-        self._kept.signal = self._signal
-
-    def __exit__(self, *_: object) -> None:
-        self._kept.signal = None
-
-
 class Database:
     """One opened database."""
 
@@ -333,6 +319,7 @@ class Database:
         self._pooled: set[Any] = set()
         self._server = ""
         self._leader: Address | None = None
+        self._lanes: Lanes | None = None
         if not self.is_sqlite:
             event.listen(self.engine, "connect", lambda connection, _: self._pooled.add(connection))
             event.listen(self.engine, "close", lambda connection, _: self._pooled.discard(connection))
@@ -353,14 +340,17 @@ class Database:
     def reading(self) -> Iterator[Session]:
         """A read transaction: a consistent view that is thrown away."""
         grounds.give_up()
+        if aside.is_errand():
+            raise aside.Elsewhere
         with translated(), Session(self.engine.execution_options(identity_reading=True)) as session:
             yield session
 
     def rows(self, prepared: Prepared[R], **values: Any) -> list[R]:
         """Every row of a prepared select, read outside any transaction. Raises Refused(UNAVAILABLE)."""
-        statement, arrange, convert = prepared.compiled_for(self.engine.dialect)
+        lanes = self._lanes if aside.is_errand() else None
+        statement, arrange, convert = prepared.compiled_for(self.engine.dialect if lanes is None else lanes.dialect)
         parameters = arrange(values)
-        found = self._fetch(statement, parameters)
+        found = self._fetch(statement, parameters) if lanes is None else lanes.fetch(statement, parameters)
         grounds.note_read(statement, parameters, found)
         return [convert(row) for row in found]
 
@@ -369,15 +359,13 @@ class Database:
         found = self.rows(prepared, **values)
         return found[0] if found else None
 
-    def without_writes(self, signal: type[Exception]) -> WithoutWrites:
+    def without_writes(self, signal: type[Exception]) -> aside.WithoutWaiting:
         """While it lasts, a unit on this thread raises `signal` instead of waiting for a lock: for the event loop."""
-        return WithoutWrites(self._kept, signal)
+        return aside.WithoutWaiting(signal)
 
     def refuse_writes_here(self) -> None:
         """Raise the signal of `without_writes`, if this thread is inside one."""
-        signal = getattr(self._kept, "signal", None)
-        if signal is not None:
-            raise signal
+        aside.refuse_waiting()
 
     @contextmanager
     def noted(self) -> Iterator[None]:
@@ -422,7 +410,15 @@ class Database:
 
     def stand(self, reads: Iterable[tuple[str, Any, list[Any]]]) -> bool:
         """Whether each of these reads (`grounds.Grounds.reads`) finds now what it found then. Raises Refused(UNAVAILABLE)."""
-        return all(self._fetch(statement, parameters) == found for statement, parameters, found in reads)
+        lanes = self._lanes if aside.is_errand() else None
+        fetch = self._fetch if lanes is None else lanes.fetch
+        return all(fetch(statement, parameters) == found for statement, parameters, found in reads)
+
+    def serve_aside(self, loop: asyncio.AbstractEventLoop) -> bool:
+        """Let the errands of a loop read, and tell whether they can: behind a pooler no statement of theirs would stay prepared."""
+        if not self.is_sqlite and not self.is_pooled:
+            self._lanes = Lanes(loop, self.url, self._connect, self._close)
+        return self._lanes is not None or self.is_sqlite
 
     def _fetch(self, statement: str, parameters: Any) -> list[Any]:
         kept = getattr(self._kept, "connection", None)

@@ -15,7 +15,7 @@ from datetime import datetime
 from hashlib import blake2b
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import BigInteger, Connection, String, bindparam, func, select, text
+from sqlalchemy import BigInteger, Connection, String, bindparam, cast, func, literal_column, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -239,7 +239,8 @@ _NOTHING: Final = Recollection(None, None)
 
 
 def _read_of(names: tuple[str, ...]) -> tuple[tuple[str, ...], Prepared[tuple[int]]]:
-    total = func.coalesce(func.sum(Epoch.value, type_=BigInteger), 0)
+    # Back from PostgreSQL's exact `numeric`: a few of them stay within what both databases count in.
+    total = cast(func.coalesce(func.sum(Epoch.value), literal_column("0")), BigInteger)
     return names, Prepared(select(total).where(Epoch.shard.in_([bindparam(name) for name in names])))
 
 

@@ -231,6 +231,7 @@ class Keyring:
 
     def load(self) -> None:
         """Read and parse the ring. Keys that are parsed already are kept."""
+        self._database.refuse_writes_here()  # Whoever holds the lock waits for the database, and an event loop must not.
         with self._loading, self._database.reading() as session:
             version = session.scalar(select(RingVersion.version).where(RingVersion.id == 1))
             rows = session.scalars(select(SigningKey).order_by(SigningKey.published_at, SigningKey.kid)).all()

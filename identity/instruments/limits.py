@@ -6,6 +6,7 @@ that cannot count refuses; it never waves through.
 
 from __future__ import annotations
 
+import asyncio
 import math
 from enum import StrEnum
 from functools import lru_cache
@@ -91,6 +92,10 @@ class Limiter:
             ) from exc
         if not healthy:
             raise Refused(UNAVAILABLE, detail="rate limits do not answer", retry_after_seconds=1)
+
+    def serve_aside(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Let the errands of a loop count."""
+        self.storage.serve_aside(loop)
 
     def follow(self) -> None:
         """Count where the configured name leads now; for the background loop."""

@@ -6,10 +6,13 @@ step that tries to add a hit and says how the window stands.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import errno
 import fcntl
 import hashlib
 import os
+import socket
 import struct
 import threading
 import time
@@ -19,7 +22,10 @@ from typing import Any, Final
 
 from limits.storage import MovingWindowSupport, RedisStorage, Storage
 
+from identity import aside
+from identity.aside import Channels, Late
 from identity.files import FILE_MODE, make_folder
+from identity.instruments.resp import Calls
 
 Taken = tuple[bool, float, int, float]
 """Whether the hit was accepted, the oldest hit in the window, how many there are, and the time now (Unix seconds)."""
@@ -83,6 +89,9 @@ class EmbeddedStorage(Storage, MovingWindowSupport):
 
     def follow(self) -> None:
         """The files are where they were."""
+
+    def serve_aside(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Files are counted in at once."""
 
     def _close_all(self) -> None:
         while self._rings:
@@ -198,15 +207,57 @@ class SharedStorage(RedisStorage):
         self._lost = redis.exceptions.RedisError
         self._probe = redis.Redis.from_url(uri, socket_timeout=1, socket_connect_timeout=1, retry=None)
         self._server = ""
+        self._calls: Channels | None = None
+        self._opened: set[Any] = set()
+
+    def serve_aside(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Let the errands of a loop count."""
+        self._calls = Channels(loop, 1, self._connect, self._watch)
+
+    def _connect(self) -> Any:
+        """A connection of our own, with the script loaded."""
+        connection = self._pool.connection_class(**self._pool.connection_kwargs)
+        connection.connect()
+        connection.send_command("SCRIPT", "LOAD", self._TAKE)
+        connection.read_response()
+        return connection
+
+    def _watch(self, loop: asyncio.AbstractEventLoop, connection: Any) -> Calls:
+        self._opened.add(connection)
+
+        def close() -> None:
+            self._opened.discard(connection)
+            connection.disconnect()
+
+        return Calls(loop, connection._sock, self._script.sha, close)  # noqa: SLF001 -- it has no public name
+
+    def _take_aside(self, name: str, limit: int, seconds: int) -> Taken:
+        assert self._calls is not None, "asked before"
+        channel: Calls = self._calls.choose()
+        try:
+            accepted, oldest, count, now = channel.call(name, limit, seconds)
+        except Late as exc:
+            raise TimeoutError from exc
+        return accepted == b"1", float(oldest or now), int(count), float(now)
+
+    def _cut(self) -> None:
+        """End the connections of errands; the loop that watches them hears of it, and makes others."""
+        for connection in list(self._opened):
+            with contextlib.suppress(OSError, AttributeError):  # Closed already, by the loop.
+                connection._sock.shutdown(socket.SHUT_RDWR)  # noqa: SLF001 -- see above
 
     def take(self, key: str, limit: int, seconds: int) -> Taken:
         """Try to add a hit to the window of `key`. Raises redis.RedisError."""
-        keys, arguments = [f"identity:limit:{limit}:{key}"], [limit, seconds]
+        name = f"identity:limit:{limit}:{key}"
+        if self._calls is not None and aside.is_errand():
+            return self._take_aside(name, limit, seconds)
+        keys, arguments = [name], [limit, seconds]
         try:
             accepted, oldest, count, now = self._script(keys=keys, args=arguments)
         except self._demoted:
             # This server is a replica now: its name may lead to the new primary already, for who connects anew.
             self._pool.disconnect()
+            self._cut()
             accepted, oldest, count, now = self._script(keys=keys, args=arguments)
         return bool(accepted), float(oldest or now), int(count), float(now)
 
@@ -226,6 +277,7 @@ class SharedStorage(RedisStorage):
         before, self._server = self._server, server
         if before not in ("", server):
             self._pool.disconnect()
+            self._cut()
 
     def sweep(self) -> int:
         """Redis forgets by itself."""

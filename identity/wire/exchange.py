@@ -17,6 +17,7 @@ from sqlalchemy.exc import IntegrityError
 
 from identity import logs
 from identity.ambient import Origin
+from identity.aside import Elsewhere
 from identity.core.access import callers, passage
 from identity.core.record import explain
 from identity.errors import (
@@ -77,7 +78,7 @@ _log = logging.getLogger("identity.request")
 
 
 class Exchange:
-    """One request on its way through an endpoint. `run` may be called again after WritesElsewhere; nothing is counted twice."""
+    """One request on its way through an endpoint. `run` may be called again after Elsewhere; nothing is counted twice."""
 
     __slots__ = ("_started", "call", "endpoint", "networks", "refused", "rt")
 
@@ -110,14 +111,14 @@ class Exchange:
         )
 
     def run(self) -> Answer:
-        """The answer: the handler's, or the refusal in the dialect's shape. Never raises but WritesElsewhere."""
+        """The answer: the handler's, or the refusal in the dialect's shape. Never raises but Elsewhere."""
         call = self.call
         try:
             reply = self._attempt(call)
             refused = None
         except Refused as exc:
             reply, refused = _refusal(call, exc), exc
-        except WritesElsewhere:
+        except Elsewhere:
             raise
         except Exception as exc:  # noqa: BLE001 -- the last resort: a fault of ours must not show its insides
             ids = {"requestID": call.origin.request_id, "errorID": call.origin.error_id}
@@ -139,7 +140,7 @@ class Exchange:
         except Refused as exc:
             self.refused = exc
             return self._finish(call, _refusal(call, exc), exc)
-        except (Contention, WritesElsewhere):
+        except (Contention, Elsewhere):
             return None  # Asked again with the body, in a place that can wait.
         return None
 
@@ -250,10 +251,6 @@ class Exchange:
             kid = self.rt.ring.kid_of(call.presented.bearer)
             if kid:
                 tallies.note(f"kid:{kid}", name, status, address, issued=False)
-
-
-class WritesElsewhere(Exception):
-    """This exchange needs a transaction, which its thread must not wait for; run it again where it may."""
 
 
 def shared_with(settings: Settings, endpoint: Endpoint, origin: str | None) -> tuple[tuple[str, str], ...]:

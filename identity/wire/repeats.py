@@ -16,12 +16,13 @@ from hashlib import blake2b
 from typing import Any, Final, NamedTuple
 
 from identity import logs
+from identity.aside import Elsewhere
 from identity.errors import Refused
 from identity.grounds import Grounds
 from identity.runtime import Runtime
 from identity.wire import metrics
 from identity.wire.endpoint import Answer, Call, Reply
-from identity.wire.exchange import Exchange, WritesElsewhere, fields_of, log_answer
+from identity.wire.exchange import Exchange, fields_of, log_answer
 from identity.wire.head import fresh_id
 
 _CAPACITY: Final = 2_048
@@ -36,7 +37,7 @@ class Again(NamedTuple):
     body: bytes
 
 
-class _Kept(NamedTuple):
+class Kept(NamedTuple):
     """An answer with its grounds; `head` has places for what varies."""
 
     until: datetime
@@ -52,7 +53,7 @@ class _Kept(NamedTuple):
     body: bytes
 
 
-class _Renewed(NamedTuple):
+class Renewed(NamedTuple):
     """The grounds of an answer whose last step is taken each time; `exchange` carries no credential."""
 
     until: datetime
@@ -88,22 +89,23 @@ class Repeats:
     def __init__(self, rt: Runtime) -> None:
         self._rt = rt
         self._key = rt.entropy.bytes(32)
-        self._kept: dict[tuple[str, bytes], _Kept | _Renewed] = {}
+        self._kept: dict[tuple[str, bytes], Kept | Renewed] = {}
 
-    def find(self, data: bytes, peer: str) -> Again | None:
-        """The answer to the request `data` of `peer`, counted and logged; None where it has to go the ordinary way."""
-        kept = self._kept.get(self._name(data, peer)) if self._kept else None
-        if kept is None:
-            return None
+    def find(self, data: bytes, peer: str) -> Kept | Renewed | None:
+        """What was kept of the request `data` of `peer`."""
+        return self._kept.get(self._name(data, peer)) if self._kept else None
+
+    def give(self, kept: Kept | Renewed) -> Again | None:
+        """The answer that was kept, counted and logged; None where it has to be made the ordinary way."""
         started, rt = time.perf_counter(), self._rt
         now = rt.clock.now()
         try:
             if now >= kept.until or not rt.database.stand(kept.reads):
                 return None
-            if isinstance(kept, _Renewed):
+            if isinstance(kept, Renewed):
                 return self._renew(kept)
             window = rt.limiter.hit(kept.hit[0], kept.hit[1], budget=kept.hit[2])
-        except Refused:
+        except (Refused, Elsewhere):
             return None  # A hit that is refused was not counted: it is refused again, in all words.
         for deed in kept.deeds:
             deed(now)
@@ -117,11 +119,11 @@ class Repeats:
         log_answer(request_id, kept.route, kept.status, elapsed, kept.logged)
         return Again(kept.status, kept.head % varying, kept.body)
 
-    def _renew(self, kept: _Renewed) -> Again | None:
+    def _renew(self, kept: Renewed) -> Again | None:
         try:
-            with self._rt.database.without_writes(WritesElsewhere):
+            with self._rt.database.without_writes(Elsewhere):
                 answer = Renewal(kept.exchange, kept.grounds).run()
-        except WritesElsewhere:
+        except Elsewhere:
             return None
         return Again(answer.status, head_of(answer), answer.body)
 
@@ -136,11 +138,11 @@ class Repeats:
                 self._kept.pop(old, None)
         if grounds.last_step is not None:
             exchange.forget_credentials()
-            self._kept[name] = _Renewed(grounds.until, grounds.reads, exchange, grounds)
+            self._kept[name] = Renewed(grounds.until, grounds.reads, exchange, grounds)
             return
         origin = exchange.call.origin
         is_own = origin.request_id == origin.error_id
-        self._kept[name] = _Kept(
+        self._kept[name] = Kept(
             until=grounds.until,
             reads=grounds.reads,
             hit=grounds.hits[0],

@@ -23,6 +23,7 @@ from identity.wire.mounts.connections import Connection
 from identity.wire.mounts.fastlane import FastLane
 from tests.builders import a_session, a_token, a_user, an_application
 from tests.conftest import fresh_database
+from tests.test_aside import until_open
 from tests.wire.sockets import Heard, Wire, get, post
 from tests.world import Live, Web, start_live
 
@@ -213,8 +214,12 @@ class Heap:
 def test_a_hot_request_is_answered_before_the_loop_turns(web: Web) -> None:
     """Over a socket both ways look alike: here only the short one can have answered, since nothing else ever ran."""
 
-    async def answered(request: bytes) -> bytes:
+    async def answered(request: bytes, *, patience: int = 0) -> bytes:
         lane, loop = FastLane(web.rt, endpoints(), web.app), asyncio.get_running_loop()
+        if patience:
+            lane.serve_aside(loop)
+            for channels in (web.rt.database._lanes, web.rt.limiter.storage._calls):  # type: ignore[union-attr]
+                await until_open(channels)
         ASGIProtocol._check_h1c_protocol_available()  # as `Worker.init_process` does
         worker = SimpleNamespace(
             cfg=Service(web.rt.settings).cfg, log=logging.getLogger("test"), asgi=lane, loop=loop, alive=True,
@@ -223,6 +228,11 @@ def test_a_hot_request_is_answered_before_the_loop_turns(web: Web) -> None:
         connection, transport = Connection(worker), Heap()
         connection.connection_made(transport)
         connection.data_received(request)
+        for _ in range(patience):
+            await asyncio.sleep(0.01)
+            if transport.written:
+                break
+        assert connection._current_request is None or not transport.written
         return transport.written
 
     token = a_token(web.rt, a_user(web.rt))
@@ -230,6 +240,9 @@ def test_a_hot_request_is_answered_before_the_loop_turns(web: Web) -> None:
     assert asyncio.run(answered(get("/health/live"))).startswith(b"HTTP/1.1 200 OK\r\n")
     # With databases elsewhere it has to wait for them, which the loop must not.
     assert asyncio.run(answered(verify))[:15] == (b"HTTP/1.1 200 OK" if web.rt.settings.is_embedded else b"")
+    if not web.rt.settings.is_embedded:
+        # So it steps aside until they have answered.
+        assert asyncio.run(answered(verify, patience=500))[:15] == b"HTTP/1.1 200 OK"
     for later in (get("/health/live", "Connection: close"), get("/health/live", THE_LONG_WAY), get("/health/ready")):
         assert asyncio.run(answered(later)) == b""
 
@@ -246,3 +259,33 @@ def test_a_client_that_leaves_with_its_answer_holds_up_no_stop(tmp_path: Path) -
         live.process.terminate()
         live.process.wait(30)
         assert time.monotonic() - asked < 10, "its idle connections are no reason to wait"
+
+
+def test_the_next_request_waits_for_the_answer_to_the_one_before(live: Live) -> None:
+    """Also where that one waits for a database: nothing overtakes, nothing is lost, and nobody need wait to send."""
+    token = a_token(live.rt, a_user(live.rt))
+
+    def one(number: int) -> bytes:
+        path = ("/verify?tenant=optional", "/health/live", "/verify?tenant=required", "/nowhere")[number % 4]
+        return get(path, f"Authorization: Bearer {token}", f"X-Request-Id: request-{number}")
+
+    with Wire(live) as wire:
+        wire.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for number in range(60):
+            wire.say(one(number))
+        heard = [wire.hear() for _ in range(60)]
+        assert [answer and answer.headers["x-request-id"] for answer in heard] == [f"request-{n}" for n in range(60)]
+        assert [answer and answer.status for answer in heard[:4]] == [200, 200, 400, 404]
+        assert wire.is_sound()
+
+
+def test_a_client_that_has_said_all_still_hears_its_answer(live: Live) -> None:
+    token = a_token(live.rt, a_user(live.rt))
+    for _ in range(5):
+        with Wire(live) as wire:
+            wire.say(get("/verify?tenant=optional", f"Authorization: Bearer {token}"))
+            wire.socket.shutdown(socket.SHUT_WR)
+            answer = wire.hear()
+            assert answer is not None
+            assert answer.status == 200
+            assert wire.hear() is None, "nothing more can come, so nothing is kept"

@@ -1,14 +1,15 @@
 """What a worker speaks on its sockets: HTTP/1.1 by gunicorn's asgi protocol, with three guards of ours and one short cut.
 
 The guards: a connection is bounded in time from its first byte on, only plain requests reach the parser in C, and clients are told before
-a worker stops. The short cut: a whole request for a hot endpoint that need not wait is answered where its bytes arrive, without a task,
-a future or a message. See docs/decisions/0003-asgi-worker.md.
+a worker stops. The short cut: a whole request for a hot endpoint is answered where its bytes arrive, without a task, a future or a
+message; one that waits for a database steps aside. See docs/decisions/0003-asgi-worker.md.
 """
 
 from __future__ import annotations
 
 import re
 import signal
+from functools import partial
 from typing import Any, Final
 
 from gunicorn.asgi import protocol
@@ -17,11 +18,10 @@ from gunicorn.asgi.protocol import ASGIProtocol
 from gunicorn.workers import gasgi
 from gunicorn_h1c import H1CProtocol
 
-from identity.grounds import Grounds
 from identity.wire.endpoint import MAX_BODY, Answer, Endpoint, Request
 from identity.wire.exchange import Exchange
 from identity.wire.mounts.fastlane import FastLane, headers_of
-from identity.wire.repeats import head_of
+from identity.wire.repeats import Again, head_of
 
 _DRAIN_SECONDS: Final = 1.0
 _LENGTH: Final = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,15})[ \t]*(?=\r\n|$)")
@@ -83,6 +83,8 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # see above
     _has_begun = False
     _is_half_closed = False
     _begun: Exchange | None = None
+    _is_aside = False
+    _early = b""
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -103,24 +105,37 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # see above
         read another request than we do. So it gets to see only what has no two readings: a whole head with clean line ends, no
         transfer coding, and a body of the announced length. The first other thing puts the connection in strict hands for good.
         """
+        if self._is_aside:
+            # The next request, before this one is answered: not before its turn, and no more of it than one reading.
+            self._early += data
+            self._pause_reading()
+            return
         if self._current_request is None:
             self._begun = None  # An exchange is finished by the request that began it, or by none.
-        if self._is_lenient:
-            if not self._body_left and self._is_idle() and self._answer_again(data):
+        if self._is_lenient and not self._body_left and self._is_idle():
+            kept = self.app.repeats.find(data, self._peer)
+            if kept is not None:
+                self._is_aside = True
+                self.app.do_soon(partial(self.app.repeats.give, kept), partial(self._answered_again, data))
                 return
+        self._take(data)
+
+    def _take(self, data: bytes) -> None:
+        if self._is_lenient:
             if not self._is_plain(data):
                 if self._current_request is not None:
                     self._close_transport()  # Behind a request under way no other parser can take over, nor any answer be told apart.
                     return
                 self._read_strictly()
-            elif not self._body_left and self._is_idle() and self._answer_at_once(data):
+            elif not self._body_left and self._is_idle() and self._answer_soon(data):
                 return
         super().data_received(data)
 
     def eof_received(self) -> bool:
         """The client sends no more: keep the way back open as long as a whole request waits for its answer."""
         body = self._body_receiver
-        self._is_half_closed = self._current_request is not None and body is not None and body._complete  # noqa: SLF001 -- as gunicorn asks it
+        is_whole = self._current_request is not None and body is not None and body._complete  # noqa: SLF001 -- as gunicorn asks it
+        self._is_half_closed = self._is_aside or is_whole
         return self._is_half_closed
 
     def _feed_callback_parser(self, data: bytes) -> bool:
@@ -166,36 +181,61 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # see above
             and not self._flow_control.write_paused
         )
 
-    def _answer_again(self, data: bytes) -> bool:
-        """Answer a request that was answered at once before, if its answer still stands; tell whether that was done."""
-        again = self.app.repeats.find(data, self._peer)
-        if again is None:
-            return False
-        self._safe_write(_response(*again))
-        self._answered_at = self.worker.loop.time()
-        return True
-
-    def _answer_at_once(self, data: bytes) -> bool:
-        """Answer a whole plain request if it is for a hot endpoint that need not wait; tell whether that was done."""
+    def _answer_soon(self, data: bytes) -> bool:
+        """Answer a whole plain request for a hot endpoint that needs no thread, at once or later; tell whether it was one."""
         line = data[: data.find(b" ", data.find(b" ") + 1)].partition(b"?")[0]
-        endpoint = self.app.find_immediate(line)
+        endpoint = self.app.find_quick(line)
         request = self._plain_request(data, endpoint) if endpoint is not None else None
         if endpoint is None or request is None:
             return False
         exchange = self.app.begin(endpoint, request)
-        if endpoint.repeats:
-            with Grounds() as grounds:
-                answer = self.app.answer_at_once(exchange)
-            if answer is not None:
-                self.app.repeats.keep(data, self._peer, exchange, answer, grounds)
-        else:
-            answer = self.app.answer_at_once(exchange)
-        if answer is None:
-            self._begun = exchange
-            return False
-        self._safe_write(_as_http(answer))
-        self._answered_at = self.worker.loop.time()
+        self._is_aside = True
+        self.app.do_soon(
+            partial(self.app.answer_quickly, exchange, data, self._peer), partial(self._answered, exchange, data)
+        )
         return True
+
+    def _answered(self, exchange: Exchange, data: bytes, answer: Answer | None) -> None:
+        """Send the answer, or let gunicorn take the request where it needs a thread; then read on."""
+        self._is_aside = False
+        if answer is not None:
+            self._send(_as_http(answer, self._last_words()))
+        elif not self._closed:
+            self._begun = exchange
+            super().data_received(data)
+        self._read_on()
+
+    def _answered_again(self, data: bytes, again: Again | None) -> None:
+        """Send the answer, or make it the ordinary way where it no longer stands; then read on."""
+        self._is_aside = False
+        if again is not None:
+            head = "".join([again.head, *(f"{name}: {value}\r\n" for name, value in self._last_words())])
+            self._send(_response(again.status, head, again.body))
+        elif not self._closed:
+            self._take(data)
+        self._read_on()
+
+    def _last_words(self) -> tuple[tuple[str, str], ...]:
+        return (("Connection", "close"),) if self._is_last() else ()
+
+    def _is_last(self) -> bool:
+        """Whether the connection ends with this answer: it was told to go, or has closed its side, while it waited."""
+        return bool(self.worker.is_draining or self._is_half_closed)
+
+    def _send(self, response: bytes) -> None:
+        if self._closed:
+            return
+        self._safe_write(response)
+        self._answered_at = self.worker.loop.time()
+        if self._is_last():
+            self._close_transport()
+
+    def _read_on(self) -> None:
+        """Take what came while a request waited for its answer."""
+        if self._early and not self._is_aside and not self._closed:
+            early, self._early = self._early, b""
+            self._resume_reading()
+            self.data_received(early)
 
     def _plain_request(self, data: bytes, endpoint: Endpoint) -> Request | None:
         """The whole request in `data`, or None for one that gunicorn must look at: refuse, close after, or answer with a 100 first."""
@@ -230,7 +270,7 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # see above
 
     def _keepalive_timeout(self) -> None:
         # Answers at once do not wind the clock, they leave a note for when it rings.
-        left = self._answered_at + self._keepalive - self.worker.loop.time()
+        left = self._keepalive if self._is_aside else self._answered_at + self._keepalive - self.worker.loop.time()
         if left > 0 and not self._has_begun:
             self._keepalive_handle = self.worker.loop.call_later(left, self._keepalive_timeout)
         else:

@@ -1,9 +1,9 @@
 """The ASGI mount: the hot endpoints below Flask, and Flask itself for everything else.
 
 Requests are read whole, bounded in size and time, before anything works on them, so that a slow client holds a few kilobytes and no
-thread. A hot endpoint then runs on the event loop when the databases are on this host (its reads take microseconds), else on a thread;
-one that turns out to need a transaction is run again on a thread. Flask gets a bounded number of threads; what they cannot take is told
-to come back.
+thread. A hot endpoint then runs on the event loop: at once when the databases are on this host (its reads take microseconds), else it
+steps aside while they answer; one that turns out to need a transaction is run again on a thread. Flask gets a bounded number of threads;
+what they cannot take is told to come back.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, TypeVar
 from urllib.parse import unquote_to_bytes
 
+from identity.aside import Elsewhere, Errands
 from identity.errors import INTERNAL, UNAVAILABLE, UNREADABLE, Refused
+from identity.grounds import Grounds
 from identity.runtime import Runtime
 from identity.wire.endpoint import ENVELOPE, MAX_BODY, Answer, Endpoint, Reads, Request
-from identity.wire.exchange import Exchange, WritesElsewhere, refuse_outside
+from identity.wire.exchange import Exchange, refuse_outside
 from identity.wire.head import networks_of
 from identity.wire.repeats import Repeats
 
@@ -63,12 +65,8 @@ class FastLane:
         }
         self._capacity = rt.settings.threads * _WAITING_FOR_EACH_THREAD
         self._under_way = 0
-        # Those that need wait neither for another host nor for a lock, by method and path as a request line spells them.
-        self._immediate: dict[bytes, Endpoint] = {
-            f"{method} {path}".encode(): endpoint
-            for (method, path), endpoint in self._hot.items()
-            if self._is_immediate(endpoint)
-        }
+        self._errands: Errands | None = None
+        self._quick = self._quick_ways(may_step_aside=False)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -112,13 +110,27 @@ class FastLane:
             self._rt, nothing, Refused(problem, detail="not an HTTP request"), ENVELOPE, self._networks
         )
 
-    def find_immediate(self, line: bytes) -> Endpoint | None:
-        """The hot endpoint of this method and path that need wait neither for another host nor for a lock, or None."""
-        found = self._immediate.get(line)
+    def serve_aside(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Let hot endpoints whose databases are elsewhere be answered on this loop: their requests step aside while those answer."""
+        if not self._rt.settings.is_embedded and self._rt.database.serve_aside(loop):
+            self._rt.limiter.serve_aside(loop)
+            self._errands = Errands()
+            self._quick = self._quick_ways(may_step_aside=True)
+
+    def find_quick(self, line: bytes) -> Endpoint | None:
+        """The hot endpoint of this method and path, as a request line spells them, that needs no thread to wait in; or None."""
+        found = self._quick.get(line)
         if found is not None:
             return found
         parent, _, last = line.rpartition(b"/")
-        return self._immediate.get(parent + b"/{}") if _PLAIN.fullmatch(last.decode("latin-1")) else None
+        return self._quick.get(parent + b"/{}") if _PLAIN.fullmatch(last.decode("latin-1")) else None
+
+    def _quick_ways(self, *, may_step_aside: bool) -> dict[bytes, Endpoint]:
+        return {
+            f"{method} {path}".encode(): endpoint
+            for (method, path), endpoint in self._hot.items()
+            if self._is_immediate(endpoint) or (may_step_aside and not endpoint.writes)
+        }
 
     def begin(self, endpoint: Endpoint, request: Request) -> Exchange:
         """The exchange of a request with a hot endpoint."""
@@ -126,12 +138,29 @@ class FastLane:
         params = {parameter[1]: request.path.rpartition("/")[2]} if parameter else {}
         return Exchange(self._rt, endpoint, request, params, self._networks)
 
+    def do_soon(self, work: Callable[[], T], done: Callable[[T], None]) -> None:
+        """Call `done` with what quick work returns: now, or when the databases that it steps aside for have answered."""
+        if self._errands is None:
+            done(work())
+        else:
+            self._errands.run(work, done)
+
+    def answer_quickly(self, exchange: Exchange, data: bytes, peer: str) -> Answer | None:
+        """As `answer_at_once`; an answer to `data` that may be given again is kept."""
+        if not exchange.endpoint.repeats:
+            return self.answer_at_once(exchange)
+        with Grounds() as grounds:
+            answer = self.answer_at_once(exchange)
+        if answer is not None:
+            self.repeats.keep(data, peer, exchange, answer, grounds)
+        return answer
+
     def answer_at_once(self, exchange: Exchange) -> Answer | None:
         """The answer of an immediate endpoint, or None where it has to wait after all, because it must write."""
         try:
-            with self._rt.database.without_writes(WritesElsewhere):
+            with self._rt.database.without_writes(Elsewhere):
                 return exchange.run()
-        except WritesElsewhere:
+        except Elsewhere:
             return None
 
     def _find(self, method: str, path: str) -> Endpoint | None:
