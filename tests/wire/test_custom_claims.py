@@ -10,7 +10,8 @@ import pytest
 
 from identity.canonical import decode_base64url
 from identity.core.clients import keypairs
-from identity.core.tokens import sessions
+from identity.core.tokens import custom_claims, sessions
+from identity.errors import Refused
 from tests.builders import Person, a_session, a_tenant, a_token, a_user, an_application
 from tests.oauth_world import as_client
 from tests.world import ORIGIN, Web
@@ -177,3 +178,11 @@ def test_what_does_not_fit_is_left_out_and_said(web: Web, boss: str) -> None:
     assert (len(said["a"]), "b" in said, said["claims_omitted"], said["tenants_omitted"]) == (3900, False, True, True)
     passed = web.get("/verify?role=analyst", bearer=token, headers={"X-Tenant-Id": "tenant-number-119"})
     assert passed.status_code == 200, "what is asked of us reads the database"
+
+
+def test_an_application_adds_at_most_twenty_claims() -> None:
+    claims = {f"c{number}": "=x" for number in range(custom_claims.MOST + 1)}
+    with pytest.raises(Refused, match="VALIDATION"):
+        custom_claims.checked(claims)
+    claims.popitem()
+    assert len(json.loads(custom_claims.checked(claims))) == 20

@@ -24,6 +24,7 @@ from identity.core.proofs.attempts import (
 )
 from identity.core.signin import password_proof
 from identity.errors import UNAVAILABLE, Refused
+from identity.instruments.counts import LOCKOUTS
 from identity.runtime import Runtime
 from identity.settings import Settings
 from tests.builders import PASSWORD, Person, a_user, an_application
@@ -156,6 +157,15 @@ def test_live_sessions_go_on_during_a_lockout(web: Web) -> None:
         web.post("/user/token", {"email": ada.email, "password": "wrong"})
     assert web.post("/user/token", {"email": ada.email, "password": ada.password}).status_code == 429
     assert web.get("/verify?tenant=optional", bearer=token).status_code == 200
+
+
+def test_a_lockout_is_counted_when_it_begins_also_where_nothing_was_reserved(rt: Runtime) -> None:
+    counted = []
+    for _ in range(SMALL.amount + 1):
+        with rt.unit(ORIGIN) as unit:
+            attempts.fail(rt, unit, (Charge(SMALL, "links"),))
+        counted.append(rt.counts.take()[LOCKOUTS,])
+    assert counted == [0, 0, 1, 0]
 
 
 # Unknown accounts look alike (row 35).

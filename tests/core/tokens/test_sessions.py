@@ -9,10 +9,13 @@ from sqlalchemy import func, select
 
 from identity.core.clients import applications
 from identity.core.people import accounts
+from identity.core.record import audit
+from identity.core.record.audit import Action
 from identity.core.signin import by_code
 from identity.core.tokens import refresh, sessions
 from identity.core.tokens.sessions import UserSession
 from identity.errors import INVALID_TOKEN, NOT_FOUND, TOKEN_EXPIRED, Refused
+from identity.instruments.counts import LOGINS
 from identity.instruments.opaque import Kind, is_well_formed
 from identity.runtime import Runtime
 from tests.builders import a_session, a_user
@@ -38,6 +41,24 @@ def test_ids_and_secrets_are_always_fresh_and_only_a_keyed_hash_is_kept(rt: Runt
         assert len(row.bearer or b"") == 32
         assert first.bearer.reveal().encode() not in (row.bearer or b"")
     assert first.bearer.reveal() not in repr(first)
+
+
+def test_every_login_is_told_and_counted_once_and_only_when_somebody_is_in(rt: Runtime) -> None:
+    ada = a_user(rt)
+    rt.counts.take()
+
+    def logins() -> tuple[int, int]:
+        return audit.count(rt, actor=ada.id, action=Action.LOGIN_SUCCEEDED), rt.counts.take()[
+            LOGINS, "email", "success"
+        ]
+
+    a_session(rt, ada)
+    assert logins() == (1, 1)
+    waiting = a_session(rt, ada, verified=False)
+    assert logins() == (1, 0), "nobody has proven anything yet"
+    with rt.unit(ORIGIN) as unit:
+        sessions.mark_proven(rt, unit, waiting.session.id, amr=("email",))
+    assert logins() == (2, 1)
 
 
 def test_a_waiting_session_is_good_for_nothing_until_verified(rt: Runtime) -> None:
