@@ -135,8 +135,86 @@ COMMANDS = [
     "audit --since yesterday",
     "errors --error NONSENSE",
     "explain 01a20000-0000-7000-8000-000000000000",
+    "application delete nothing",
+    "application trust list feed",
+    "application trust add feed --name ci --issuer https://ci.acme.example --subject main",
+    "application trust remove feed 00000000-0000-7000-8000-000000000000",
+    "user delete nobody",
+    "user export nobody",
+    "user fixed-otp ada --clear",
+    "user password-reset nobody",
+    "user import /no/such/file",
+    "tenant invitations acme",
+    "tenant invite nowhere --email guest@acme.example",
+    "tenant resend-invitation acme 00000000-0000-7000-8000-000000000000",
+    "tenant withdraw-invitation acme 00000000-0000-7000-8000-000000000000",
+    "tenant delete nowhere",
+    "tenant disable acme",
+    "tenant enable acme",
+    "expiring",
     "no-such-command",
 ]
+
+# What makes something new each time: `{n}` is another number for each door. Documents have the same members, and refusals the same words.
+MAKES = [
+    "application create --name made{n} --scope read",
+    "application delete made{n}",
+    "user invite p{n}@acme.example --alias p{n} --full-name P",
+    "user delete p{n}",
+    "user fixed-otp ada --clear",
+    "user export ada",
+    "user import {file}",
+    "keypair create ada --name k{n}",
+    "tenant invite acme --email g{n}@acme.example",
+    "keys rotate",
+]
+
+# Tried elsewhere by both doors, or with one door of their own.
+ELSEWHERE = {
+    "login", "logout",  # How the network's door is opened.
+    "token get", "token inspect", "application rotate-secret",  # Below.
+    "plan", "apply",  # tests/test_cli_plan.py
+}  # fmt: skip
+
+
+def test_every_command_is_tried_by_either_door() -> None:
+    tried = [line.split() for line in (*COMMANDS, *MAKES)]
+    left = set()
+    for path, made in commands_of(command_line.cli):
+        is_local = not any("--server" in parameter.opts for parameter in made.params)
+        if not is_local and not any(line[: len(path)] == path for line in tried):
+            left.add(" ".join(path))
+    assert left == ELSEWHERE
+
+
+def commands_of(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tuple[list[str], click.Command]]:
+    """Every command below a group, by its words."""
+    for name, made in group.commands.items():
+        if isinstance(made, click.Group):
+            yield from commands_of(made, (*path, name))
+        else:
+            yield [*path, name], made
+
+
+def test_what_is_made_new_each_time_is_made_alike_by_either_door(
+    run: Callable[..., Ran], web: Web, server: str, boss: str, tmp_path: Path
+) -> None:
+    a_tenant(web.rt, "acme")
+    a_user(web.rt, alias="ada", email="ada@acme.example")
+    unlike = []
+    for line in MAKES:
+        seen = []
+        for number, door in enumerate(((), ("--server", server))):
+            people = tmp_path / f"people{number}.ndjson"
+            people.write_text(
+                json.dumps({"email": f"i{number}@acme.example", "alias": f"imported{number}", "fullName": "I"})
+            )
+            ran = run(*door, *line.format(n=number, file=people).split(), "--json")
+            members = sorted(json.loads(ran.out)) if ran.out else []
+            seen.append((ran.status, members, ran.err.replace(f"made{number}", "").replace(f"p{number}", "")))
+        if seen[0] != seen[1]:
+            unlike.append((line, *seen))
+    assert unlike == []
 
 
 def test_either_door_says_and_refuses_the_same(run: Callable[..., Ran], web: Web, server: str, boss: str) -> None:

@@ -10,7 +10,7 @@ import click
 from identity.cli.frame import Opened, cli, command
 
 
-@command(cli, "testkit")
+@command(cli, "testkit", is_local=True)
 @click.option("--audience", metavar="A", help="What the service is called in its tokens; default: IDENTITY_AUDIENCE.")
 @click.option("--tenant", metavar="T", help="The tenant that the service is asked for; made where it does not exist.")
 @click.option("--role", "roles", multiple=True, metavar="R", help="A role that the service demands; may be repeated.")
