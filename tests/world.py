@@ -33,6 +33,7 @@ from identity.core.mail import outbox
 from identity.core.proofs.attempts import Meter
 from identity.runtime import Runtime
 from identity.settings import Settings
+from tests import recorded
 
 MASTER_KEY = "aWRlbnRpdHkgdGVzdCBtYXN0ZXIga2V5ISAzMmJ5dGU="  # 32 bytes; opens the template databases of every test
 ORIGIN = Origin(
@@ -128,7 +129,9 @@ class Web:
             sent["Authorization"] = f"Bearer {bearer}"
         if json is not None:
             options["json"] = json
-        return self.app.test_client(use_cookies=False).open(path, method=method, headers=sent, **options)
+        answer = self.app.test_client(use_cookies=False).open(path, method=method, headers=sent, **options)
+        recorded.hear(self.app, method, path, answer)
+        return answer
 
     def get(self, path: str, **options: Any) -> TestResponse:
         return self.call("GET", path, **options)

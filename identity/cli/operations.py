@@ -54,6 +54,7 @@ def _announce(opened: Opened, rt: Runtime) -> None:
         "",
         "It asks for a password and prints a key pair, which is shown once. Then, for example:",
         "",
+        *([f"  {_ourselves()} console link  # prints a link into the console"] if settings.console != "off" else []),
         f"  curl -H 'api-key: ...' -H 'api-secret: ...' {settings.issuer}/admin/users",
         f"  {_ourselves()} application create --name my-service --scope read",
     ]

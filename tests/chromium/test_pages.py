@@ -14,7 +14,7 @@ from identity.core.admin.by import By
 from identity.core.people import accounts
 from identity.core.signin import new_password
 from tests.builders import PASSWORD, Person, a_tenant, a_user
-from tests.chromium.looking import SCHEMES, WIDTHS, Eyes, fill, picture, press, tab_to
+from tests.chromium.looking import LOOKS, Eyes, fill, picture, press, tab_to
 from tests.world import ORIGIN, Live, code_in
 
 LONG = "Wolfeschlegelsteinhausenbergerdorff" * 5
@@ -78,8 +78,7 @@ def places(service: Live, olga: Person) -> Mapping[str, Place]:
 PAGES = ("front", "docs", "inbox", "invitation", "invitation-known", "password-reset", "link-over")
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize(("width", "scheme"), LOOKS)
 @pytest.mark.parametrize("name", PAGES)
 def test_nothing_is_wrong_with_a_page(
     eyes: Eyes, service: Live, places: Mapping[str, Place], name: str, width: int, scheme: str

@@ -12,13 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import click
+import jsonschema_rs
 import pytest
 
 from identity.app import endpoints
 from identity.cli import cli
 from identity.wire.dialects.documentation_guides import GUIDES, Code
 from identity.wire.dialects.signalx import SCHEMA
+from tests import recorded
 from tests.world import Web
+
+#: So many routes answer JSON that no answer is shown of; it may only become fewer.
+SILENT = 29
 
 
 def operations(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -211,6 +216,28 @@ def test_it_travels_compressed_to_whoever_takes_that(web: Web, path: str) -> Non
     assert gzip.decompress(small.data) == plain.data
     assert len(small.data) < len(plain.data) / 4
     assert plain.headers["Vary"] == small.headers["Vary"] == "Accept-Encoding"
+
+
+def test_the_answers_that_are_shown_fit_their_schemas(document: dict[str, Any]) -> None:
+    """They were heard in tests (`tests/recorded.py`); here they are held to what the routes declare, and to being many."""
+    told = {f"{method} {path}": operation for method, path, operation in operations(document)}
+    gone = recorded.written().keys() - told.keys()
+    assert not gone, "record the answers anew: tests/recorded.py"
+    for name, answer in recorded.written().items():
+        response = told[name]["responses"][str(answer["status"])]
+        schema = response["content"]["application/json"]["schema"] | {"components": document["components"]}
+        faults = [one.message for one in jsonschema_rs.validator_for(schema).iter_errors(answer["body"])]
+        assert not faults, f"{name}: {faults}"
+    silent = [name for name, operation in told.items() if _answers_json(operation) and name not in recorded.written()]
+    assert len(silent) <= SILENT, silent
+
+
+def _answers_json(operation: dict[str, Any]) -> bool:
+    return any(
+        "application/json" in given.get("content", {})
+        for status, given in operation["responses"].items()
+        if status.startswith("2")
+    )
 
 
 def test_the_guides_come_first_and_their_python_runs(web: Web) -> None:

@@ -148,6 +148,7 @@ class Introspection(Schema):
     email = fields.String()
     name = fields.String()
     token_type = fields.String(metadata={"enum": ["Bearer"]})
+    status = fields.Dict(metadata={"description": "Where the status lists tell of it"})
 
 
 class Nothing(Schema):
