@@ -82,6 +82,17 @@ def person(held: Person) -> Document:
         "mails": [mail(one) for one in held.mails],
         "events": [event(one) for one in held.events],
         "refusals": [explanation(one) for one in held.refusals],
+        "uses": [
+            {
+                "credential": one.credential,
+                "hour": seconds(one.hour),
+                "route": one.route,
+                "status": one.status,
+                "address": one.address or None,
+                "uses": one.uses,
+            }
+            for one in held.uses
+        ],
     }
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
+import itertools
 import os
 import random
 import re
@@ -39,6 +41,7 @@ MASTER_KEY = "aWRlbnRpdHkgdGVzdCBtYXN0ZXIga2V5ISAzMmJ5dGU="  # 32 bytes; opens t
 ORIGIN = Origin(
     address="192.0.2.1", user_agent="pytest", request_id="test", error_id="00000000-0000-4000-8000-000000000000"
 )
+_PORTS = 200
 CODE = re.compile(r"(?<![0-9])([0-9]{6})(?![0-9])")
 
 
@@ -221,16 +224,32 @@ class Live:
 def free_port() -> int:
     """A port of the loopback that nobody listens on now, below those that the system gives to outgoing connections.
 
-    One that the system picked may be an outgoing connection's, or another test process's, before the server has bound it.
+    One that the system picked may be an outgoing connection's before the server has bound it. Nor does another test process of this machine
+    take it: a service of its would answer in the place of ours until ours is up, and refuse what ours would grant.
     """
-    while True:
-        port = random.SystemRandom().randrange(10_000, 32_000)
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
+    for port in _own_ports():
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
             return port
+    raise AssertionError("ports have no end")
+
+
+@functools.cache
+def _own_ports() -> Iterator[int]:
+    """Ports that are this process's as long as it lives, round and round: whoever has the lock on a file has the block that it names."""
+    folder = Path("/tmp") / f"identity-test-ports-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    blocks = [*range(10_000, 32_000, _PORTS)]
+    random.SystemRandom().shuffle(blocks)
+    for first in blocks:
+        lock = os.open(folder / str(first), os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            continue
+        return itertools.cycle(range(first, first + _PORTS))  # The lock goes with the process.
+    raise AssertionError(f"every block of ports is taken: see {folder}")
 
 
 def environment_of(settings: Mapping[str, Any]) -> dict[str, str]:

@@ -13,9 +13,9 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import BigInteger, String, delete
+from sqlalchemy import BigInteger, String, delete, select
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from identity import grounds
 from identity.ambient import Origin, later
@@ -95,7 +95,9 @@ class Tallies:
         return len(sums)
 
     def _known(self, credential: str, address: str) -> str:
-        """The address, or nothing where this credential has been seen at too many in this hour."""
+        """The address, or nothing where this credential has been seen at too many in this hour, as a signing key always is."""
+        if credential.startswith("kid:"):
+            return ""
         seen = self._addresses[credential]
         if address in seen or len(seen) < MOST_ADDRESSES:
             seen.add(address)
@@ -132,6 +134,13 @@ def _add(unit: Unit, sums: dict[tuple[str, str, int, str], list[int]], hour: dat
         }
         keys = ["credential", "hour", "route", "status", "address"]
         unit.execute(statement.on_conflict_do_update(index_elements=keys, set_=more))
+
+
+def uses_of(session: Session, credentials: Iterable[str]) -> list[CredentialUse]:
+    """Every row about these credentials, in the order of time."""
+    its = CredentialUse.credential.in_(list(credentials))
+    query = select(CredentialUse).where(its).order_by(CredentialUse.hour, CredentialUse.credential, CredentialUse.route)
+    return list(session.scalars(query))
 
 
 def forget(unit: Unit, credentials: Iterable[str]) -> None:

@@ -102,6 +102,10 @@ def test_a_flood_of_made_up_names_leaves_nothing_and_a_good_client_is_served(cro
     assert set(ends) == {401, 429}
     assert set(served) == {200}
     after = rows(rt)
+    more = {table: after[table] - before[table] for table in after}
+    print(
+        f"{FLOOD} made-up names: {dict(ends)}, rows {more}, windows {windows(crowded) - files}; a good client {dict(served)}"
+    )
     # Failed logins are stopped by the limit of their address: a lockout that would not know unknown accounts would tell them apart.
     assert after["meter"] - before["meter"] <= 1 + 2 * 10 * (1 + FLOOD // 4_000) + 1
     assert after["audit_event"] - before["audit_event"] <= 2 * (1 + FLOOD // 1_000) + 10 * (1 + FLOOD // 4_000)

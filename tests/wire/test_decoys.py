@@ -7,12 +7,16 @@ import time
 from typing import Any
 
 import pytest
+from sqlalchemy import select
 from werkzeug.test import TestResponse
 
 from identity.core import upkeep
 from identity.core.clients import decoys, issuers, registration, secrets
+from identity.core.clients.keypairs import KeyPair
+from identity.core.clients.secrets import ClientSecret
 from identity.core.record import audit
 from identity.errors import Refused
+from identity.instruments import opaque
 from tests.builders import Machine, a_session, a_tenant, a_user, an_application
 from tests.issuer_world import ed_key, public_jwk
 from tests.oauth_world import as_client, assertion, jwks, rsa_key, with_assertion
@@ -171,6 +175,17 @@ def test_a_decoy_never_becomes_a_real_client(web: Web, bait: Machine, boss: str)
     values = {"u": ada.email, "p": ada.password, "a": bait.app_id}
     answer = web.post("/query", {"query": document, "variables": values}).json
     assert answer["data"]["login"]["code"] == "INVALID_CREDENTIALS"
+
+
+def test_no_version_can_find_a_decoys_secret_right(web: Web, bait: Machine, boss: str) -> None:
+    """An older one knows nothing of decoys, and compares what it always has."""
+    _, pair = a_bait_pair(web, boss, a_user(web.rt).id)
+    vault = web.rt.ring.vault
+    with web.rt.database.reading() as session:
+        kept = session.scalars(select(ClientSecret.fingerprint).where(ClientSecret.client_id == bait.client_id)).one()
+        kept_of_pair = session.scalars(select(KeyPair.fingerprint).where(KeyPair.api_key == pair["api-key"])).one()
+    assert not opaque.matches(kept, opaque.fingerprint(vault.derive("client secrets"), bait.secret))
+    assert not opaque.matches(kept_of_pair, opaque.fingerprint(vault.derive("api secrets"), pair["api-secret"]))
 
 
 def test_administrators_see_which_are_decoys_and_a_plan_leaves_them_out(web: Web, bait: Machine, boss: str) -> None:

@@ -260,6 +260,8 @@ def test_counts_are_forgotten_after_90_days_and_with_their_person(web: Web, boss
     earned(web, feed)
     web.get("/keypair", headers=pair)
     shown(web, boss, f"key={key_id}")
+    (use,) = web.get(f"/admin/user/{ada.id}/export", bearer=boss).json["uses"]
+    assert (use["credential"], use["route"], use["uses"]) == (f"key:{key_id}", "GET /keypair", 1)
     contained(web, boss, key=key_id)
     _, second = a_pair(web, ada)
     web.get("/keypair", headers=second)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from datetime import datetime
+from typing import Any, Final, NamedTuple
 
 from identity.core.admin import users
 from identity.core.admin.users import UserDetail
@@ -17,10 +18,22 @@ from identity.core.record.audit import Event
 from identity.core.record.explain import Explanation
 from identity.core.tokens import sessions
 from identity.core.tokens.session_rows import SessionInfo
+from identity.instruments import tallies
 from identity.paging import Listed, Part
 from identity.runtime import Runtime
 
 _STEP: Final = 1_000
+
+
+class Use(NamedTuple):
+    """How often a key pair of theirs was used in an hour, for which route, with which answer, from where."""
+
+    credential: str
+    hour: datetime
+    route: str
+    status: int
+    address: str
+    uses: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +46,7 @@ class Person:
     mails: Sequence[MailInfo]
     events: Sequence[Event]
     refusals: Sequence[Explanation]
+    uses: Sequence[Use]
 
 
 def gather(rt: Runtime, user_id: str) -> Person:
@@ -43,13 +57,18 @@ def gather(rt: Runtime, user_id: str) -> Person:
     done = _whole(lambda part: audit.listing(rt, part, actor=found))
     suffered = _whole(lambda part: audit.listing(rt, part, target=found))
     events = {event.id: event for event in (*done, *suffered)}
+    pairs = keypairs.listing_of(rt, found)
+    with rt.database.reading() as session:
+        counted = tallies.uses_of(session, [f"key:{one.id}" for one in pairs])
+        uses = [Use(one.credential, one.hour, one.route, one.status, one.address, one.uses) for one in counted]
     return Person(
         user,
         _whole(lambda part: sessions.listing(rt, part, user=found)),
-        keypairs.listing_of(rt, found),
+        pairs,
         _whole(lambda part: outbox.listing(rt, part, recipients=addresses)),
         sorted(events.values(), key=lambda event: (event.at, event.id)),
         _whole(lambda part: explain.listing(rt, part, caller=found)),
+        uses,
     )
 
 

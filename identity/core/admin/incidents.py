@@ -360,9 +360,11 @@ def _touched(session: Session, suspect: Suspect, since: datetime, until: datetim
         .limit(MOST_TOLD)
     )
     sums = session.execute(
-        select(func.coalesce(uses, 0), func.coalesce(tokens, 0), func.count(CredentialUse.address.distinct())).where(
-            *its
-        )
+        select(
+            func.coalesce(uses, 0),
+            func.coalesce(tokens, 0),
+            func.count(func.nullif(CredentialUse.address, "").distinct()),
+        ).where(*its)
     ).one()
     return Touched(
         since,

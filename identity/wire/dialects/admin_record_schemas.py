@@ -57,6 +57,9 @@ class ExportAnswer(Schema):
         fields.Dict(), required=True, metadata={"description": "what they did, and what was done to them"}
     )
     refusals = fields.List(fields.Dict(), required=True)
+    uses = fields.List(
+        fields.Dict(), required=True, metadata={"description": "how often their key pairs were used, by hour"}
+    )
 
 
 class EventAnswer(Schema):

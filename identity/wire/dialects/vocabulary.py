@@ -289,6 +289,7 @@ PATH: Final[Mapping[str, str]] = {
     "key_id": "The id of a key pair",
     "kid": "The id of a signing key",
     "role": "A role's name",
+    "name": "A role's name",
     "secretID": "The id of a client secret",
     "errorID": "The `x-error-id` of a refusal",
     "id": "The id of what is meant",
