@@ -17,7 +17,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO, Final, cast
 
-from sqlalchemy import func, select
+from sqlalchemy import func, literal_column, select
 
 from identity import migrations
 from identity.core.admin.by import By
@@ -32,7 +32,10 @@ from identity.storage import Database, Prepared
 
 SQLITE: Final = "sqlite"
 POSTGRESQL: Final = "postgresql"
-_LAST: Final = Prepared(select(func.max(AuditEvent.at)).where(AuditEvent.action == Action.BACKUP_MADE))
+# Spelled out: with a parameter PostgreSQL plans for any action, and looks for a rare one through every event that there is.
+_LAST: Final = Prepared(
+    select(func.max(AuditEvent.at)).where(AuditEvent.action == literal_column(f"'{Action.BACKUP_MADE}'"))
+)
 
 
 @dataclass(frozen=True, slots=True)
