@@ -102,6 +102,7 @@ MAKES_SECRETS = {
     "POST /admin/user",
     "POST /admin/user/{id}/session",
     "POST /admin/user/{id}/keypair",
+    "POST /admin/keypair/{id}/rotate",
     "POST /admin/application",
     "POST /admin/application/{clientId}/secret",
     "POST /tenant/applications",

@@ -18,6 +18,7 @@ from sqlalchemy import Connection, MetaData, inspect, text
 from identity import migrations
 from identity.app import create_runtime
 from identity.errors import Refused
+from identity.instruments import epochs
 from identity.storage import Database
 from tests.builders import a_user
 from tests.conftest import the_postgres
@@ -80,6 +81,18 @@ def test_a_database_that_is_up_to_date_costs_no_step(empty: str) -> None:
     assert migrations.migrate(database)
     assert migrations.current(database) == migrations.HEAD
     assert not migrations.migrate(database)
+    database.close()
+
+
+def test_a_newer_database_keeps_the_triggers_of_its_version(empty: str) -> None:
+    database = Database(empty)
+    migrations.migrate(database)
+    with database.engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.MonkeyPatch.context() as older:
+        older.delitem(epochs.WATCHED, "tenant")
+        assert not migrations.migrate(database)
+    assert epochs.lay_triggers(database) == 0
     database.close()
 
 

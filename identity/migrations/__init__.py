@@ -53,7 +53,11 @@ def current(database: Database) -> str | None:
 def migrate(database: Database) -> bool:
     """Bring the database to HEAD; of many processes that try at once, one works and the others wait. Tells whether there was work."""
     # A newer schema is left as it is: steps are safe for the version before them, which may have to start again beside the new one.
-    upgraded = (current(database) or "") < HEAD and _upgrade(database)
+    found = current(database) or ""
+    if found > HEAD:
+        # So are its triggers: to lay ours would take away those of tables and columns that this version does not know.
+        return False
+    upgraded = found < HEAD and _upgrade(database)
     # Also where nothing was to do: a process that died between the two left the steps without the triggers.
     return bool(epochs.lay_triggers(database)) or upgraded
 

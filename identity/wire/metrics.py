@@ -46,6 +46,7 @@ _SAID_IN_CONSTANT_WORDS: Final = frozenset({401, 403, 429, 503})
 _MOST_CHECKS: Final = 200
 _checks: set[str] = set()
 _counting: Final = threading.Lock()
+_has_failed: Final = threading.Event()
 
 
 class _Counts:
@@ -86,10 +87,11 @@ def flush() -> None:
             _log_loss(type(exc).__name__)
 
 
-@cache
 def _log_loss(reason: str) -> None:
-    """Once for each reason, and not for each request."""
-    logs.event(_log, logging.ERROR, "metrics cannot be written", reason=reason)
+    """Once for each process, and not for each request: what fails first says what is wrong, the rest follows from it."""
+    if not _has_failed.is_set():
+        _has_failed.set()
+        logs.event(_log, logging.ERROR, "metrics cannot be written", reason=reason)
 
 
 def _hand_on(route: str, status: int, counts: _Counts) -> None:
