@@ -13,7 +13,9 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from psycopg.errors import DeadlockDetected
 from sqlalchemy import Connection, MetaData, inspect, text
+from sqlalchemy.exc import OperationalError
 
 from identity import migrations
 from identity.app import create_runtime
@@ -167,6 +169,25 @@ def test_a_step_that_fails_leaves_nothing_and_is_taken_again(empty: str, monkeyp
     assert tables(database) == set()
     monkeypatch.undo()
     assert migrations.migrate(database)
+    database.close()
+
+
+def test_steps_that_lost_a_deadlock_are_taken_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    url = the_postgres().create_database(f"empty{next(_names)}")
+    database = Database(url)
+    upgrade = command.upgrade
+    lost: list[str] = []
+
+    def meets_a_request(*arguments: object) -> None:
+        upgrade(*arguments)  # type: ignore[arg-type]
+        if not lost:
+            lost.append("once")
+            raise OperationalError("ALTER TABLE", {}, DeadlockDetected())
+
+    monkeypatch.setattr(command, "upgrade", meets_a_request)
+    assert migrations.migrate(database)
+    assert lost == ["once"]
+    assert migrations.current(database) == migrations.HEAD
     database.close()
 
 

@@ -28,6 +28,8 @@ _log: Final = logging.getLogger("identity.migrations")
 HEAD: Final = "0018"
 _LOCK: Final = 0x1DE27177
 _PATIENCE_SECONDS: Final = 300
+_DEADLOCK: Final = "40P01"
+_TRIES: Final = 5
 _POSTGRESQL_PATIENCE: Final = (
     f"SELECT set_config('lock_timeout', '{_PATIENCE_SECONDS}s', false), set_config('statement_timeout', '0', false)"
 )
@@ -63,6 +65,17 @@ def migrate(database: Database) -> bool:
 
 
 def _upgrade(database: Database) -> bool:
+    """Take the steps; again where PostgreSQL took them back, because they and a request of the version before waited for each other."""
+    for _ in range(_TRIES - 1):
+        try:
+            return _take_steps(database)
+        except DBAPIError as exc:
+            if getattr(exc.orig, "sqlstate", None) != _DEADLOCK:
+                raise
+    return _take_steps(database)
+
+
+def _take_steps(database: Database) -> bool:
     from alembic import command  # noqa: PLC0415 -- a quarter of a second that a start without work does not pay
 
     with database.engine.connect() as connection:

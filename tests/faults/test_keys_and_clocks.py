@@ -100,7 +100,8 @@ def test_a_first_start_with_a_wrong_clock_is_forgotten_with_it(
         rt = service.runtime()
         until(lambda: has_leases(rt), seconds=30)
         rt.close()
-        worker.terminate()
+        # Not asked: libfaketime sometimes holds a thread for ever. How a worker stops is tested elsewhere.
+        worker.kill()
         worker.wait(20)
     # 2. The clock is right: it serves as if nothing had been.
     service.start()

@@ -108,8 +108,10 @@ def test_a_held_database_is_read_and_its_writers_hear_so_soon(stores: Stores, tm
             # One that starts now has nothing to write yet.
             second = Service(tmp_path / "second", settings)
             second.launch()
-            until(lambda: is_answered(second, "/.well-known/jwks.json"), seconds=20)
-            second.stop()
+            try:
+                until(lambda: is_answered(second, "/.well-known/jwks.json"), seconds=20)
+            finally:
+                second.stop()
             until(lambda: len(events(service, "the database does not serve")) == 1, seconds=PATIENCE_SECONDS)
             time.sleep(10)
         # The lock is given back: at once all is well again, and the log has one line for it, not one for every try.

@@ -91,6 +91,10 @@ def test_the_admin_routes_are_those_of_the_contract() -> None:
         DELETE /admin/signing-key/{kid}|GET /admin/audit|GET /admin/error/{errorID}
         DELETE /admin/sessions
         GET /admin/errors
+        GET /admin/errors/counts
+        GET /admin/incident
+        POST /admin/incident
+        POST /admin/keypair/{id}/rotate
         GET /admin/mails
         GET /admin/user/{id}/export
         POST /admin/mails/retry

@@ -215,8 +215,8 @@ LETTERS: Final[Mapping[Template, Letter]] = {
     ),
     Template.DECOY_TRIED: Letter(
         "Somebody tried a decoy of yours at $service",
-        'The decoy "$key_name", which you answer for at $service, was tried $found. It proves nothing and was refused. Nobody has a use '
-        "for it but whoever found it: look for what else lay where it was kept, and replace that.",
+        'The decoy "$key_name", which you answer for at $service, was tried $found. It proves nothing and was refused. If it was '
+        "not you, somebody found it: look for what else lay where it was kept, and replace that.",
         "whoever found the decoy",
         "You hear of it again in an hour at the earliest, however often it is tried; the audit has every try.",
     ),

@@ -1,6 +1,6 @@
 """The guides that stand before the routes: what most people come for, from the first line to the last, as steps and code.
 
-Both forms of the documentation are made from these values. Blocks in Python are run by a test.
+Both forms of the documentation are made from these values. A test compiles the Python and looks up every command and option.
 """
 
 from __future__ import annotations

@@ -468,6 +468,7 @@ VALUES: dict[str, str | datetime] = {
     "tenant": "Acme Bank",
     "address": "new@example.com",
     "change": "switched on",
+    "found": "two tokens",
     "until": START,
 }
 
