@@ -14,7 +14,7 @@ import uuid
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Final, assert_never
+from typing import Any, Final, NamedTuple, assert_never
 
 from sqlalchemy import BigInteger, ForeignKey, String, bindparam, delete, select, update
 from sqlalchemy.orm import Mapped, mapped_column
@@ -116,6 +116,20 @@ class Answered:
     resource: str
 
 
+class _ChallengeRow(NamedTuple):
+    user_id: str
+    version: int
+    factor: str
+    allows_fixed: bool
+    verification_id: str
+    client_id: str
+    resource: str
+    handout: str
+    state: str
+    attempts: int
+    expires_at: datetime
+
+
 _BY_ID = Prepared(
     select(
         Challenge.user_id,
@@ -129,7 +143,8 @@ _BY_ID = Prepared(
         Challenge.state,
         Challenge.attempts,
         Challenge.expires_at,
-    ).where(Challenge.id == bindparam("id"))
+    ).where(Challenge.id == bindparam("id")),
+    into=_ChallengeRow,
 )
 
 
@@ -208,9 +223,9 @@ def find_link(rt: Runtime, token: str, *, handout: str) -> Linked | None:
     if raw is None or not hmac.compare_digest(raw[16:], _link_mac(rt, handout, challenge_id)):
         return None
     row = rt.database.row(_BY_ID, id=challenge_id)
-    if row is None or row[7] != handout or row[8] != State.PENDING or row[10] <= rt.clock.now():
+    if row is None or row.handout != handout or row.state != State.PENDING or row.expires_at <= rt.clock.now():
         return None
-    return Linked(challenge_id, row[0], row[1], row[10])
+    return Linked(challenge_id, row.user_id, row.version, row.expires_at)
 
 
 def spend_link(unit: Unit, linked: Linked) -> UserInfo:
