@@ -7,6 +7,7 @@ process for each module and backend; tests that need headers, limits or concurre
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import shutil
 import tempfile
@@ -19,6 +20,7 @@ from identity.app import create_app, create_runtime
 from identity.runtime import Runtime
 from identity.settings import Settings
 from tests import servers
+from tests.pool import Pool
 from tests.vectors import wycheproof_folder
 from tests.world import FakeClock, Live, Mailbox, Web, fast_settings, migrated_sqlite, open_guesses, start_live
 
@@ -44,6 +46,12 @@ def the_valkey() -> servers.Valkey:
 
 
 @functools.cache
+def _databases() -> Pool:
+    """The databases of `the_postgres` that tests lend each other."""
+    return Pool(the_postgres(), "template_identity")
+
+
+@functools.cache
 def _home() -> Path:
     home = Path(tempfile.mkdtemp(prefix="id-"))
     atexit.register(shutil.rmtree, home, ignore_errors=True)
@@ -51,6 +59,18 @@ def _home() -> Path:
 
 
 _count = iter(range(10**9))
+
+
+@contextlib.contextmanager
+def lent_database(backend: str, folder: Path) -> Iterator[dict[str, str]]:
+    """As `fresh_database`, for a test that is done with it in the end: the next one gets it, emptied."""
+    if backend == "sqlite":
+        yield fresh_database(backend, folder)
+        return
+    the_valkey().flush()
+    name = _databases().take()
+    yield {"database_url": the_postgres().url(name), "redis_url": the_valkey().url}
+    _databases().give_back(name)
 
 
 def fresh_database(backend: str, folder: Path) -> dict[str, str]:
@@ -87,9 +107,10 @@ def mailbox() -> Mailbox:
 
 
 @pytest.fixture
-def settings(backend: str, tmp_path: Path) -> Settings:
+def settings(backend: str, tmp_path: Path) -> Iterator[Settings]:
     """Settings of a fresh service; override this fixture, or `dataclasses.replace` it, to test another."""
-    return fast_settings(keys_dir=tmp_path / "keys", **fresh_database(backend, tmp_path))
+    with lent_database(backend, tmp_path) as database:
+        yield fast_settings(keys_dir=tmp_path / "keys", **database)
 
 
 @pytest.fixture
@@ -113,7 +134,7 @@ def live(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     """A real server process; limits are off unless a module overrides `live_environment`."""
     folder = tmp_path_factory.mktemp("live")
     overrides = getattr(request.module, "LIVE_ENVIRONMENT", {})
-    with start_live(folder, fresh_database(request.param, folder), overrides) as service:
+    with lent_database(request.param, folder) as database, start_live(folder, database, overrides) as service:
         yield service
 
 

@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import ctypes.util
 import dataclasses
+import fcntl
 import importlib.util
 import os
 import pathlib
@@ -150,9 +151,35 @@ class _Process:
         self._guard = self._server = None
 
 
+_TEMPORARY = pathlib.Path(
+    "/tmp"
+)  # Not TMPDIR: a unix socket's path holds about 100 bytes, and TMPDIR alone may be longer.
+_OLD_SECONDS = 86_400.0
+_held: list[int] = []
+
+
 def _private_directory(prefix: str) -> pathlib.Path:
-    # Not TMPDIR: a unix socket's path holds about 100 bytes, and TMPDIR alone may be longer.
-    return pathlib.Path(tempfile.mkdtemp(prefix=prefix, dir="/tmp"))
+    """A new directory, ours as long as this process lives. What runs that were killed left is removed on the way: it fills the disk."""
+    remove_leftovers(prefix)
+    directory = pathlib.Path(tempfile.mkdtemp(prefix=prefix, dir=_TEMPORARY))
+    lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    fcntl.flock(lock, fcntl.LOCK_EX)  # Goes with the process, however it ends.
+    _held.append(lock)
+    return directory
+
+
+def remove_leftovers(prefix: str) -> None:
+    """Remove the directories of owners that are gone: a guard that was killed with its owner could not."""
+    for directory in _TEMPORARY.glob(f"{prefix}*"):
+        with contextlib.suppress(OSError):
+            if not (directory / "lock").exists():
+                # Just made by a neighbour that has yet to lock it; or a day old, and nobody's.
+                if time.time() - directory.stat().st_mtime > _OLD_SECONDS:
+                    shutil.rmtree(directory, ignore_errors=True)
+                continue
+            with (directory / "lock").open("r+b") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(directory, ignore_errors=True)
 
 
 def _wheel_folder(package: str) -> pathlib.Path | None:

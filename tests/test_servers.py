@@ -13,6 +13,7 @@ import pytest
 import redis
 
 from tests import servers
+from tests.pool import Pool
 
 
 @pytest.fixture(autouse=True)
@@ -242,3 +243,80 @@ def test_a_server_that_cannot_start_shows_its_last_words(
     monkeypatch.setattr(servers, "_valkey_binary", lambda: broken)
     with pytest.raises(servers.ServerUnavailable, match="out of luck"):
         servers.start_valkey()
+
+
+class TestLeftovers:
+    """What runs that were killed whole, guards and all, left under /tmp; it once filled a disk."""
+
+    HOLD = "import sys, tests.servers as s; print(s._private_directory(sys.argv[1]), flush=True); sys.stdin.read()"
+
+    def test_the_next_run_removes_what_a_killed_one_left_and_nothing_else(self) -> None:
+        prefix = f"idtest-{os.getpid()}-"
+        command = [sys.executable, "-c", self.HOLD, prefix]
+        owners = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+        try:
+            places = []
+            for owner in owners:
+                assert owner.stdout is not None
+                places.append(pathlib.Path(owner.stdout.readline().strip()))
+            owners[0].kill()
+            owners[0].wait()
+            servers.remove_leftovers(prefix)
+            assert [place.exists() for place in places] == [False, True]
+        finally:
+            for owner in owners:
+                owner.kill()
+                owner.communicate()
+            servers.remove_leftovers(prefix)
+
+
+class TestPool:
+    """A database that tests lend each other is like a new one each time."""
+
+    @pytest.fixture
+    def pool(self, postgres: servers.Postgres) -> Pool:
+        address = postgres.create_database("template")
+        ask(
+            address,
+            "CREATE TABLE parents (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, name text)",
+            "CREATE TABLE children (parent int REFERENCES parents)",
+            "INSERT INTO parents (name) VALUES ('first')",
+            "INSERT INTO children VALUES (1)",
+            "SELECT 1",
+        )
+        return Pool(postgres, "template")
+
+    def test_it_holds_what_the_template_holds(self, postgres: servers.Postgres, pool: Pool) -> None:
+        name = pool.take()
+        address = postgres.url(name)
+        ask(address, "DELETE FROM children", "UPDATE parents SET name = 'changed'", "SELECT 1")
+        ask(address, "INSERT INTO parents (name) VALUES ('second'), ('third')", "SELECT 1")
+        pool.give_back(name)
+        assert pool.take() == name
+        assert ask(address, "SELECT array_agg(id || name) FROM parents") == ["1first"]
+        assert ask(address, "SELECT count(*) FROM children") == 1
+        assert ask(address, "INSERT INTO parents (name) VALUES ('next') RETURNING id") == 2
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            "ALTER TABLE parents ADD COLUMN more text",
+            "CREATE TABLE another (id int)",
+            "CREATE FUNCTION one() RETURNS int LANGUAGE sql AS 'SELECT 1'",
+            "ALTER TABLE children DISABLE TRIGGER ALL",
+            "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET work_mem = ''8MB''', current_database()); END $$",
+        ],
+    )
+    def test_one_of_another_schema_is_not_lent_again(self, postgres: servers.Postgres, pool: Pool, change: str) -> None:
+        name = pool.take()
+        ask(postgres.url(name), change, "SELECT 1")
+        pool.give_back(name)
+        assert pool.take() != name
+
+    def test_whoever_stayed_connected_is_cut_off(self, postgres: servers.Postgres, pool: Pool) -> None:
+        name = pool.take()
+        with psycopg.connect(postgres.url(name).replace("+psycopg", "")) as stayed:
+            stayed.execute("SELECT * FROM parents FOR UPDATE")
+            pool.give_back(name)
+            with pytest.raises(psycopg.OperationalError):
+                stayed.execute("SELECT 1")
