@@ -68,7 +68,10 @@ def _ownerless(rt: Runtime) -> Iterator[Need]:
     owning = select(Membership.tenant_id).join(User, User.id == Membership.user_id)
     owning = owning.where(holds(Membership.roles, OWNER_ROLE))
     with rt.database.reading() as session:
-        suspects = owning.join(Tenant, Tenant.id == Membership.tenant_id).where(~User.enabled, Tenant.enabled)
+        # From the few to the many: a join would let SQLite begin with every membership there is.
+        disabled = Membership.user_id.in_(select(User.id).where(~User.enabled))
+        suspects = select(Membership.tenant_id).where(disabled, holds(Membership.roles, OWNER_ROLE))
+        suspects = suspects.join(Tenant, Tenant.id == Membership.tenant_id).where(Tenant.enabled)
         for tenant in sorted(session.scalars(suspects.distinct().limit(_MOST))):
             usable = owning.where(Membership.tenant_id == tenant, User.enabled, window_is_open(rt.clock.now()))
             if session.scalar(usable.limit(1)) is None:
