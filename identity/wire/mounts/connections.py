@@ -113,7 +113,9 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # see above
         if self._current_request is None:
             self._begun = None  # An exchange is finished by the request that began it, or by none.
         if self._is_lenient and not self._body_left and self._is_idle():
-            kept = self.app.repeats.find(data, self._peer)
+            endpoint = self.app.find_quick(_line_of(data))
+            # Only where there may be an answer: finding one costs a digest of the request.
+            kept = self.app.repeats.find(data, self._peer) if endpoint is not None and endpoint.repeats else None
             if kept is not None:
                 self._is_aside = True
                 self.app.do_soon(partial(self.app.repeats.give, kept), partial(self._answered_again, data))
@@ -183,8 +185,7 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # see above
 
     def _answer_soon(self, data: bytes) -> bool:
         """Answer a whole plain request for a hot endpoint that needs no thread, at once or later; tell whether it was one."""
-        line = data[: data.find(b" ", data.find(b" ") + 1)].partition(b"?")[0]
-        endpoint = self.app.find_quick(line)
+        endpoint = self.app.find_quick(_line_of(data))
         request = self._plain_request(data, endpoint) if endpoint is not None else None
         if endpoint is None or request is None:
             return False
@@ -307,6 +308,11 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # see above
             return
         answer = self.app.refuse_unread(status, self._peer)
         self._safe_write(_as_http(answer, (*extra_headers, ("Connection", "close"))))
+
+
+def _line_of(data: bytes) -> bytes:
+    """The method and the path of a request that begins with `data`, as it spells them."""
+    return data[: data.find(b" ", data.find(b" ") + 1)].partition(b"?")[0]
 
 
 def _body_left_of(data: bytes) -> int | None:
