@@ -42,6 +42,15 @@ def open_new(path: Path) -> int:
     return descriptor
 
 
+def sync_folder(folder: Path) -> None:
+    """Have the names in `folder` outlive a power cut, as `fsync` does for what a file holds. Raises OSError."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def tighten(paths: Iterable[Path]) -> tuple[list[str], list[str]]:
     """Take away what others may do to those of `paths` that exist and are ours. Returns what was changed, and what others may still read.
 

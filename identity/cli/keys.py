@@ -38,7 +38,10 @@ def revoke(opened: Opened, kid: str) -> Any:
 @command(keys, "import", is_local=True)
 @click.argument("file", type=click.File("rb"))
 def import_key(opened: Opened, file: BinaryIO) -> Any:
-    """Take the RSA key in FILE (PEM, unencrypted; `-` is standard input) as the one that signs next; `keys rotate` starts it."""
+    """Take the private key in FILE (PEM, unencrypted; `-` is standard input) as the one that signs next; `keys rotate` starts it.
+
+    It is an RSA key, or a P-256 key where IDENTITY_SIGNING_ALG is ES256.
+    """
     from identity import documents
     from identity.core.admin import keys
 

@@ -16,7 +16,7 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any, Final
 
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from sqlalchemy import BigInteger, Index, LargeBinary, String, delete, select, text, update
@@ -355,7 +355,7 @@ class Keyring:
         """
         try:
             private = serialization.load_pem_private_key(pem, password=None)
-        except (ValueError, TypeError) as exc:
+        except (ValueError, TypeError, UnsupportedAlgorithm) as exc:
             raise Refused(VALIDATION.saying("That is not an unencrypted PEM private key"), cause=exc) from exc
         algorithm = algorithm_of(private)
         if algorithm is None or algorithm.name != self._settings.signing_alg:

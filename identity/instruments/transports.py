@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote, urlsplit
 
-from identity.files import make_folder, open_new
+from identity.files import make_folder, open_new, sync_folder
 from identity.settings import BadSettings, Settings
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ class FileMailer:
             draft.replace(path)
         finally:
             draft.unlink(missing_ok=True)
-        _sync_directory(self._directory)
+        sync_folder(self._directory)
 
     def handshake(self) -> None:
         """Raise OSError unless a mail could be written there, or the directory be made; nothing is."""
@@ -257,11 +257,3 @@ def _file_name(message: EmailMessage) -> str:
     if not _FILE_NAME.fullmatch(mail_id):
         raise ValueError("a mail needs a Message-ID whose left side can be a file name")
     return f"{parsedate_to_datetime(message['Date']):%Y%m%dT%H%M%SZ}-{mail_id}.eml"
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -24,7 +24,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from identity.ambient import Entropy, Origin
-from identity.files import make_folder, open_new
+from identity.files import make_folder, open_new, sync_folder
 from identity.settings import BadSettings, Settings
 from identity.storage import Base, Database
 
@@ -163,6 +163,8 @@ def _create(path: Path, entropy: Entropy) -> None:
     finally:
         os.close(descriptor)
         draft.unlink()
+    # Whoever comes here seals a database under it next, which may lie on another disk: the key must not be younger than that.
+    sync_folder(path.parent)
 
 
 def _parse(text: str, source: str) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Final, NamedTuple
 
 from identity.canonical import canonical_client
@@ -17,23 +17,14 @@ from identity.errors import (
     Refused,
 )
 from identity.runtime import Runtime
-from identity.wire.endpoint import (
-    Reads,
-    Request,
-)
+from identity.wire.endpoint import Reads, Request
 
 MAX_HEAD: Final = 16 * 1024
 REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}", re.ASCII)
-
-
 _HOST: Final = re.compile(
     r"(?:[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,253})|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{0,5})?", re.ASCII
 )
-
-
 _VISIBLE: Final = re.compile(r"[\x20-\x7e]*", re.ASCII)
-
-
 _OTHER_SCHEMES: Final = frozenset({"basic", "digest", "token", "apikey", "negotiate", "dpop", "bearer:"})
 
 
@@ -110,13 +101,25 @@ def check_head(request: Request) -> None:
     """Raise Refused (MALFORMED_REQUEST) for a head that two programs could read in two ways."""
     host = request.headers.get("host")
     # RFC 9112 section 3.2: HTTP/1.0 knows no Host; health checks speak it.
-    named = request.version == "1.0" if host is None else bool(_HOST.fullmatch(host))
+    named = request.version == "1.0" if host is None else _is_host(host)
     # `//path` would be routed as `/path`, behind the back of a proxy that judges by paths.
     in_form = request.target.startswith("/") and not request.target.startswith("//")
     if not named or not in_form or "\0" in request.path:
         raise Refused(MALFORMED_REQUEST_HEAD, detail="Host or request target")
     if sum(map(len, request.headers.values())) > MAX_HEAD:
         raise Refused(UNREADABLE.saying(UNREADABLE.message, status=431), detail=f"header fields over {MAX_HEAD} bytes")
+
+
+def _is_host(text: str) -> bool:
+    """Whether this names a host and, perhaps, a port (RFC 3986 section 3.2.2)."""
+    if not _HOST.fullmatch(text):
+        return False
+    if text.startswith("["):
+        try:
+            IPv6Address(text[1 : text.index("]")])
+        except ValueError:
+            return False  # Readers further in would raise at it: `urlsplit` does since Python 3.11.4.
+    return True
 
 
 def _is_within(address: str, networks: Networks) -> bool:

@@ -301,6 +301,12 @@ def pem_of(private: Any, encryption: Any = None) -> bytes:
 
 
 STRONG = pem_of(rsa.generate_private_key(65537, 2048))
+# secp112r1, which OpenSSL's command line makes and the library does not read.
+UNKNOWN_CURVE = b"""-----BEGIN EC PRIVATE KEY-----
+MD4CAQEEDsmJhJYu8W1+qNarlH+XoAcGBSuBBAAGoSADHgAEOk1iLtt8U26FQ5ga
+sFUOQnhaGDOmU39V+TrSDA==
+-----END EC PRIVATE KEY-----
+"""
 
 
 def test_an_imported_key_waits_as_the_standby_and_signs_after_a_rotation(rt: Runtime, clock: FakeClock) -> None:
@@ -320,10 +326,11 @@ def test_an_imported_key_waits_as_the_standby_and_signs_after_a_rotation(rt: Run
         b"",
         b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n",
         pem_of(ec.generate_private_key(ec.SECP256R1())),
+        UNKNOWN_CURVE,
         pem_of(rsa.generate_private_key(65537, 1024)),
         pem_of(rsa.generate_private_key(65537, 2048), serialization.BestAvailableEncryption(b"pass")),
     ],
-    ids=["empty", "garbage", "elliptic curve", "1024 bits", "encrypted"],
+    ids=["empty", "garbage", "elliptic curve", "a curve that nobody knows", "1024 bits", "encrypted"],
 )
 def test_a_key_that_is_weak_or_none_is_not_imported(rt: Runtime, pem: bytes) -> None:
     with pytest.raises(Refused) as caught, rt.unit(ORIGIN) as unit:

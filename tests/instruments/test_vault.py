@@ -122,6 +122,16 @@ def test_the_key_file_is_made_once_and_read_by_its_owner_alone(tmp_path: Path) -
     assert len(base64.b64decode(path.read_text())) == 32
 
 
+def test_a_new_key_file_outlives_a_power_cut_before_anything_is_sealed_under_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[tuple[int, bool]] = []
+    key = tmp_path / "master.key"
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append((os.fstat(descriptor).st_ino, key.exists())))
+    open_vault(fast_settings(master_keys=(), keys_dir=tmp_path), SystemEntropy())
+    assert synced[-1] == (tmp_path.stat().st_ino, True), "the folder, once the key has its name"
+
+
 def test_the_environment_overrides_the_file(tmp_path: Path) -> None:
     open_vault(fast_settings(keys_dir=tmp_path / "keys"), SystemEntropy())
     assert not (tmp_path / "keys").exists()

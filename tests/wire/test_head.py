@@ -57,6 +57,20 @@ def test_http_1_0_needs_no_host(live: Live) -> None:
         assert said(live, f"GET {path} HTTP/1.0\r\nHost: \r\n\r\n".encode()).status == 400, path
 
 
+def test_a_host_in_brackets_is_an_ipv6_address(live: Live) -> None:
+    """Whatever reads it further in may raise at anything else: `/` asks whether it names this machine."""
+    for host, status in (
+        ("[::1]:8000", 200),
+        ("[::ffff:127.0.0.1]", 200),
+        ("[::::]", 400),
+        ("[1.2.3.4]", 400),
+        ("[..]", 400),
+    ):
+        assert said(live, f"GET / HTTP/1.1\r\nHost: {host}\r\nAccept: text/html\r\n\r\n".encode()).status == status, (
+            host
+        )
+
+
 @pytest.mark.parametrize("path", PUBLIC)
 def test_public_documents_ignore_queries(live: Live, path: str) -> None:
     for query in ("utm=1", "a", "a=1&a=2", "%zz", "=", "&&"):

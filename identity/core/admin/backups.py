@@ -23,7 +23,7 @@ from identity import migrations
 from identity.core.admin.by import By
 from identity.core.record import audit
 from identity.core.record.audit import Action, AuditEvent
-from identity.files import FILE_MODE
+from identity.files import FILE_MODE, sync_folder
 from identity.instruments import dumps
 from identity.instruments.dumps import Progress
 from identity.instruments.sealed_files import PASSPHRASE_MIN_CHARACTERS, BadBackup, Sealed, Sealer
@@ -91,7 +91,7 @@ def back_up(
         _read_back(rt, draft, written.digest(), passphrase)
         sealed_bytes = draft.tell()
         path.replace(file)
-    fsync_folder(file.parent)
+    sync_folder(file.parent)
     made = BackupInfo(
         file.absolute(), made_at, kind, revision, "passphrase" if passphrase else "master key", sealed_bytes, size
     )  # fmt: skip
@@ -162,12 +162,3 @@ def _draft(file: Path) -> Iterator[tuple[BinaryIO, Path]]:
         except BaseException:
             path.unlink(missing_ok=True)
             raise
-
-
-def fsync_folder(folder: Path) -> None:
-    """Have the names in a folder survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

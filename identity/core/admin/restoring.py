@@ -26,7 +26,7 @@ from identity.core.keeping import keepings
 from identity.core.record import audit
 from identity.core.record.audit import Action
 from identity.engines import driver_url, shown
-from identity.files import make_folder
+from identity.files import make_folder, sync_folder
 from identity.instruments import dumps
 from identity.instruments.dumps import Progress
 from identity.instruments.sealed_files import BadBackup, Sealed
@@ -163,7 +163,7 @@ def _into_sqlite(
         if target.exists():
             dumps.release_sqlite(target)  # Again: somebody may have opened it meanwhile.
         draft.replace(target)
-        backups.fsync_folder(target.parent)
+        sync_folder(target.parent)
     finally:
         _remove_sqlite(draft)
 

@@ -61,7 +61,7 @@ def show_expiring(visit: Visit) -> Reply:
 def number_asked(visit: Visit, name: str, *, default: int, most: int) -> int:
     """A number in the query. Raises Refused(VALIDATION)."""
     text = visit.asked(name) or str(default)
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= most:
+    if not text.isascii() or not text.isdigit() or len(text) > 9 or not 1 <= int(text) <= most:
         raise Refused(VALIDATION.saying(f"{name} is from 1 to {most}"), field=name)
     return int(text)
 

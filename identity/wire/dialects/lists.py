@@ -36,12 +36,12 @@ def flag(call: Call, name: str) -> bool:
 
 
 def whole(call: Call, name: str, *, default: int, most: int) -> int:
-    """The whole number in a query parameter, from 1 on."""
+    """The whole number in a query parameter, from 1 to `most`."""
     text = one(call, name)
     if text is None:
         return default
     if not _WHOLE.fullmatch(text) or not 1 <= int(text) <= most:
-        raise Refused(VALIDATION.saying("limit is from 1 to 200, page from 1"), field=name)
+        raise Refused(VALIDATION.saying(f"{name} is from 1 to {most}"), field=name)
     return int(text)
 
 

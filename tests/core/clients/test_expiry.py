@@ -178,6 +178,9 @@ def test_everything_that_will_end_is_in_one_list_soonest_first(web: Web) -> None
     assert [one["kind"] for one in listed["expiring"]] == ["secret", "access window", "trust", "keypair"]
     assert listed["expiring"][0]["clientId"] == listed["expiring"][2]["clientId"] == feed.client_id
     assert listed["expiring"][1]["userID"] == listed["expiring"][3]["userID"] == ada.id
+    for days in ("0", "3651", "00001999999999", "x"):
+        refused = web.get(f"/admin/expiring?days={days}", bearer=token)
+        assert (refused.status_code, refused.json["message"]) == (400, "days is from 1 to 3650"), days
     near = web.get("/admin/expiring?days=3&limit=1", bearer=token).json
     assert (near["items"], [one["kind"] for one in near["expiring"]]) == (2, ["secret"])
     for days in ("0", "3651", "x", "-1", "99999999999"):
