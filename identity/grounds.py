@@ -17,17 +17,19 @@ _noting: Final[ContextVar[Grounds | None]] = ContextVar("grounds", default=None)
 class Grounds:
     """The grounds of one answer; inside its `with` block they are noted, by whatever runs in this thread or task."""
 
-    __slots__ = ("_token", "deeds", "hits", "is_complete", "last_step", "reads", "until")
+    __slots__ = ("_token", "deeds", "hits", "is_complete", "last_step", "looks", "reads", "until")
 
     def __init__(self) -> None:
         #: Statements with their parameters, and the rows that were found.
         self.reads: list[tuple[str, Any, list[Any]]] = []
+        #: What is known without a read: how to look at it again, and what was found.
+        self.looks: list[tuple[Callable[[], object], object]] = []
         #: What was counted against limits: policy, key, budget.
         self.hits: list[tuple[Any, str, str | None]] = []
         #: What else was counted or noted, to be done again with the time of then.
         self.deeds: list[Callable[[datetime], object]] = []
         self.until: datetime | None = None
-        #: What makes the rest of each answer anew, from a call; where there is one, nothing of what it does is a ground.
+        #: What makes the rest of each answer anew, from a call; where there is one, nothing of what it does is a ground of this answer.
         self.last_step: Callable[[Any], Any] | None = None
         self.is_complete = True
         self._token: Token[Grounds | None] | None = None
@@ -46,6 +48,13 @@ def note_read(statement: str, parameters: Any, found: Sequence[Any]) -> None:
     grounds = _noting.get()
     if grounds is not None and grounds.last_step is None:
         grounds.reads.append((statement, parameters, list(found)))
+
+
+def note_look(look: Callable[[], object], found: object) -> None:
+    """Something that this process holds: the answer stands while `look` finds the same."""
+    grounds = _noting.get()
+    if grounds is not None and grounds.last_step is None:
+        grounds.looks.append((look, found))
 
 
 def note_hit(policy: Any, key: str, budget: str | None) -> None:

@@ -203,14 +203,15 @@ class Memory:
 
     def look(self, name: bytes, now: datetime, *, shards: Sequence[str]) -> Recollection:
         """As `recall`, where the shards are known before: their epochs are told also where nothing is remembered."""
-        grounds.give_up()
         wanted = tuple(shards)
         entry = self._entries.get(name)
         epochs = self._read(wanted)
         is_good = entry is not None and (entry.shards, entry.epochs) == (wanted, epochs)
         if entry is not None and is_good and entry.until is not None and now < entry.until:
             self._hits += 1
+            grounds.note_end(entry.until)
             return Recollection(entry.value, epochs)
+        grounds.give_up()
         return Recollection(None, epochs)
 
     def keep(self, name: bytes, value: Any, *, shards: Sequence[str], until: datetime, asked: Recollection) -> None:

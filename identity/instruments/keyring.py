@@ -23,6 +23,7 @@ from sqlalchemy import BigInteger, Index, LargeBinary, String, delete, select, t
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, mapped_column
 
+from identity import grounds
 from identity.ambient import Clock, Origin, later
 from identity.canonical import decode_base64url, decode_object, encode_base64url
 from identity.columns import Instant
@@ -225,7 +226,9 @@ class Keyring:
         if self._jwks[0] != kids:
             body = json.dumps({"keys": [dict(key.jwk) for key in published]}, separators=(",", ":")).encode()
             self._jwks = (kids, body, f'"{hashlib.sha256(body).hexdigest()[:32]}"')
-        return self._jwks[1], self._jwks[2]
+        found = self._jwks[1], self._jwks[2]
+        grounds.note_look(self.jwks, found)
+        return found
 
     # Life of the keys.
 

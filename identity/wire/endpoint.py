@@ -224,8 +224,12 @@ class Endpoint:
     said_again: tuple[tuple[str, str], ...] = field(init=False)
     #: What logs and metrics call it: never what a client sent.
     name: str = field(init=False)
+    #: Anybody may ask, uncounted, and nothing that it does can wait.
+    is_open: bool = field(init=False)
 
     def __post_init__(self) -> None:
+        is_open = self.reads is Reads.NOTHING and self.limit is None and not self.limits_itself
+        object.__setattr__(self, "is_open", is_open)
         schema = self.body or Body
         object.__setattr__(self, "name", f"{self.method} {self.path}")
         object.__setattr__(self, "load", reader(schema))

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlencode
@@ -21,9 +22,10 @@ from gunicorn.asgi.protocol import ASGIProtocol
 from identity import logs
 from identity.app import endpoints
 from identity.core.admin import applications as admin_applications
-from identity.core.admin import tenants, users
+from identity.core.admin import keys, tenants, users
 from identity.core.clients import secrets
 from identity.errors import Refused
+from identity.instruments.counts import TOKENS
 from identity.instruments.epochs import Memory
 from identity.instruments.limits import Limiter
 from identity.runtime import Runtime
@@ -323,7 +325,6 @@ def test_few_are_kept(world: World, speaker: Speaker, monkeypatch: pytest.Monkey
 
 def test_what_names_no_end_or_is_refused_is_not_kept(world: World, speaker: Speaker) -> None:
     asked = (
-        get("/health/live"),
         get("/verify"),
         get("/verify", "Authorization: Bearer ids_nothing"),
         get("/verify?role=none", f"Authorization: Bearer {world.bearer.bearer}", "X-Tenant-Id: acme"),
@@ -332,3 +333,61 @@ def test_what_names_no_end_or_is_refused_is_not_kept(world: World, speaker: Spea
         for _ in range(5):
             speaker.ask(request)
     assert speaker.lane.repeats._kept == {}
+
+
+def test_a_token_that_is_given_again_costs_no_step_within_a_second(
+    rt: Runtime,
+    other: Runtime,  # noqa: F811
+    speaker: Speaker,
+    clock: FakeClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    app = an_application(rt, token_seconds=3600, token_reuse_seconds=600)
+    own = post("/application/token", json.dumps({"clientId": app.client_id, "secret": app.secret}).encode())
+    found = [speaker.ask(own) for _ in range(6)]
+    steps = 0
+
+    def counted(renewal: Exchange, call: Any) -> Any:
+        nonlocal steps
+        steps += 1
+        return take_step(renewal, call)
+
+    take_step = repeats.Renewal._pass
+    monkeypatch.setattr(repeats.Renewal, "_pass", counted)
+    found += [speaker.ask(own) for _ in range(5)]
+    assert steps == 0
+    assert {alike(answer) for answer in found[1:]} == {alike(found[-1])}
+    remaining = [int(re.search(rb"X-RateLimit-Remaining: (\d+)", answer)[1]) for answer in found]  # type: ignore[index]
+    assert [before - after for before, after in pairwise(remaining)] == [1] * 10
+    counts = rt.counts.take()
+    assert sum(count for key, count in counts.items() if key[0] == TOKENS and key[1:] == ("again",)) == 10
+    assert sum(count for key, count in rt.tallies._counts.items() if key[0].startswith("secret:") and key[-1]) == 11
+    clock.tick(1)
+    assert b'"expiresIn":3599' in speaker.ask(own)
+    assert steps == 1
+    # What another process does is seen at the next request, within the same second.
+    assert b'"expiresIn":3599' in speaker.ask(own)
+    admin_applications.change_application(other, BY, app.client_id, enabled=False)
+    assert speaker.ask(own)[9:12] != b"200"
+
+
+def test_what_is_open_to_all_is_given_again_until_the_ring_turns(
+    rt: Runtime, speaker: Speaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = {path: get(path) for path in ("/.well-known/jwks.json", "/health/live")}
+    for path, request in asked.items():
+        ordinary = speaker.ask(request)
+        assert alike(speaker.ask(request)) == alike(ordinary)
+        assert ordinary.startswith(b"HTTP/1.1 200"), path
+    assert rt.given_again == 2
+    assert not speaker.lane.repeats._kept
+    before = speaker.ask(asked["/.well-known/jwks.json"])
+    keys.rotate_key(rt, BY)
+    after = speaker.ask(asked["/.well-known/jwks.json"])
+    assert alike(after) != alike(before)
+    assert alike(after) == truth(rt, asked["/.well-known/jwks.json"])
+    # It pushes out nothing but its like.
+    monkeypatch.setattr(repeats, "_CAPACITY_OF_OPEN", 4)
+    for number in range(10):
+        speaker.ask(get("/health/live", f"User-Agent: {number}"))
+    assert len(speaker.lane.repeats._open) <= 4

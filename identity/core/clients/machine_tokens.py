@@ -134,6 +134,7 @@ def issue_token(
         raise Refused(SCOPE_REFUSED, field="scope", evidence={"asked": sorted(granted), "has": list(app.scopes)})
     seconds = _life(rt, proven, now)
     rt.asking.note(app.id, seconds, now)
+    grounds.note_deed(lambda then: rt.asking.note(app.id, seconds, then))
     # Its tenant's policy, or the end of a secret, may have made the life shorter than it was when the window was set.
     reuse = min(app.token_reuse_seconds, seconds // 2)
     if reuse < 1:
@@ -144,6 +145,7 @@ def issue_token(
     kept: _Kept | None = asked.value
     if kept is not None and kept.is_to_give(rt, proven, audience):
         _count(rt, "again")
+        grounds.note_end(later(now.replace(microsecond=0), 1))  # From the next second on it says a shorter life.
         return AccessToken(kept.text, kept.expires_at - int(now.timestamp()), tuple(sorted(granted)), is_reused=True)
     token = _mint(rt, proven, granted, audience, seconds=seconds, now=now)
     said = unverified_claims(token.text)
@@ -207,6 +209,7 @@ def _mint(
     rt: Runtime, proven: Authenticated, granted: Sequence[str], audience: Sequence[str], *, seconds: int, now: datetime
 ) -> AccessToken:
     """A new token, which counts as one of its day."""
+    grounds.give_up()
     app = proven.application
     if app.tokens_per_day is not None:
         try:

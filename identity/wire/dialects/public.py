@@ -48,7 +48,14 @@ class Health(Schema):
 
 
 @public.endpoint(
-    "GET", "/.well-known/jwks.json", answer=JwkSet, hot=True, cacheable=True, any_origin=True, ignores_body=True
+    "GET",
+    "/.well-known/jwks.json",
+    answer=JwkSet,
+    hot=True,
+    repeats=True,
+    cacheable=True,
+    any_origin=True,
+    ignores_body=True,
 )
 def jwks(call: Call) -> Reply:
     """The public signing keys, for verifiers; cache them for as long as `Cache-Control` says."""
@@ -79,7 +86,7 @@ def openid_configuration(call: Call) -> Reply:
     return _metadata(call.rt, _server(call.rt) | more)
 
 
-@public.endpoint("GET", "/health/live", answer=Health, hot=True, ignores_body=True)
+@public.endpoint("GET", "/health/live", answer=Health, hot=True, repeats=True, ignores_body=True)
 def live(_call: Call) -> Reply:
     """Whether the process answers."""
     return Reply({"status": "ok"})

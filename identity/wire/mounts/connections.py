@@ -112,24 +112,28 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # see above
             return
         if self._current_request is None:
             self._begun = None  # An exchange is finished by the request that began it, or by none.
+        endpoint = None
         if self._is_lenient and not self._body_left and self._is_idle():
             endpoint = self.app.find_quick(_line_of(data))
             # Only where there may be an answer: finding one costs a digest of the request.
-            kept = self.app.repeats.find(data, self._peer) if endpoint is not None and endpoint.repeats else None
-            if kept is not None:
-                self._is_aside = True
-                self.app.do_soon(partial(self.app.repeats.give, kept), partial(self._answered_again, data))
-                return
-        self._take(data)
+            if endpoint is not None and endpoint.repeats:
+                kept = self.app.repeats.find(data, self._peer, endpoint)
+                if kept is not None:
+                    self._is_aside = True
+                    again = partial(self._answered_again, data, endpoint)
+                    self.app.do_soon(partial(self.app.repeats.give, kept), again)
+                    return
+        self._take(data, endpoint)
 
-    def _take(self, data: bytes) -> None:
+    def _take(self, data: bytes, endpoint: Endpoint | None) -> None:
+        """Read `data`; `endpoint`: the one whose request begins with it, if it can be answered at once."""
         if self._is_lenient:
             if not self._is_plain(data):
                 if self._current_request is not None:
                     self._close_transport()  # Behind a request under way no other parser can take over, nor any answer be told apart.
                     return
                 self._read_strictly()
-            elif not self._body_left and self._is_idle() and self._answer_soon(data):
+            elif endpoint is not None and not self._body_left and self._answer_soon(data, endpoint):
                 return
         super().data_received(data)
 
@@ -183,11 +187,10 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # see above
             and not self._flow_control.write_paused
         )
 
-    def _answer_soon(self, data: bytes) -> bool:
+    def _answer_soon(self, data: bytes, endpoint: Endpoint) -> bool:
         """Answer a whole plain request for a hot endpoint that needs no thread, at once or later; tell whether it was one."""
-        endpoint = self.app.find_quick(_line_of(data))
-        request = self._plain_request(data, endpoint) if endpoint is not None else None
-        if endpoint is None or request is None:
+        request = self._plain_request(data, endpoint)
+        if request is None:
             return False
         exchange = self.app.begin(endpoint, request)
         self._is_aside = True
@@ -206,14 +209,14 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # see above
             super().data_received(data)
         self._read_on()
 
-    def _answered_again(self, data: bytes, again: Again | None) -> None:
+    def _answered_again(self, data: bytes, endpoint: Endpoint, again: Again | None) -> None:
         """Send the answer, or make it the ordinary way where it no longer stands; then read on."""
         self._is_aside = False
         if again is not None:
             head = "".join([again.head, *(f"{name}: {value}\r\n" for name, value in self._last_words())])
             self._send(_response(again.status, head, again.body))
         elif not self._closed:
-            self._take(data)
+            self._take(data, endpoint if self._is_idle() else None)
         self._read_on()
 
     def _last_words(self) -> tuple[tuple[str, str], ...]:

@@ -21,7 +21,7 @@ from identity.aside import Elsewhere, Errands
 from identity.errors import INTERNAL, UNAVAILABLE, UNREADABLE, Refused
 from identity.grounds import Grounds
 from identity.runtime import Runtime
-from identity.wire.endpoint import ENVELOPE, MAX_BODY, Answer, Endpoint, Reads, Request
+from identity.wire.endpoint import ENVELOPE, MAX_BODY, Answer, Endpoint, Request
 from identity.wire.exchange import Exchange, refuse_outside
 from identity.wire.head import networks_of
 from identity.wire.repeats import Repeats
@@ -171,7 +171,8 @@ class FastLane:
         return self._hot.get((method, parent + "/{}")) if _PLAIN.fullmatch(last) else None
 
     def _is_immediate(self, endpoint: Endpoint) -> bool:
-        return (self._rt.settings.is_embedded and not endpoint.writes) or _is_answered_from_memory(endpoint)
+        # Public keys and liveness must not queue behind a database that hangs.
+        return (self._rt.settings.is_embedded and not endpoint.writes) or endpoint.is_open
 
     async def _answer(self, scope: Scope, endpoint: Endpoint, body: bytes | None) -> Answer:
         # A connection may have begun already what turned out to write: it must not be counted again.
@@ -239,11 +240,6 @@ def headers_of(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
         name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
         headers[name] = f"{headers[name]},{value}" if name in headers else value
     return headers
-
-
-def _is_answered_from_memory(endpoint: Endpoint) -> bool:
-    """Whether nothing that an endpoint does can wait: public keys and liveness must not queue behind a database that hangs."""
-    return endpoint.reads is Reads.NOTHING and endpoint.limit is None and not endpoint.limits_itself
 
 
 def _request(scope: Scope, body: bytes | None) -> Request:
