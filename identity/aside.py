@@ -129,7 +129,11 @@ class Channel:
     def __init__(self, loop: asyncio.AbstractEventLoop, descriptor: int, patience: float) -> None:
         self._loop = loop
         # A copy: libpq closes its own when a connection breaks, and the loop must not take its successor's for it.
-        self._descriptor = os.dup(descriptor)
+        try:
+            self._descriptor = os.dup(descriptor)
+        except OSError:
+            self.release()
+            raise
         self._patience = patience
         self._waiting: deque[tuple[Errand, float]] = deque()
         self._alarm: asyncio.TimerHandle | None = None
@@ -248,7 +252,7 @@ class Channels:
 
     def _opened(self, made: asyncio.Future[Any]) -> None:
         self._opening -= 1
-        if made.cancelled() or made.exception() is not None:
-            self._not_before = self._loop.time() + self._RETRY_SECONDS
-        else:
+        try:
             self._open.append(self._watch(self._loop, made.result()))
+        except (Exception, asyncio.CancelledError):  # noqa: BLE001 -- of three libraries, or no descriptor is left; threads serve meanwhile
+            self._not_before = self._loop.time() + self._RETRY_SECONDS

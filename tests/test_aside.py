@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import errno
+import os
 import socket
 import struct
 import time
@@ -226,6 +228,32 @@ def test_an_errand_that_loses_a_connection_leaves_nobody_behind() -> None:
 
     first, second, third = uvloop.run(run())
     assert [type(first), type(second), third] == [Elsewhere, Elsewhere, "goes on"]
+
+
+def test_a_connection_that_cannot_be_watched_is_closed_and_not_made_again_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[socket.socket] = []
+
+    def connect() -> socket.socket:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            made.append(socket.create_connection(listener.getsockname()))
+        return made[-1]
+
+    def full(_descriptor: int) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        channels = Channels(loop, 1, connect, lambda loop, plug: Calls(loop, plug, "0" * 40, plug.close))
+        for _ in range(20):
+            with pytest.raises(Elsewhere):
+                channels.choose()
+            await asyncio.sleep(0.01)
+
+    monkeypatch.setattr(os, "dup", full)
+    asyncio.run(run())
+    assert [plug.fileno() for plug in made] == [-1]
 
 
 @pytest.mark.parametrize("run_on", [uvloop.run, asyncio.run], ids=["uvloop", "asyncio"])

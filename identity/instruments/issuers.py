@@ -295,4 +295,5 @@ def _addresses(host: str, port: int) -> list[str]:
 
 def _hang_up(connection: socket.socket) -> None:
     with contextlib.suppress(OSError):
-        connection.shutdown(socket.SHUT_RDWR)
+        # Not by SSLSocket's own method, which first forgets its TLS: whoever still reads would take plain bytes for the issuer's.
+        socket.socket.shutdown(connection, socket.SHUT_RDWR)

@@ -72,34 +72,45 @@ class SmtpMailer:
 
     @contextlib.contextmanager
     def _connected(self) -> Iterator[smtplib.SMTP]:
-        connection = self._connect()
-        # A server that drips one byte at a time never breaks the limit of a step; this ends it.
-        cut = threading.Timer(self._total_seconds, _hang_up, [connection])
+        plug = socket.create_connection((self._host, self._port), self._step_seconds)
+        # A server that drips one byte at a time, of its greeting or of its handshake too, never breaks the limit of a step; this ends it.
+        handle = plug.dup()
+        cut = threading.Timer(self._total_seconds, _hang_up, [handle])
         cut.daemon = True
         cut.start()
         try:
-            self._secure(connection)
-            if self._user:
-                _log_in(connection, self._user, self._password)
-            yield connection
-            # The mail is theirs already: how the goodbye goes must not send it again.
-            with contextlib.suppress(OSError):
-                connection.quit()
+            connection = self._greeted(plug)
+            try:
+                self._secure(connection)
+                if self._user:
+                    _log_in(connection, self._user, self._password)
+                yield connection
+                # The mail is theirs already: how the goodbye goes must not send it again.
+                with contextlib.suppress(OSError):
+                    connection.quit()
+            finally:
+                connection.close()
         finally:
             cut.cancel()
-            connection.close()
+            handle.close()
+            plug.close()
 
-    def _connect(self) -> smtplib.SMTP:
+    def _greeted(self, plug: socket.socket) -> smtplib.SMTP:
+        """What speaks SMTP over `plug`, once the server has said its first words."""
         import smtplib  # noqa: PLC0415 -- 40 ms that a start without SMTP need not pay
+
+        context = self._tls_context() if self._implicit_tls else None
+        host = self._host
+
+        class Plugged(smtplib.SMTP):
+            # Its own would connect, and greet, before anybody could end it.
+            def _get_socket(self, *_: object) -> socket.socket:
+                return plug if context is None else context.wrap_socket(plug, server_hostname=host)
 
         # Left to itself smtplib would ask DNS for our name, for as long as DNS likes.
         name = self._greeting or socket.gethostname()
         name = name if "." in name or name.startswith("[") else "[127.0.0.1]"
-        if self._implicit_tls:
-            return smtplib.SMTP_SSL(
-                self._host, self._port, name, timeout=self._step_seconds, context=self._tls_context()
-            )
-        return smtplib.SMTP(self._host, self._port, name, timeout=self._step_seconds)
+        return Plugged(host, self._port, name, timeout=self._step_seconds)
 
     def _secure(self, connection: smtplib.SMTP) -> None:
         if self._implicit_tls:
@@ -245,11 +256,10 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def _hang_up(connection: smtplib.SMTP) -> None:
-    # Shut down, not closed: that wakes the thread which waits in it. Under TLS too, so not by SSLSocket's own method.
-    if connection.sock is not None:
-        with contextlib.suppress(OSError):
-            socket.socket.shutdown(connection.sock, socket.SHUT_RDWR)
+def _hang_up(handle: socket.socket) -> None:
+    # Shut down, not closed: that wakes the thread which waits in it. Under TLS too: the handle is of what lies below.
+    with contextlib.suppress(OSError):
+        handle.shutdown(socket.SHUT_RDWR)
 
 
 def _file_name(message: EmailMessage) -> str:

@@ -285,7 +285,8 @@ class SharedStorage(RedisStorage):
 
     def close(self) -> None:
         """Give every connection back."""
-        self._client.close()
+        self._pool.disconnect()
+        self._cut()
 
 
 class _Ring:

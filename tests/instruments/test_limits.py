@@ -160,6 +160,18 @@ def test_a_redis_whose_clock_was_turned_back_does_not_lock_anybody_out() -> None
     limiter.close()
 
 
+def test_a_limiter_that_is_closed_holds_no_connection() -> None:
+    with contextlib.closing(redis.Redis.from_url(the_valkey().url)) as client:
+        before = {one["id"] for one in client.client_list()}
+        limiter = Limiter(fast_settings(limit_auth="3/minute", redis_url=the_valkey().url))
+        assert hits(limiter, "a closed one", 1) == [True]
+        made = {one["id"] for one in client.client_list()} - before
+        limiter.close()
+        time.sleep(0.05)
+        assert made
+        assert not made & {one["id"] for one in client.client_list()}
+
+
 def test_a_clock_that_was_turned_back_does_not_lock_anybody_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from identity.core.mail import outbox
 from identity.core.mail.letters import Template
-from identity.instruments import transports
+from identity.instruments import issuers, transports
 from identity.instruments.transports import FileMailer, SmtpMailer, mailer_for
 from identity.settings import BadSettings, Settings
 from tests.core.mail_world import ORIGIN, START, World, opened
@@ -217,14 +217,19 @@ def test_a_server_that_says_nothing_at_all_is_left() -> None:
         SmtpMailer("127.0.0.1", silent.getsockname()[1], step_seconds=0.2).send(a_mail())
 
 
-def test_a_server_that_drips_is_left_when_the_time_for_all_is_over() -> None:
+@pytest.mark.parametrize(
+    ("first", "implicit_tls"),
+    [(b"220 hello\r\n", False), (b"220-", False), (b"\x16\x03\x03\x40\x00", True)],
+    ids=["its answer", "its greeting", "its handshake"],
+)
+def test_a_server_that_drips_is_left_when_the_time_for_all_is_over(first: bytes, implicit_tls: bool) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def drip() -> None:
             connection, _ = server.accept()
             with connection, contextlib.suppress(OSError):
-                connection.sendall(b"220 hello\r\n")
-                for _ in range(200):
+                connection.sendall(first)
+                for _ in range(60):
                     time.sleep(0.05)
                     connection.sendall(b"2")
 
@@ -232,13 +237,32 @@ def test_a_server_that_drips_is_left_when_the_time_for_all_is_over() -> None:
         dripping.start()
         began = time.monotonic()
         with pytest.raises(OSError, match=r".*"):
-            SmtpMailer("127.0.0.1", server.getsockname()[1], step_seconds=5, total_seconds=0.4).send(a_mail())
+            SmtpMailer(
+                "127.0.0.1", server.getsockname()[1], implicit_tls=implicit_tls, step_seconds=5, total_seconds=0.4
+            ).send(a_mail())
         assert time.monotonic() - began < 2
         dripping.join()
 
 
+def test_of_a_host_that_was_hung_up_on_nothing_plain_is_read(
+    certificate: pathlib.Path, server_tls: ssl.SSLContext
+) -> None:
+    """Whoever stands in between could slip his own keys in behind the words of a slow issuer."""
+    ours, theirs = socket.socketpair()
+    accepted: list[ssl.SSLSocket] = []
+    accepting = threading.Thread(target=lambda: accepted.append(server_tls.wrap_socket(theirs, server_side=True)))
+    accepting.start()
+    with ssl.create_default_context(cafile=str(certificate)).wrap_socket(ours, server_hostname="localhost") as client:
+        accepting.join()
+        with accepted[0] as server:
+            socket.socket.sendall(server, b"HTTP/1.1 200 OK")
+            issuers._hang_up(client)
+            with pytest.raises(ssl.SSLError):
+                client.recv(100)
+
+
 def test_all_steps_together_end_before_another_process_may_take_the_mail() -> None:
-    # Connecting and the greeting come before the clock for all: name look-up, connection, TLS, greeting.
+    # Connecting comes before the clock for all: a name look-up, and a few addresses.
     assert transports.TOTAL_SECONDS + 4 * transports.STEP_SECONDS < outbox.CLAIM_SECONDS
 
 
