@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
 
 from sqlalchemy import (
     Connection,
@@ -54,8 +54,10 @@ from identity.engines import (
     sqlite_engine,
 )
 from identity.errors import UNAVAILABLE, Refused
-from identity.lanes import Lanes
 from identity.outages import READ_ONLY, Contention, is_race, reason_of, translate
+
+if TYPE_CHECKING:
+    from identity.lanes import Lanes
 
 __all__ = ["Contention", "is_race"]  # Callers know them as ours.
 T = TypeVar("T")
@@ -417,6 +419,8 @@ class Database:
     def serve_aside(self, loop: asyncio.AbstractEventLoop) -> bool:
         """Let the errands of a loop read, and tell whether they can: behind a pooler no statement of theirs would stay prepared."""
         if not self.is_sqlite and not self.is_pooled:
+            from identity.lanes import Lanes  # noqa: PLC0415 -- psycopg is nine megabytes that no worker on SQLite needs
+
             self._lanes = Lanes(loop, self.url, self._connect, self._close)
         return self._lanes is not None or self.is_sqlite
 

@@ -565,7 +565,7 @@ def test_a_password_is_read_as_utf8_whoever_pipes_it(
 def test_help_opens_nothing_and_a_command_needs_no_flask() -> None:
     for statement, absent in (
         ("import identity.cli", ("sqlalchemy", "flask", "cryptography")),
-        ("import identity.opening, identity.documents", ("flask", "marshmallow", "gunicorn", "alembic")),
+        ("import identity.opening, identity.documents", ("flask", "marshmallow", "gunicorn", "alembic", "psycopg")),
     ):
         checked = f"import sys; {statement}; print([name for name in {absent!r} if name in sys.modules])"
         printed = subprocess.run([sys.executable, "-c", checked], capture_output=True, text=True, check=True).stdout

@@ -216,6 +216,7 @@ JOBS: Final = (
     Job("strangers", 10.0, audit.record_strangers, shared=False),
     Job("asking", 10.0, machine_tokens.record_asking, shared=False),
     Job("ring", 2.0, lambda rt: rt.ring.reload_if_changed(), shared=False),
+    Job("heap", 2.0, lambda rt: rt.passwords.rest(), shared=False),
     Job("windows", 60.0, lambda rt: rt.limiter.sweep(), shared=False),
     Job("decoys", 60.0, decoys.tell_left, shared=True),
     Job("keys", 10.0, tend_keys, shared=True),

@@ -6,10 +6,12 @@ import re
 import threading
 import unicodedata
 from base64 import b64decode, b64encode
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from hashlib import sha256
-from typing import Final
+from queue import LifoQueue
+from typing import Any, Final, TypeVar
 
 import bcrypt
 from argon2 import PasswordHasher
@@ -17,9 +19,10 @@ from argon2.exceptions import InvalidHashError, VerificationError
 from argon2.low_level import Type, verify_secret
 
 from identity.errors import UNAVAILABLE, VALIDATION, Refused
-from identity.instruments import old_hashes
+from identity.instruments import heap, old_hashes
 from identity.settings import Settings
 
+T = TypeVar("T")
 PASSWORD_MAX_BYTES: Final = 1024
 _BCRYPT_BYTES: Final = 72
 _MAX_ARGON2_KIB: Final = 256 * 1024
@@ -44,8 +47,12 @@ class Passwords:
         self._hasher = PasswordHasher(settings.argon2_time_cost, settings.argon2_memory_kib, parallelism=1)
         # Hashing has threads of its own, one for each slot: each keeps one Argon2 memory warm, where every thread of the server would
         # come to keep one. A turn more than slots lets the next guess be reserved while this one is hashed.
-        self._hashing = ThreadPoolExecutor(settings.hash_slots, "hashing")
+        self._slots = [ThreadPoolExecutor(1, "hashing") for _ in range(settings.hash_slots)]
+        self._free: LifoQueue[ThreadPoolExecutor] = LifoQueue()
+        for slot in self._slots:
+            self._free.put(slot)
         self._turns = threading.BoundedSemaphore(settings.hash_slots + 1)
+        self._is_warm = self._was_used = False
         self._wait_seconds = settings.hash_wait_seconds
         self._min_length = settings.password_min_length
         blank = b64encode(bytes(32)).decode().rstrip("=")
@@ -54,11 +61,28 @@ class Passwords:
 
     def turn(self) -> _Turn:
         """Wait for a turn to hash; use as a context manager. Raises Refused(UNAVAILABLE) when none comes in time."""
+        self._is_warm = self._was_used = True
         return _Turn(self._turns, self._wait_seconds)
+
+    def rest(self) -> None:
+        """Give the memory of the hashes back if none was made since this was called last; called every few seconds."""
+        if self._is_warm and not self._was_used:
+            self._is_warm = False
+            for slot in self._slots:
+                slot.submit(heap.give_back)
+        self._was_used = False
+
+    def _compute(self, work: Callable[..., T], *given: Any) -> T:
+        """What `work` returns in a slot, the one that was used last if it is free."""
+        slot = self._free.get()
+        try:
+            return slot.submit(work, *given).result()
+        finally:
+            self._free.put(slot)
 
     def hash(self, password: str) -> str:
         """The encoded hash to store. Call it inside `turn`."""
-        return self._hashing.submit(self._hasher.hash, normalized(password).encode()).result()
+        return self._compute(self._hasher.hash, normalized(password).encode())
 
     def verify(self, stored: str | None, password: str) -> bool:
         """Whether `password` is the one behind `stored`; `None` costs the same and is False. Call it inside `turn`.
@@ -71,13 +95,13 @@ class Passwords:
         if stored and not stored.startswith("$argon2id"):
             # One that is too long costs its hash too, and stands for none.
             spellings = dict.fromkeys((typed, given)) if fits else (b"",)
-            matched = [self._hashing.submit(_old_matches, stored, one).result() for one in spellings]
+            matched = [self._compute(_old_matches, stored, one) for one in spellings]
             return fits and any(matched)
         try:
-            self._hashing.submit(self._hasher.verify, stored or self._nobody, given if fits else b"").result()
+            self._compute(self._hasher.verify, stored or self._nobody, given if fits else b"")
         except (VerificationError, InvalidHashError):
             # An imported hash may be of bytes that we would have normalized.
-            return fits and typed != given and self._hashing.submit(_old_matches, stored or "", typed).result()
+            return fits and typed != given and self._compute(_old_matches, stored or "", typed)
         return fits
 
     def is_outdated(self, stored: str) -> bool:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 import unicodedata
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import bcrypt
 import pytest
@@ -284,6 +286,30 @@ def test_a_login_that_finds_no_hashing_slot_in_time_is_told_to_come_back(web: We
     assert (answer.status_code, answer.json["error"]) == (503, "UNAVAILABLE")
     assert int(answer.headers["Retry-After"]) >= 1
     assert web.post("/user/token", {"email": ada.email, "password": ada.password}).status_code == 200
+
+
+def test_the_memory_of_hashes_is_given_back_when_none_was_made_for_a_while() -> None:
+    passwords = Passwords(fast_settings(hash_concurrency=1, argon2_memory_kib=19456))
+
+    def hash_some() -> int:
+        for _ in range(3):
+            with passwords.turn():
+                passwords.hash("correct horse")
+        return _resident_megabytes()
+
+    before = _resident_megabytes()
+    assert hash_some() > before + 15
+    passwords.rest()
+    assert _resident_megabytes() > before + 15
+    passwords.rest()
+    # Behind what was asked of the same thread.
+    passwords._compute(int)
+    assert _resident_megabytes() < before + 5
+    assert hash_some() > before + 15
+
+
+def _resident_megabytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") // 2**20
 
 
 def test_no_more_hash_at_once_than_there_are_slots(monkeypatch: pytest.MonkeyPatch) -> None:
