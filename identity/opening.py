@@ -17,6 +17,7 @@ from identity.files import tighten
 from identity.instruments.epochs import Memory
 from identity.instruments.hashing import Passwords
 from identity.instruments.issuers import Issuers
+from identity.instruments.key_shapes import KeyShapes
 from identity.instruments.keyring import Keyring
 from identity.instruments.limits import Limiter, embedded_folder
 from identity.instruments.refusals import Explanations
@@ -80,6 +81,7 @@ def create_runtime(
             memory=Memory(database, entropy.bytes(32)),
             issued=Memory(database, entropy.bytes(32)),
             issuers=Issuers(settings.trusted_issuers),
+            key_shapes=KeyShapes(database),
             status_lists=StatusLists(settings, clock, database, ring),
         )
         _in_turn(lambda: applications.ensure_standard(rt))

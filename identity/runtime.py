@@ -18,6 +18,7 @@ from identity.instruments.counts import Counts
 from identity.instruments.epochs import Memory
 from identity.instruments.hashing import Passwords
 from identity.instruments.issuers import Issuers
+from identity.instruments.key_shapes import KeyShapes
 from identity.instruments.keyring import Keyring
 from identity.instruments.limits import Limiter
 from identity.instruments.refusals import Explanations
@@ -48,6 +49,7 @@ class Runtime:
     issued: Memory
     status_lists: StatusLists
     issuers: Issuers
+    key_shapes: KeyShapes
     strangers: Strangers = field(default_factory=Strangers)
     asking: Asking = field(default_factory=Asking)
     tallies: Tallies = field(default_factory=Tallies)

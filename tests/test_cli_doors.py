@@ -144,6 +144,8 @@ COMMANDS = [
     "user fixed-otp ada --clear",
     "user password-reset nobody",
     "user import /no/such/file",
+    "keypair import /no/such/file --prefix sk_live_",
+    "keypair import /no/such/file",
     "tenant invitations acme",
     "tenant invite nowhere --email guest@acme.example",
     "tenant resend-invitation acme 00000000-0000-7000-8000-000000000000",
@@ -165,6 +167,8 @@ MAKES = [
     "user export ada",
     "user import {file}",
     "keypair create ada --name k{n}",
+    "keypair import {keys} --prefix sk_live_",
+    "keypair import {keys} --without-prefix --dry-run",
     "tenant invite acme --email g{n}@acme.example",
     "keys rotate",
 ]
@@ -209,7 +213,13 @@ def test_what_is_made_new_each_time_is_made_alike_by_either_door(
             people.write_text(
                 json.dumps({"email": f"i{number}@acme.example", "alias": f"imported{number}", "fullName": "I"})
             )
-            ran = run(*door, *line.format(n=number, file=people).split(), "--json")
+            keys = tmp_path / f"keys{number}.csv"
+            keys.write_text(
+                f"user,apiKey,apiSecret,cidrs,expireAt\nada,sk_live_{number:024},the secret of {number}: 4eC39Hq,,\n".replace(
+                    " ", "_"
+                )
+            )
+            ran = run(*door, *line.format(n=number, file=people, keys=keys).split(), "--json")
             members = sorted(json.loads(ran.out)) if ran.out else []
             seen.append((ran.status, members, ran.err.replace(f"made{number}", "").replace(f"p{number}", "")))
         if seen[0] != seen[1]:

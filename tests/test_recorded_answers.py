@@ -53,6 +53,15 @@ def test_each_deed_of_administrators_answers(web: Web) -> None:
     ask("PUT", f"{user}/fixed-otp", {"otp": "fixed77otp"})
     ask("DELETE", f"{user}/fixed-otp")
     ask("DELETE", f"/admin/user/{ada.id}/mfa")
+    line = '{"user": "ada", "apiKey": "sk_live_4eC39HqLyjWDarjtT1zdp7dc", "secretHash": "sha256:%s"}' % ("5a" * 32)
+    taken = web.call(
+        "POST",
+        "/admin/keypairs/import?prefix=sk_live_",
+        data=line,
+        bearer=bearer,
+        content_type="application/x-ndjson",
+    )
+    assert taken.json["created"] == 1, taken.text
     opened = ask("POST", f"/admin/user/{ada.id}/session")
     ask("PUT", f"/admin/session/{opened['sessionID']}/verify")
     ask("DELETE", f"/admin/session/{opened['sessionID']}")

@@ -100,7 +100,7 @@ ROUTES: dict[Kind, str] = {
         GET /admin/incident, POST /admin/incident, POST /admin/keypair/{id}/rotate,
         DELETE /admin/sessions, GET /admin/errors,
         GET /admin/errors/counts, GET /admin/mails, GET /admin/user/{id}/export, POST /admin/mails/retry,
-        POST /admin/users/import, PUT /admin/user/{id}/unlock
+        POST /admin/users/import, POST /admin/keypairs/import, PUT /admin/user/{id}/unlock
     """,
     Kind.GATE: "GET /verify",
     Kind.LINK: """

@@ -87,7 +87,7 @@ WATCHED: Final = {
         of="user_id",
         columns=(
             *("user_id", "api_key", "fingerprint", "name", "cidrs", "verified", "expires_at", "rights"),
-            *("previous_fingerprint", "previous_until", "decoy"),
+            *("previous_fingerprint", "previous_until", "decoy", "imported_digest"),
         ),
         ignored=("id", "created_at", "last_used_at", "last_used_address", "warned_days", "decoy_told_at"),
     ),

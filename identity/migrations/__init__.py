@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from alembic.config import Config
 
 _log: Final = logging.getLogger("identity.migrations")
-HEAD: Final = "0018"
+HEAD: Final = "0019"
 _LOCK: Final = 0x1DE27177
 _PATIENCE_SECONDS: Final = 300
 _DEADLOCK: Final = "40P01"

@@ -100,6 +100,7 @@ def test_the_admin_routes_are_those_of_the_contract() -> None:
         POST /admin/mails/retry
         PUT /admin/user/{id}/unlock
         POST /admin/users/import
+        POST /admin/keypairs/import
         """.replace("\n", "|")
         .replace("  ", "")
         .strip("|")

@@ -7,7 +7,7 @@ cannot be taken is told with the reason, and holds up no other.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
@@ -68,32 +68,63 @@ def take(
     new_role: bool = False,
 ) -> list[Taken]:
     """Make or update a user for each row, in order; tell what became of each. `only_new`: leave those that exist alone."""
+
+    def take_row(unit: Unit, row: Mapping[str, Any]) -> Taken:
+        wanted = _checked(row)
+        found = _find(unit, wanted)
+        # Before anything is written: a refusal must leave nothing of its row behind.
+        _check_uses(unit, wanted, found, new_role=new_role)
+        if found is None:
+            return _create(rt, unit, by, wanted)
+        return Taken(Outcome.UNCHANGED) if only_new else _update(rt, unit, by, found, wanted)
+
+    return in_batches(rt, by, rows, take_row, dry_run=dry_run, in_use="That alias, address or externalID is in use")
+
+
+def in_batches(
+    rt: Runtime,
+    by: By,
+    rows: Sequence[Mapping[str, Any]],
+    take_row: Callable[[Unit, Mapping[str, Any]], Taken],
+    *,
+    dry_run: bool,
+    in_use: str,
+) -> list[Taken]:
+    """What became of each row, `BATCH` of them in a transaction. A row that `take_row` refuses must have written nothing.
+
+    `in_use`: what a row is told that somebody else made at the same moment.
+    """
     taken: list[Taken] = []
     for start in range(0, len(rows), BATCH):
         batch = rows[start : start + BATCH]
         try:
-            taken += _take_batch(rt, by, batch, dry_run=dry_run, only_new=only_new, new_role=new_role)
+            taken += _take_batch(rt, by, batch, take_row, dry_run=dry_run)
         except IntegrityError:
             # Somebody else made one of them at this moment: one by one, it is that row's fault alone.
             for row in batch:
-                taken += _take_alone(rt, by, row, dry_run=dry_run, only_new=only_new, new_role=new_role)
+                try:
+                    taken += _take_batch(rt, by, [row], take_row, dry_run=dry_run)
+                except IntegrityError:
+                    taken.append(Taken(Outcome.REJECTED, CONFLICT.code, in_use))
     return taken
 
 
-def _take_alone(rt: Runtime, by: By, row: Mapping[str, Any], **options: bool) -> list[Taken]:
-    try:
-        return _take_batch(rt, by, [row], **options)
-    except IntegrityError:
-        return [Taken(Outcome.REJECTED, CONFLICT.code, "That alias, address or externalID is in use")]
-
-
 def _take_batch(
-    rt: Runtime, by: By, rows: Sequence[Mapping[str, Any]], *, dry_run: bool, only_new: bool, new_role: bool
+    rt: Runtime,
+    by: By,
+    rows: Sequence[Mapping[str, Any]],
+    take_row: Callable[[Unit, Mapping[str, Any]], Taken],
+    *,
+    dry_run: bool,
 ) -> list[Taken]:
     taken: list[Taken] = []
     try:
         with by.unit(rt) as unit:
-            taken += [_take_row(rt, unit, by, row, only_new=only_new, new_role=new_role) for row in rows]
+            for row in rows:
+                try:
+                    taken.append(take_row(unit, row))
+                except Refused as refused:
+                    taken.append(Taken(Outcome.REJECTED, refused.problem.code, refused.problem.message, refused.field))
             _stop_if(dry_run)
     except _Rehearsed:
         return taken
@@ -103,19 +134,6 @@ def _take_batch(
 def _stop_if(rehearses: bool) -> None:
     if rehearses:
         raise _Rehearsed
-
-
-def _take_row(rt: Runtime, unit: Unit, by: By, row: Mapping[str, Any], *, only_new: bool, new_role: bool) -> Taken:
-    try:
-        wanted = _checked(row)
-        found = _find(unit, wanted)
-        # Before anything is written: a refusal must leave nothing of its row behind.
-        _check_uses(unit, wanted, found, new_role=new_role)
-        if found is None:
-            return _create(rt, unit, by, wanted)
-        return Taken(Outcome.UNCHANGED) if only_new else _update(rt, unit, by, found, wanted)
-    except Refused as refused:
-        return Taken(Outcome.REJECTED, refused.problem.code, refused.problem.message, refused.field)
 
 
 def _checked(row: Mapping[str, Any]) -> dict[str, Any]:

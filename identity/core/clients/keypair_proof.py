@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import bindparam, select
 
 from identity.ambient import Origin
-from identity.core.clients import applications, decoys, keypairs
+from identity.core.clients import applications, decoys, imported_pairs, keypairs
 from identity.core.clients.keypairs import KeyPair
 from identity.core.people import tenancy
 from identity.core.people.accounts import AccessWindow, User, recheck
@@ -72,12 +72,16 @@ class _PairRow(NamedTuple):
     previous_fingerprint: bytes | None
     previous_until: datetime | None
     decoy: bool
+    imported_digest: str | None
 
-    def secret_until(self, presented: bytes, now: datetime) -> datetime | None:
+    def secret_until(self, rt: Runtime, api_secret: str, now: datetime) -> datetime | None:
         """Until when the presented secret is this pair's, or None if it is not."""
-        # Both are always compared: how long a refusal takes must not tell which was nearly right.
-        is_present = opaque.matches(self.fingerprint, presented)
-        is_previous = opaque.matches(self.previous_fingerprint or bytes(32), presented)
+        presented = [keypairs.fingerprint_of(rt, api_secret)]
+        if self.imported_digest is not None:  # Rotated, it has a secret of ours.
+            presented.append(imported_pairs.fingerprint_of(rt, self.imported_digest, api_secret))
+        # All are always compared: how long a refusal takes must not tell which was nearly right.
+        is_present = sum(opaque.matches(self.fingerprint, one) for one in presented) > 0
+        is_previous = sum(opaque.matches(self.previous_fingerprint or bytes(32), one) for one in presented) > 0
         if is_present:
             return self.expires_at
         known = is_previous and self.previous_until is not None and now < self.previous_until
@@ -107,6 +111,7 @@ _PROVEN = Prepared(
         KeyPair.previous_fingerprint,
         KeyPair.previous_until,
         KeyPair.decoy,
+        KeyPair.imported_digest,
     )
     .join(User, User.id == KeyPair.user_id)
     .where(KeyPair.api_key == bindparam("api_key")),
@@ -121,8 +126,8 @@ def authenticate(rt: Runtime, origin: Origin, api_key: str, api_secret: str) -> 
     address.
     """
     name = api_key[:64]
-    well_formed = opaque.is_well_formed(Kind.API_KEY, api_key) and opaque.is_well_formed(Kind.API_SECRET, api_secret)
-    row = rt.database.row(_PROVEN, api_key=api_key, meter=machines.meter_key(origin)) if well_formed else None
+    may_exist = _is_ours(api_key, api_secret) or imported_pairs.may_be(rt, api_key, api_secret)
+    row = rt.database.row(_PROVEN, api_key=api_key, meter=machines.meter_key(origin)) if may_exist else None
     if row is None:
         machines.check(rt, origin, name)
     else:
@@ -150,7 +155,7 @@ def authenticate(rt: Runtime, origin: Origin, api_key: str, api_secret: str) -> 
             rt.strangers.note(Action.LOGIN_FAILED, flaw, origin.address)
         raise Refused(KEY_MISMATCH, detail=flaw, evidence=evidence)
     roles, groups, memberships = narrowed(row.rights, row.roles, row.groups, Memberships(row.memberships or ""))
-    secret_until = row.secret_until(keypairs.fingerprint_of(rt, api_secret), rt.clock.now()) or row.expires_at
+    secret_until = row.secret_until(rt, api_secret, rt.clock.now()) or row.expires_at
     info = KeyInfo(
         id=row.id,
         api_key=row.api_key,
@@ -206,11 +211,11 @@ def _flaw(  # noqa: PLR0911 -- one return for each reason
 
     The secret is compared before anything else is looked at.
     """
-    presented = keypairs.fingerprint_of(rt, api_secret)
     if row is None:
+        keypairs.fingerprint_of(rt, api_secret)  # In the time of a wrong secret.
         return "unknown key, or not the shape of a pair", {}
     now = rt.clock.now()
-    if row.secret_until(presented, now) is None:
+    if row.secret_until(rt, api_secret, now) is None:
         detail = "a decoy, which proves nothing" if row.decoy else "wrong secret"
         return detail, {"key": row.id}
     right = {"key": row.id, "near_miss": "the secret was right"}
@@ -225,6 +230,11 @@ def _flaw(  # noqa: PLR0911 -- one return for each reason
     if not _is_allowed(row.cidrs, origin.address):
         return "foreign network", right | {"expected": row.cidrs.split(), "seen": origin.address}
     return "", {}
+
+
+def _is_ours(api_key: str, api_secret: str) -> bool:
+    """Whether both halves have the shape and the checksum of ours; what has not was never made here."""
+    return opaque.is_well_formed(Kind.API_KEY, api_key) and opaque.is_well_formed(Kind.API_SECRET, api_secret)
 
 
 @lru_cache(maxsize=1024)

@@ -84,6 +84,8 @@ class KeyPair(Base):
     decoy_told_at: Mapped[datetime | None] = mapped_column(Instant)
     previous_fingerprint: Mapped[bytes | None] = mapped_column(LargeBinary(32))
     previous_until: Mapped[datetime | None] = mapped_column(Instant)
+    # By which hash another system knew the secret; see `imported_pairs`.
+    imported_digest: Mapped[str | None] = mapped_column(String(16))
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +136,8 @@ def create(
         api_key=opaque.mint(Kind.API_KEY, rt.entropy).reveal(),
         fingerprint=fingerprint_of(rt, secret.reveal(), decoy=decoy),
         decoy=decoy,
-        name=_clean_name(name),
-        cidrs=" ".join(_checked_networks(cidrs)),
+        name=clean_name(name),
+        cidrs=" ".join(checked_networks(cidrs)),
         verified=verified,
         created_at=unit.now,
         expires_at=later(unit.now, days * 86_400),
@@ -288,7 +290,8 @@ def purge(_rt: Runtime, unit: Unit) -> int:
     return delete_batch(unit, KeyPair, KeyPair.expires_at < later(unit.now, -30 * 86_400))
 
 
-def _checked_networks(cidrs: Sequence[str]) -> list[str]:
+def checked_networks(cidrs: Sequence[str]) -> list[str]:
+    """The networks that a pair may be used from, each in its one spelling. Raises Refused(VALIDATION)."""
     if len(cidrs) > MAX_NETWORKS:
         raise Refused(VALIDATION.saying(f"A key pair has at most {MAX_NETWORKS} allowed networks"), field="cidrs")
     try:
@@ -297,7 +300,8 @@ def _checked_networks(cidrs: Sequence[str]) -> list[str]:
         raise Refused(VALIDATION.saying("An allowed network is like 192.0.2.0/24"), field="cidrs", cause=exc) from exc
 
 
-def _clean_name(text: str) -> str:
+def clean_name(text: str) -> str:
+    """The name of a pair without blanks too many. Raises Refused(VALIDATION)."""
     name = " ".join(text.split())
     if not 1 <= len(name) <= 200 or not name.isprintable():
         raise Refused(VALIDATION.saying("A name has 1 to 200 printable characters"), field="name")

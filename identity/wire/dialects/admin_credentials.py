@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 from identity import documents
-from identity.core.admin import export, on_behalf, seek
+from identity.core.admin import export, importing_keypairs, on_behalf, seek
 from identity.core.clients import keypairs
+from identity.core.clients.keypairs import MAX_DAYS
 from identity.core.tokens import sessions
-from identity.errors import VALIDATION, Refused
+from identity.errors import MALFORMED, TOO_LARGE, UNSUPPORTED_MEDIA, VALIDATION, Refused
 from identity.wire.dialects import admin_record_schemas as records
 from identity.wire.dialects import admin_schemas as schemas
 from identity.wire.dialects import machine_schemas
-from identity.wire.dialects.admin_dialect import ACKNOWLEDGED, by_of, deed, listing, show, sought
-from identity.wire.dialects.lists import flag, page
+from identity.wire.dialects.admin_dialect import (
+    ACKNOWLEDGED,
+    ALWAYS,
+    IMPORT_BYTES,
+    admin,
+    by_of,
+    deed,
+    imported,
+    listing,
+    show,
+    sought,
+)
+from identity.wire.dialects.lists import flag, one, page, whole
 from identity.wire.endpoint import Call, Reply
 
 
@@ -45,6 +57,33 @@ def list_sessions(call: Call) -> Reply:
         "sessions",
         documents.session,
         lambda part: sessions.listing(call.rt, part, **_owners(call)),
+    )
+
+
+@admin.endpoint(
+    "POST",
+    "/admin/keypairs/import",
+    answer=records.ImportAnswer,
+    query=("prefix", "withoutPrefix", "days", "dryRun"),
+    status=202,
+    lines=True,
+    max_body=IMPORT_BYTES,
+    refusals=(*ALWAYS, TOO_LARGE, UNSUPPORTED_MEDIA, MALFORMED),
+)
+def import_keypairs(call: Call) -> Reply:
+    """Take over a key pair of another system for each line of NDJSON.
+
+    Fields: `user, apiKey, apiSecret | secretHash, name, expireAt, cidrs, roles, tenants`. Keys and secrets stay as their owners have
+    them. `secretHash` is like `sha256:<hex>`; `prefix` is what all the keys begin with (`withoutPrefix=true` where they share none:
+    each made-up key of their length then costs a read).
+    """
+    prefix = "" if flag(call, "withoutPrefix") else one(call, "prefix")
+    days = whole(call, "days", default=MAX_DAYS, most=MAX_DAYS)
+    return imported(
+        call,
+        lambda rows: importing_keypairs.take(
+            call.rt, by_of(call), rows, prefix=prefix, days=days, dry_run=flag(call, "dryRun")
+        ),
     )
 
 

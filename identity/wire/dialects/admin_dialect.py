@@ -8,11 +8,13 @@ other.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 from marshmallow import Schema
 
+from identity import documents
 from identity.core.admin.by import By
+from identity.core.admin.importing import Taken
 from identity.errors import (
     CONFLICT,
     FORBIDDEN,
@@ -23,10 +25,12 @@ from identity.errors import (
     RATE_LIMITED,
     STALE,
     TOKEN_EXPIRED,
+    TOO_LARGE,
     TWO_CREDENTIALS,
     UNAUTHENTICATED,
     VALIDATION,
     Problem,
+    Refused,
 )
 from identity.instruments.limits import Policy
 from identity.runtime import Runtime
@@ -55,6 +59,8 @@ ALWAYS: Final = (
     FORBIDDEN,
     VALIDATION,
 )
+IMPORT_BYTES: Final = 8 * 1024 * 1024
+_IMPORT_LINES: Final = 10_000
 _Handler = Callable[[Call], Reply]
 
 
@@ -104,3 +110,12 @@ def sought(call: Call, name: str, find: Callable[[Runtime, str], str]) -> str | 
     """The id of whoever a query parameter names, or None where it is absent. Raises Refused(VALIDATION) for nobody."""
     text = one(call, name)
     return None if text is None else find(call.rt, text)
+
+
+def imported(call: Call, take: Callable[[list[Any]], list[Taken]]) -> Reply:
+    """What became of each line of an import, whose well-formed ones `take` takes. Raises Refused(TOO_LARGE) for too many at once."""
+    lines: list[Any] = call.body["lines"]
+    if len(lines) > _IMPORT_LINES:
+        raise Refused(TOO_LARGE.saying(f"At most {_IMPORT_LINES} lines at once"), detail=f"{len(lines)} lines")
+    taken = iter(take([line for line in lines if not isinstance(line, Refused)]))
+    return Reply(documents.imported([line if isinstance(line, Refused) else next(taken) for line in lines]))

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Final
 
 from identity import documents
 from identity.core.admin import importing, on_behalf, seek, users
 from identity.errors import MALFORMED, TOO_LARGE, UNSUPPORTED_MEDIA, VALIDATION, Refused
 from identity.wire.dialects import admin_record_schemas as records
 from identity.wire.dialects import admin_schemas as schemas
-from identity.wire.dialects.admin_dialect import ACKNOWLEDGED, ALWAYS, admin, by_of, deed, listing, show, sought
+from identity.wire.dialects.admin_dialect import (
+    ACKNOWLEDGED,
+    ALWAYS,
+    IMPORT_BYTES,
+    admin,
+    by_of,
+    deed,
+    imported,
+    listing,
+    show,
+    sought,
+)
 from identity.wire.dialects.lists import changes_of, flag, one, page, renamed, seen_versions, tagged
 from identity.wire.endpoint import Call, Reply
-
-_IMPORT_BYTES: Final = 8 * 1024 * 1024
-_IMPORT_LINES: Final = 10_000
 
 
 @deed("POST", "/admin/user", body=schemas.NewUser, answer=schemas.NewUserAnswer)
@@ -38,7 +45,7 @@ def create_user(call: Call) -> Reply:
     query=("dryRun", "onlyNew", "newRole"),
     status=202,
     lines=True,
-    max_body=_IMPORT_BYTES,
+    max_body=IMPORT_BYTES,
     refusals=(*ALWAYS, TOO_LARGE, UNSUPPORTED_MEDIA, MALFORMED),
 )
 def import_users(call: Call) -> Reply:
@@ -46,15 +53,9 @@ def import_users(call: Call) -> Reply:
 
     Found again by `externalID`, else by address. A line that cannot be taken is told with the reason, and holds up no other.
     """
-    lines: list[Any] = call.body["lines"]
-    if len(lines) > _IMPORT_LINES:
-        raise Refused(TOO_LARGE.saying(f"At most {_IMPORT_LINES} lines at once"), detail=f"{len(lines)} lines")
-    good = [line for line in lines if not isinstance(line, Refused)]
     options = {"dry_run": "dryRun", "only_new": "onlyNew", "new_role": "newRole"}
-    taken = iter(
-        importing.take(call.rt, by_of(call), good, **{name: flag(call, said) for name, said in options.items()})
-    )
-    return Reply(documents.imported([line if isinstance(line, Refused) else next(taken) for line in lines]))
+    said = {name: flag(call, parameter) for name, parameter in options.items()}
+    return imported(call, lambda rows: importing.take(call.rt, by_of(call), rows, **said))
 
 
 @listing("/admin/users", "users", schemas.UserAnswer, filters=("enabled", "role", "tenant", "email", "alias", "q"))

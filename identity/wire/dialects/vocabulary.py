@@ -226,6 +226,8 @@ PARAMETERS: Final[Mapping[str, tuple[Mapping[str, Any], str]]] = {
     "days": ({"type": "integer", "minimum": 1, "default": 30}, "How many days ahead to look"),
     "dryRun": ({"type": "boolean", "default": False}, "Only say what would be done"),
     "newRole": ({"type": "boolean", "default": False}, "Insist on roles that nobody holds yet"),
+    "prefix": ({"type": "string", "maxLength": 32}, "What all the keys begin with, such as `sk_live_`"),
+    "withoutPrefix": ({"type": "boolean", "default": False}, "The keys share no prefix, and that is meant"),
     "onlyNew": ({"type": "boolean", "default": False}, "Leave alone whoever is known already"),
     "tier": (
         {"type": "string", "enum": ["standard", "ai-assisted", "bulk-upload"], "default": "standard"},
