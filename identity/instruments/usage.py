@@ -26,6 +26,9 @@ TOLD_SECONDS: Final = 86_400
 MOST_TOLD: Final = 100
 _MAX_NOTES: Final = 10_000
 
+_Key = tuple[Any, str, str]
+_Uses = dict[tuple[Any, str], list[tuple[datetime, str]]]
+
 
 class CredentialCaller(Base):
     """An address that used a credential in the last 24 hours; of each credential the newest hundred are kept."""
@@ -41,7 +44,7 @@ class Usage:
     """The noted uses of this process, by row and address."""
 
     def __init__(self) -> None:
-        self._notes: dict[tuple[Any, str, str], datetime] = {}
+        self._notes: dict[_Key, datetime] = {}
         self._swap = threading.Lock()
 
     def note(self, table: Any, row_id: str, now: datetime, address: str) -> None:
@@ -54,24 +57,41 @@ class Usage:
             self._notes[table, row_id, address] = now
 
     def flush(self, database: Database, now: datetime) -> int:
-        """Write what was noted; tell how many rows. A row that another process dated later keeps its date."""
+        """Write what was noted; tell how many rows. A row that another process dated later keeps its date.
+
+        What could not be written waits for the next time: a secret that is in use must not retire for want of a note.
+        """
         with self._swap:
             notes, self._notes = self._notes, {}
         if not notes:
             return 0
-        uses: dict[tuple[Any, str], list[tuple[datetime, str]]] = defaultdict(list)
+        uses: _Uses = defaultdict(list)
         for (table, row_id, address), at in notes.items():
             uses[table, row_id].append((at, address[:64]))
-        with database.unit(now, Origin.background()) as unit:
-            # In one order everywhere: two processes that write the same rows must not wait for each other in a circle.
-            for (table, row_id), seen in sorted(uses.items(), key=lambda one: (one[0][0].__tablename__, one[0][1])):
-                seen.sort(reverse=True)
-                at, address = seen[0]
-                unit.run(_last_use(table.__tablename__), id=row_id, at=at, address=address)
-                if getattr(table, "tells_callers", False):
-                    for at, address in sorted(seen[:MOST_TOLD], key=lambda one: one[1]):
-                        unit.run(_CALLER, id=row_id, at=at, address=address)
+        try:
+            _write(uses, database, now)
+        except Exception:
+            self._give_back(notes)
+            raise
         return len(uses)
+
+    def _give_back(self, notes: dict[_Key, datetime]) -> None:
+        with self._swap:
+            for key, at in notes.items():
+                if len(self._notes) < _MAX_NOTES or key in self._notes:
+                    self._notes[key] = max(at, self._notes.get(key, at))
+
+
+def _write(uses: _Uses, database: Database, now: datetime) -> None:
+    with database.unit(now, Origin.background()) as unit:
+        # In one order everywhere: two processes that write the same rows must not wait for each other in a circle.
+        for (table, row_id), seen in sorted(uses.items(), key=lambda one: (one[0][0].__tablename__, one[0][1])):
+            seen.sort(reverse=True)
+            at, address = seen[0]
+            unit.run(_last_use(table.__tablename__), id=row_id, at=at, address=address)
+            if getattr(table, "tells_callers", False):
+                for at, address in sorted(seen[:MOST_TOLD], key=lambda one: one[1]):
+                    unit.run(_CALLER, id=row_id, at=at, address=address)
 
 
 def callers_of(session: Session, credential_ids: Iterable[str], now: datetime) -> dict[str, tuple[str, ...]]:

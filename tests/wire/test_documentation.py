@@ -17,6 +17,7 @@ import pytest
 
 from identity.app import endpoints
 from identity.cli import cli
+from identity.instruments.algorithms import ALGORITHMS
 from identity.wire.dialects.documentation_guides import GUIDES, Code
 from identity.wire.dialects.signalx import SCHEMA
 from tests import recorded
@@ -186,6 +187,14 @@ def test_a_form_is_documented_as_a_form(document: dict[str, Any]) -> None:
     body = document["paths"]["/oauth/token"]["post"]["requestBody"]
     assert body["required"] is True
     assert list(body["content"]) == ["application/x-www-form-urlencoded"]
+
+
+def test_a_key_of_any_algorithm_fits_what_is_documented(web: Web, document: dict[str, Any]) -> None:
+    schema = document["components"]["schemas"]["Jwk"]
+    for algorithm in ALGORITHMS.values():
+        members = algorithm.members(algorithm.generate(2048).public_key())
+        assert members.keys() <= schema["properties"].keys(), algorithm.name
+        assert set(schema["required"]) <= members.keys() | {"use", "alg", "kid"}, algorithm.name
 
 
 def test_refusals_are_documented_in_the_shape_of_their_group(document: dict[str, Any]) -> None:

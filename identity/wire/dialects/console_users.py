@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Final
 
@@ -18,16 +17,16 @@ from identity.core.clients import keypairs
 from identity.core.people import accounts
 from identity.core.people.accounts import ADMIN_ROLE
 from identity.core.tokens import sessions
-from identity.errors import STALE, VALIDATION, Refused
+from identity.errors import VALIDATION, Refused
 from identity.paging import Part
 from identity.wire import pages
 from identity.wire.dialects.console_dialect import Deed, Visit, fault_of, perform, said, visited, visited_by_admins
+from identity.wire.dialects.console_forms import is_stale, typed_again, version, words
 from identity.wire.endpoint import Reply
 from identity.wire.pages import Again
 
 _STATES: Final = {"enabled": True, "disabled": False}
 _MOST: Final = 200
-_SEPARATORS: Final = re.compile(r"[\s,]+")
 
 
 # The list.
@@ -78,7 +77,7 @@ def make_user(visit: Visit) -> Reply:
             email=filled["email"],
             full_name=filled["fullName"],
             alias=filled["alias"],
-            roles=_words(filled["roles"]),
+            roles=words(visit, "roles"),
             tenants=_memberships(filled["tenants"]),
             notify=True,
             new_role=visit.typed("newRole") == "yes",
@@ -126,7 +125,7 @@ def _rendered(visit: Visit, *, fault: dict[str, Any] | None = None) -> str:
     if visit.by.tenant is not None:
         member = owners.describe_member(rt, visit.by, user_id)
         events = naming.newest(rt, visit.by, member.user_id)
-        return visit.rendered("member.html", member=member, events=events, typed=_typed(visit, fault), **shared)
+        return visit.rendered("member.html", member=member, events=events, typed=typed_again(visit, fault), **shared)
     detail = users.describe_user(rt, user_id)
     return visit.rendered(
         "user.html",
@@ -136,15 +135,10 @@ def _rendered(visit: Visit, *, fault: dict[str, Any] | None = None) -> str:
         sessions=sessions.listing_of(rt, detail.info.id),
         keypairs=keypairs.listing(rt, Part(limit=_MOST), user=detail.info.id).items,
         events=naming.newest(rt, visit.by, detail.info.id),
-        typed=_typed(visit, fault),
-        stale=fault is not None and fault["code"] == STALE.code,
+        typed=typed_again(visit, fault),
+        stale=is_stale(fault),
         **shared,
     )
-
-
-def _typed(visit: Visit, fault: dict[str, Any] | None) -> dict[str, str]:
-    """What was typed into the form that was refused; empty text for the rest."""
-    return defaultdict(str, visit.call.body if fault else {})
 
 
 # What can be done.
@@ -163,17 +157,17 @@ def _edit(visit: Visit, user_id: str) -> None:
         visit.rt,
         visit.by,
         user_id,
-        versions=_version(visit),
+        versions=version(visit),
         full_name=visit.typed("fullName"),
         alias=visit.typed("alias"),
-        groups=_words(visit.typed("groups")),
+        groups=words(visit, "groups"),
     )
 
 
 def _set_roles(visit: Visit, user_id: str) -> None:
     insists = visit.typed("newRole") == "yes"
-    roles = _words(visit.typed("roles"))
-    users.change_user(visit.rt, visit.by, user_id, versions=_version(visit), roles=roles, new_role=insists)
+    roles = words(visit, "roles")
+    users.change_user(visit.rt, visit.by, user_id, versions=version(visit), roles=roles, new_role=insists)
 
 
 def _set_window(visit: Visit, user_id: str) -> None:
@@ -212,7 +206,7 @@ def _erase(visit: Visit, user_id: str) -> Reply:
 
 def _set_member_roles(visit: Visit, user_id: str) -> None:
     insists = visit.typed("newRole") == "yes"
-    owners.set_roles(visit.rt, visit.by, user_id, roles=_words(visit.typed("roles")), new_role=insists)
+    owners.set_roles(visit.rt, visit.by, user_id, roles=words(visit, "roles"), new_role=insists)
 
 
 def _end_membership(visit: Visit, user_id: str) -> Reply:
@@ -276,11 +270,6 @@ DEEDS: Final = {
 }
 
 
-def _words(text: str) -> Sequence[str]:
-    """Names, apart by blanks or commas."""
-    return [one for one in _SEPARATORS.split(text) if one]
-
-
 def _memberships(text: str) -> dict[str, list[str]]:
     """`tenant:role,role` on each line, or apart by blanks."""
     found = {}
@@ -288,12 +277,6 @@ def _memberships(text: str) -> dict[str, list[str]]:
         tenant, _, roles = one.partition(":")
         found[tenant] = [role for role in roles.split(",") if role]
     return found
-
-
-def _version(visit: Visit) -> frozenset[int]:
-    """The version that the form showed."""
-    text = visit.typed("version", most=18)
-    return frozenset([int(text)] if text.isascii() and text.isdigit() else [])
 
 
 def _moment(visit: Visit, name: str) -> datetime | None:

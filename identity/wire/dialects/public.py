@@ -24,14 +24,17 @@ LATE_MAIL_SECONDS = 30
 
 
 class Jwk(Schema):
-    """A public RSA key (RFC 7517)."""
+    """A public key (RFC 7517): RSA has `n` and `e`, P-256 has `crv`, `x` and `y`."""
 
     kty = fields.String(required=True)
     use = fields.String(required=True)
     alg = fields.String(required=True)
     kid = fields.String(required=True)
-    n = fields.String(required=True)
-    e = fields.String(required=True)
+    n = fields.String()
+    e = fields.String()
+    crv = fields.String()
+    x = fields.String()
+    y = fields.String()
 
 
 class JwkSet(Schema):

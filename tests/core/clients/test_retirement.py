@@ -14,7 +14,7 @@ from identity.core import upkeep
 from identity.core.clients import registration, secrets
 from identity.core.clients.secrets import ClientSecret, MadeSecret, SecretInfo
 from identity.core.record import audit
-from identity.errors import Refused
+from identity.errors import UNAVAILABLE, Refused
 from identity.instruments.usage import CredentialCaller
 from identity.runtime import Runtime
 from tests.builders import Machine, an_application
@@ -54,6 +54,22 @@ def token(web: Web, client_id: str, secret: str) -> Any:
 
 def works(web: Web, text: str) -> bool:
     return web.get("/verify?tenant=optional", bearer=text).status_code == 200
+
+
+def test_uses_that_an_outage_kept_from_the_database_are_written_after_it(rt: Runtime, clock: FakeClock) -> None:
+    class Away:
+        def unit(self, *_: Any) -> Any:
+            raise Refused(UNAVAILABLE)
+
+    feed = an_application(rt)
+    secrets.authenticate(rt, Origin(address="192.0.2.7"), feed.client_id, feed.secret)
+    used_at = clock.now()
+    clock.tick(60)
+    with pytest.raises(Refused):
+        rt.usage.flush(Away(), clock.now())  # type: ignore[arg-type]  # as a database that is away
+    flush(rt)
+    told = listed(rt, feed)
+    assert (told.last_used_at, told.last_used_ip) == (used_at, "192.0.2.7")
 
 
 # What a token outlives, and what it does not.
