@@ -140,6 +140,14 @@ def canonical_client(text: str) -> str | None:
     return str(mapped or parsed)
 
 
+def get_client(text: str, *, field: str = "address") -> str:
+    """`canonical_client`, or Refused(VALIDATION)."""
+    address = canonical_client(text)
+    if address is None:
+        raise Refused(VALIDATION.saying("That is not an IP address"), field=field)
+    return address
+
+
 def encode_base64url(raw: bytes) -> str:
     """`raw` in base64url without padding (RFC 7515 section 2)."""
     return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()

@@ -7,10 +7,10 @@ meanwhile, and costs the same at the end of a list as at its start. Only the fir
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import islice
+from operator import itemgetter
 from typing import Any, Final, Generic, TypeVar
 
 from sqlalchemy import ColumnElement, Select, and_, func, literal, or_, select, tuple_
@@ -79,13 +79,17 @@ def read(
     return Listed([make(*row[: -len(key)]) for row in shown], total, following)
 
 
-def cut(found: Sequence[T], part: Part) -> Listed[T]:
-    """The wanted part of a list that is short enough to be read whole."""
-    (start,) = _decoded(part.after, (int,)) if part.after else ((part.page - 1) * part.limit,)
-    items = list(islice(found, max(0, start), start + part.limit))
-    end = start + len(items)
-    following = _cursor((end,)) if items and end < len(found) else None
-    return Listed(items, None if part.after else len(found), following)
+def cut(found: Iterable[T], part: Part, key: Callable[[T], tuple[Any, ...]]) -> Listed[T]:
+    """The wanted part, in the order of `key`, of a list that is short enough to be read whole; `key` names each item as in `read`."""
+    keyed = sorted(((_plain(key(item)), item) for item in found), key=itemgetter(0))
+    if part.after:
+        seen = _decoded(part.after, [type(value) for value in keyed[0][0]]) if keyed else []
+        wanted = [(each, item) for each, item in keyed if each > seen]
+    else:
+        wanted = keyed[(part.page - 1) * part.limit :]
+    shown = wanted[: part.limit]
+    following = _cursor(shown[-1][0]) if len(wanted) > part.limit else None
+    return Listed([item for _, item in shown], None if part.after else len(keyed), following)
 
 
 def begins(column: Column, text: str, *, is_sqlite: bool) -> ColumnElement[bool]:
@@ -103,8 +107,11 @@ def begins_in_any_case(column: Column, text: str, *, is_sqlite: bool) -> ColumnE
 
 
 def _cursor(values: Sequence[Any]) -> str:
-    plain = [to_micros(value) if isinstance(value, datetime) else value for value in values]
-    return encode_base64url(json.dumps(plain, separators=(",", ":")).encode())
+    return encode_base64url(json.dumps(_plain(values), separators=(",", ":")).encode())
+
+
+def _plain(values: Sequence[Any]) -> list[Any]:
+    return [to_micros(value) if isinstance(value, datetime) else value for value in values]
 
 
 def _seen(after: str, key: Sequence[Column]) -> list[Any]:

@@ -10,6 +10,7 @@ from sqlalchemy import text
 from identity.canonical import encode_base64url
 from identity.core.admin import users
 from identity.core.admin.by import By
+from identity.errors import Refused
 from identity.paging import Part, cut
 from tests.builders import a_session, a_tenant, a_token, a_user, an_application
 from tests.world import ORIGIN, Web
@@ -118,6 +119,8 @@ def test_what_names_nobody_or_nothing_is_refused_and_names_serve_as_ids(web: Web
         ("/admin/sessions?user=adda", "user"),
         ("/admin/keypairs?user=adda", "user"),
         ("/admin/errors?error=NONSENSE", "error"),
+        ("/admin/errors?address=10.0.0", "address"),
+        ("/admin/audit?address=here", "address"),
         ("/admin/mails?state=lost", "state"),
     ):
         answer = web.get(path, bearer=boss)
@@ -126,6 +129,10 @@ def test_what_names_nobody_or_nothing_is_refused_and_names_serve_as_ids(web: Web
     for name in ("ada", "ADA%2Bx@acme.example", ada.id):
         assert web.get(f"/admin/sessions?user={name}", bearer=boss).json["items"] == 1
         assert web.get(f"/admin/audit?actor={name}", bearer=boss).json["items"] >= 1
+    told = [
+        web.get(f"/admin/audit?address={one}", bearer=boss).json["items"] for one in ("127.0.0.1", "::ffff:127.0.0.1")
+    ]
+    assert told[0] == told[1], "an address has one form"
 
 
 def test_the_last_login_is_told(web: Web, boss: str) -> None:
@@ -178,12 +185,17 @@ def test_a_person_is_exported_without_secrets(web: Web, boss: str) -> None:
 
 
 def test_a_short_list_is_cut_alike() -> None:
-    first = cut(list("abcde"), Part(limit=2))
+    first = cut("ecadb", Part(limit=2), tuple)
     assert (first.items, first.total) == (["a", "b"], 5)
-    second = cut(list("abcde"), Part(limit=2, after=first.next or ""))
+    second = cut(
+        "cde", Part(limit=2, after=first.next or ""), tuple
+    )  # "a" and "b" are gone by then: nothing is skipped.
     assert (second.items, second.total) == (["c", "d"], None)
-    assert cut(list("abcde"), Part(limit=2, after=second.next or "")).next is None
-    assert cut([], Part()).items == []
+    assert cut("abcde", Part(limit=2, after=second.next or ""), tuple).next is None
+    assert cut("abcde", Part(limit=2, page=3), tuple).items == ["e"]
+    assert cut("", Part(after=second.next or ""), tuple).items == []
+    with pytest.raises(Refused):
+        cut([1], Part(after=second.next or ""), lambda one: (one,))
 
 
 def test_a_search_reads_an_index_on_either_database(web: Web) -> None:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Final
 
-from marshmallow import RAISE, Schema, ValidationError, fields
+from marshmallow import RAISE, Schema, ValidationError, fields, pre_load
 
 from identity.canonical import canonical_id
 from identity.errors import VALIDATION, Refused
@@ -33,11 +33,35 @@ class Body(Schema):
 
         unknown = RAISE
 
+    def on_bind_field(self, field_name: str, field_obj: fields.Field[Any]) -> None:
+        """Have a missing field of any kind named in the same words."""
+        if not isinstance(field_obj, Text):
+            missing = f"Missing {field_obj.data_key or field_name} request body parameter"
+            field_obj.error_messages = {**field_obj.error_messages, "required": missing, "null": missing}
+
 
 class Change(Body):
-    """The body of a PATCH: here null would clear, so it is refused for what cannot be cleared, and never taken for silence."""
+    """The body of a PATCH: null clears what can be empty or nothing; it is refused for the rest, and never taken for silence."""
 
     keeps_null: ClassVar[bool] = True
+
+    @pre_load
+    def clear(self, data: dict[str, Any], **_options: Any) -> dict[str, Any]:
+        """Read null as an empty list, an empty object or zero, where a field may hold that and has no meaning of its own for null."""
+        return {name: self._empty_of(name) if value is None else value for name, value in data.items()}
+
+    def _empty_of(self, name: str) -> list[Any] | dict[str, Any] | int | None:
+        match self.fields.get(name):
+            case None | fields.Field(allow_none=True):
+                return None
+            case fields.List():
+                return []
+            case fields.Dict():
+                return {}
+            case Whole(least=0):
+                return 0
+            case _:
+                return None
 
 
 class Text(fields.String):

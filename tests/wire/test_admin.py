@@ -828,3 +828,24 @@ def test_null_in_a_change_is_not_silence(web: Web, boss: str) -> None:
     assert web.patch(path, {"tokenSeconds": None}, bearer=boss).json["tokenSeconds"] is None
     refused = web.patch(path, {"name": None}, bearer=boss)
     assert (refused.status_code, refused.json["field"]) == (400, "name")
+    web.patch(path, {"attributes": {"a": 1}, "tokenClaims": {"b": "=c"}, "tokenReuseSeconds": 9}, bearer=boss)
+    cleared = web.patch(path, dict.fromkeys(("attributes", "tokenClaims", "scopes", "tokenReuseSeconds")), bearer=boss)
+    assert [cleared.json[name] for name in ("attributes", "tokenClaims", "scopes", "tokenReuseSeconds")] == [
+        {},
+        {},
+        [],
+        0,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [
+        ("/admin/application", {"name": "feed"}, "scopes"),
+        ("/admin/tenant/acme/member/x", {}, "roles"),
+        ("/admin/tenant/acme/invitations", {"email": "ada@acme.example"}, "roles"),
+    ],
+)
+def test_a_missing_list_is_named_like_a_missing_text(web: Web, boss: str, path: str, body: Any, field: str) -> None:
+    answer = (web.put if "member" in path else web.post)(path, body, bearer=boss)
+    assert answer.json["message"] == f"Missing {field} request body parameter"

@@ -134,10 +134,8 @@ def listing(rt: Runtime, part: Part) -> Listed[RoleInfo]:
     with rt.database.reading() as session:
         counts = _counts(session)
         declared = {(row.name, row.tenant_id): row.description for row in session.scalars(select(Role))}
-        found = sorted(
-            {*counts, *declared, *((name, None) for name in _MEANINGS)}, key=lambda one: (one[0], one[1] or "")
-        )
-        return paging.cut(found, part).mapped(
+        found = {*counts, *declared, *((name, None) for name in _MEANINGS)}
+        return paging.cut(found, part, lambda one: (one[0], one[1] or "")).mapped(
             lambda shown: [_info(session, one, declared.get(one), counts) for one in shown]
         )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from operator import attrgetter
 from typing import Final, NamedTuple
 
 from sqlalchemy import ColumnElement, or_, select, update
@@ -41,6 +42,10 @@ class Ending(NamedTuple):
     user: str | None = None
     application: str | None = None
     tenant: str | None = None
+
+
+#: Soonest first, and no two alike.
+ORDER: Final = attrgetter("expires_at", "kind", "id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +111,7 @@ def endings(rt: Runtime, *, days: int) -> list[Ending]:
             )
             for one in session.scalars(invited)
         ]
-    return sorted(found, key=lambda one: (one.expires_at, one.kind, one.id))
+    return sorted(found, key=ORDER)
 
 
 def soonest(database: Database, now: datetime) -> dict[str, float]:

@@ -20,6 +20,7 @@ from sqlalchemy.orm import InstrumentedAttribute, Mapped, Session, mapped_column
 
 from identity import paging
 from identity.ambient import Origin, later
+from identity.canonical import get_client
 from identity.columns import Instant, to_micros
 from identity.core.keeping import Keeping, delete_batch
 from identity.errors import VALIDATION, Refused
@@ -251,7 +252,7 @@ def listing(
 ) -> Listed[Event]:
     """Events, newest first, that fit every filter. `credential` is an id, or an id with its kind (`key:ID`).
 
-    Raises Refused(VALIDATION) for an action that is not in the catalogue.
+    Raises Refused(VALIDATION) for an action that is not in the catalogue, and for what is no IP address.
     """
     if action is not None and action not in set(Action):
         near = difflib.get_close_matches(action, list(Action), 1)
@@ -263,7 +264,7 @@ def listing(
         kinds = ("",) if ":" in credential else ("session:", "key:", "secret:")
         query = query.where(AuditEvent.credential.in_([f"{kind}{credential}" for kind in kinds]))
     if address is not None:
-        query = query.where(AuditEvent.address == address)
+        query = query.where(AuditEvent.address == get_client(address))
     with rt.database.reading() as session:
         return paging.read(
             session,

@@ -19,7 +19,7 @@ from sqlalchemy import BigInteger, ColumnElement, Subquery, delete, func, select
 
 from identity import logs, paging
 from identity.ambient import Origin, later
-from identity.canonical import canonical_id
+from identity.canonical import canonical_id, get_client
 from identity.columns import from_micros
 from identity.core.keeping import Keeping, delete_batch
 from identity.errors import CATALOGUE, NOT_FOUND, VALIDATION, Refused
@@ -183,9 +183,13 @@ def listing(
     since: datetime | None = None,
     until: datetime | None = None,
 ) -> Listed[Explanation]:
-    """Refusals, newest first, that fit every filter. Raises Refused(VALIDATION) for an error that is not in the catalogue."""
+    """Refusals, newest first, that fit every filter.
+
+    Raises Refused(VALIDATION) for an error that is not in the catalogue, and for what is no IP address.
+    """
     if error is not None and error not in {problem.code for problem, _ in CATALOGUE}:
         raise Refused(VALIDATION.saying("There is no such error; the README has the table"), field="error")
+    address = None if address is None else get_client(address)
     rt.explanations.flush(rt.database, rt.clock.now())
     query = select(Refusal).where(
         *_conditions(caller=caller, address=address, error=error, check=check, since=since, until=until)

@@ -85,6 +85,90 @@ RESERVED: Final = frozenset(
         "claims_omitted",
     }
 )
+#: The rest of the IANA registry of JWT claims: nothing here reads them, but a verifier may, so they are not given other meanings.
+_REGISTERED: Final = frozenset(
+    [
+        "_claim_names",
+        "_claim_sources",
+        "ace_profile",
+        "also_known_as",
+        "at_use_nbr",
+        "ath",
+        "attest",
+        "atc",
+        "authorization_details",
+        "birth_family_name",
+        "birth_given_name",
+        "birth_middle_name",
+        "bootcount",
+        "bootseed",
+        "cdnicrit",
+        "cdniets",
+        "cdniip",
+        "cdnistd",
+        "cdnistt",
+        "cdniuc",
+        "cdniv",
+        "cnonce",
+        "crn",
+        "dbgstat",
+        "dest",
+        "div",
+        "dloas",
+        "eat_nonce",
+        "eat_profile",
+        "exi",
+        "geohash",
+        "htm",
+        "htu",
+        "hwmodel",
+        "hwversion",
+        "intuse",
+        "jcard",
+        "location",
+        "manifests",
+        "measres",
+        "measurements",
+        "mky",
+        "msgi",
+        "msisdn",
+        "nationalities",
+        "oemboot",
+        "oemid",
+        "opt",
+        "orig",
+        "origid",
+        "place_of_birth",
+        "rcd",
+        "rcdi",
+        "rph",
+        "salutation",
+        "sd_hash",
+        "sig_val_claims",
+        "sip_callid",
+        "sip_cseq_num",
+        "sip_date",
+        "sip_from_tag",
+        "sip_via_branch",
+        "sph",
+        "sub_id",
+        "sub_jwk",
+        "submods",
+        "sueids",
+        "swname",
+        "swversion",
+        "title",
+        "token_introspection",
+        "ueid",
+        "uptime",
+        "vc",
+        "vct",
+        "verified_claims",
+        "vot",
+        "vp",
+        "vtm",
+    ]
+)
 _UNFIT: Final = VALIDATION.saying(
     'tokenClaims are like {"plan": "tenant.plan", "dept": "user.department", "tier": "=gold"}, none of them a registered claim; at most 20'
 )
@@ -136,7 +220,7 @@ def checked(claims: Mapping[str, str]) -> str:
         of, _, attribute = source.partition(".")
         is_fixed = source.startswith("=") and len(source) <= 200 and source.isprintable()
         named = of in _SOURCES and NAME.fullmatch(attribute)
-        if not NAME.fullmatch(name) or name in RESERVED or not (is_fixed or named):
+        if not NAME.fullmatch(name) or name in RESERVED | _REGISTERED or not (is_fixed or named):
             raise Refused(_UNFIT, field="tokenClaims", detail=f"claim {name[:64]!a}")
     return json.dumps(dict(claims), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 

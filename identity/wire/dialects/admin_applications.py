@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Final
+from operator import attrgetter
+from typing import Any, Final
 
 from identity import documents, paging
 from identity.core.admin import applications, seek
 from identity.core.clients import applications as clients
 from identity.core.clients import expiry, issuers, secrets
+from identity.core.clients.secrets import SecretInfo
 from identity.errors import NOT_FOUND, VALIDATION, Refused
 from identity.wire.dialects import admin_schemas as schemas
 from identity.wire.dialects import machine_schemas
@@ -107,7 +109,12 @@ def add_secret(call: Call) -> Reply:
 def list_secrets(call: Call) -> Reply:
     """List the secrets of an application: when and from where each was last used, and by which addresses in the last 24 hours."""
     found = secrets.secrets_of(call.rt, call.params["clientId"])
-    return page(call, "secrets", documents.secret, lambda part: paging.cut(found, part))
+    return page(call, "secrets", documents.secret, lambda part: paging.cut(found, part, _age))
+
+
+def _age(secret: SecretInfo) -> tuple[Any, ...]:
+    """Where a secret stands among those of its application: it gets one at a time, so no two are of one moment."""
+    return (secret.created_at,)
 
 
 @deed("DELETE", "/admin/application/{clientId}/secret/{secretID}", query=("force",))
@@ -133,7 +140,7 @@ def add_trust(call: Call) -> Reply:
 def list_trusts(call: Call) -> Reply:
     """List whose tokens an application may prove itself with, and when and from where each trust was last used."""
     found = issuers.trusts_of(call.rt, call.params["clientId"])
-    return page(call, "trusts", documents.trust, lambda part: paging.cut(found, part))
+    return page(call, "trusts", documents.trust, lambda part: paging.cut(found, part, attrgetter("created_at", "id")))
 
 
 @deed("DELETE", "/admin/application/{clientId}/trust/{trustID}")
@@ -147,7 +154,7 @@ def remove_trust(call: Call) -> Reply:
 def list_expiring(call: Call) -> Reply:
     """List everything that ends within `days` (30 by default), soonest first."""
     found = expiry.endings(call.rt, days=whole(call, "days", default=30, most=3650))
-    return page(call, "expiring", documents.ending, lambda part: paging.cut(found, part))
+    return page(call, "expiring", documents.ending, lambda part: paging.cut(found, part, expiry.ORDER))
 
 
 def _application(info: clients.ApplicationInfo) -> Reply:

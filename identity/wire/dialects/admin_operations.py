@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from functools import partial
+from operator import attrgetter
 from typing import Any, Final
 
 from identity import documents, paging
@@ -49,7 +50,9 @@ def retry_mails(call: Call) -> Reply:
 def list_keys(call: Call) -> Reply:
     """List signing keys, oldest first: next, active or retired."""
     found = call.rt.ring.list()
-    return page(call, "keys", documents.signing_key, lambda part: paging.cut(found, part))
+    return page(
+        call, "keys", documents.signing_key, lambda part: paging.cut(found, part, attrgetter("published_at", "kid"))
+    )
 
 
 @deed("POST", "/admin/signing-keys/rotate", answer=schemas.SigningKeyAnswer)

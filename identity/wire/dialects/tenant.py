@@ -7,6 +7,7 @@ knows no other tenant. Administrators of the whole service may call these routes
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Any, Final
 
 from marshmallow import Schema, fields
@@ -16,6 +17,7 @@ from identity.core.access import passage
 from identity.core.admin import invitations, owners
 from identity.core.admin.by import By
 from identity.core.clients.applications import ApplicationInfo
+from identity.core.clients.secrets import SecretInfo
 from identity.core.people import tenancy
 from identity.core.record import audit
 from identity.errors import (
@@ -270,7 +272,12 @@ def add_secret(call: Call) -> Reply:
 def list_secrets(call: Call) -> Reply:
     """List the secrets of an application of the tenant."""
     found = owners.list_secrets(call.rt, _by(call), call.params["clientId"])
-    return page(call, "secrets", documents.secret, lambda part: paging.cut(found, part))
+    return page(call, "secrets", documents.secret, lambda part: paging.cut(found, part, _age))
+
+
+def _age(secret: SecretInfo) -> tuple[Any, ...]:
+    """Where a secret stands among those of its application: it gets one at a time, so no two are of one moment."""
+    return (secret.created_at,)
 
 
 @_deed("DELETE", "/tenant/application/{clientId}/secret/{secretID}", recent=True, query=("force",))
@@ -299,7 +306,7 @@ def add_trust(call: Call) -> Reply:
 def list_trusts(call: Call) -> Reply:
     """List whose tokens an application of the tenant may prove itself with."""
     found = owners.list_trusts(call.rt, _by(call), call.params["clientId"])
-    return page(call, "trusts", documents.trust, lambda part: paging.cut(found, part))
+    return page(call, "trusts", documents.trust, lambda part: paging.cut(found, part, attrgetter("created_at", "id")))
 
 
 @_deed("DELETE", "/tenant/application/{clientId}/trust/{trustID}", recent=True)
