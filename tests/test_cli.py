@@ -100,6 +100,14 @@ def test_an_application_made_here_gets_a_token(run: Run, web: Web) -> None:
     assert answer.json["data"]["expiresIn"] == 600
 
 
+def test_an_application_whose_name_is_a_number_is_found_by_it(run: Run) -> None:
+    for name in ("0", "12345678"):
+        client = run("application", "create", "--name", name, "--json").json["clientId"]
+        assert run("application", "show", name, "--json").json["clientId"] == client
+    refused = run("application", "create", "--name", "any", "--token-seconds", "\u00b2")
+    assert (refused.status, "a time is like 90" in refused.err) == (2, True), refused.err
+
+
 def test_what_an_application_may_ask_for_is_set_and_shown(run: Run) -> None:
     options = ("--token-seconds", "600", "--token-reuse-seconds", "5m", "--tokens-per-day", "50", "--json")
     client = run("application", "create", "--name", "feed", *options).json["clientId"]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from typing import Any, Final
 
 from identity.canonical import canonical_address, canonical_id
 from identity.cli.frame import Opened
 from identity.errors import CONFLICT, NOT_FOUND, Refused
+
+# What can be an application's number; longer or from zero on, it is a name.
+_NUMBER: Final = re.compile(r"[1-9][0-9]{0,6}", re.ASCII)
 
 
 def user(opened: Opened, name: str) -> str:
@@ -31,7 +35,7 @@ def application(opened: Opened, name: str) -> str:
     canonical = canonical_id(name)
     if canonical:
         return canonical
-    if name.isascii() and name.isdigit():
+    if _NUMBER.fullmatch(name):
         numbered = opened.ask("GET", "applications", query={"appId": name})["applications"]
         if numbered:
             return str(numbered[0]["clientId"])

@@ -323,7 +323,8 @@ class Duration(click.ParamType[int]):
     name = "duration"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        seconds = int(value) if str(value).isdigit() else _seconds(str(value))
+        text = str(value)
+        seconds = int(text) if text.isascii() and text.isdigit() and len(text) <= 10 else _seconds(text)
         if seconds is None:
             self.fail("a time is like 90, 15m, 1h or 7d", param, ctx)
         return seconds

@@ -192,8 +192,8 @@ def tend_keys(rt: Runtime) -> None:
     rt.ring.ensure_standby()
     if rt.ring.is_due():
         with rt.unit(Origin.background()) as unit:
-            rotated = rt.ring.rotate(unit)
-            audit.record(rt, unit, Action.KEY_ROTATED, actor="background", target=rotated.kid)
+            kid = rt.ring.rotate(unit)
+            audit.record(rt, unit, Action.KEY_ROTATED, actor="background", target=kid)
 
 
 def write_notes(rt: Runtime) -> None:

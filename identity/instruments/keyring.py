@@ -308,10 +308,10 @@ class Keyring:
         signs_from, algorithm = max(scheduled)
         return algorithm != self._settings.signing_alg or later(signs_from, days * 86_400) <= self._clock.now()
 
-    def rotate(self, unit: Unit) -> KeyInfo:
+    def rotate(self, unit: Unit) -> str:
         """Set the date from which the standby key signs: now, if verifiers have had time to see it, else as soon as they have.
 
-        Raises Refused(CONFLICT) when no standby is published (the background loop makes one within seconds).
+        Returns its kid. Raises Refused(CONFLICT) when no standby is published (the background loop makes one within seconds).
         """
         row = unit.execute(select(SigningKey).where(SigningKey.is_standby == 1)).scalar_one_or_none()
         if row is None:
@@ -326,7 +326,8 @@ class Keyring:
             raise Refused(CONFLICT.saying("Another rotation took the standby key at the same moment"))
         _count_up(unit)
         unit.after_commit(self.load)
-        return KeyInfo(row.kid, "active" if start <= unit.now else "next", "", 0, row.published_at, start)
+        kid: str = row.kid
+        return kid
 
     def revoke(self, unit: Unit, kid: str) -> None:
         """Withdraw a key at once: everything that it signed is refused from the next request on.

@@ -55,7 +55,7 @@ def state_of(rt: Runtime, kid: str) -> str:
 def rotate(rt: Runtime) -> str:
     """Rotate; the kid of the key that takes over."""
     with rt.unit(ORIGIN) as unit:
-        return rt.ring.rotate(unit).kid
+        return rt.ring.rotate(unit)
 
 
 def standby(rt: Runtime) -> str:

@@ -32,9 +32,9 @@ def rotate_key(rt: Runtime, by: By) -> KeyInfo:
     """Have the standby key sign as soon as verifiers can know it; publishes one first where none waits."""
     rt.ring.ensure_standby()
     with by.unit(rt) as unit:
-        rotated = rt.ring.rotate(unit)
-        audit.record(rt, unit, Action.KEY_ROTATED, actor=by.actor, target=rotated.kid)
-    return next(key for key in rt.ring.list() if key.kid == rotated.kid)
+        kid = rt.ring.rotate(unit)
+        audit.record(rt, unit, Action.KEY_ROTATED, actor=by.actor, target=kid)
+    return next(key for key in rt.ring.list() if key.kid == kid)
 
 
 def revoke_key(rt: Runtime, by: By, kid: str) -> None:

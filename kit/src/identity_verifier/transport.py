@@ -62,7 +62,7 @@ def check_issuer(url: str, *, insecure: bool) -> str:
 
 
 class HttpTransport:
-    """HTTP/1.1 over http.client. `timeout_seconds` bounds each wait, and twice as much the whole of an answer."""
+    """HTTP/1.1 over http.client. `timeout_seconds` bounds each wait, and twice as much the body of an answer."""
 
     def __init__(self, *, timeout_seconds: float = 3.0, context: ssl.SSLContext | None = None) -> None:
         self._timeout = timeout_seconds
