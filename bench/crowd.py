@@ -6,6 +6,7 @@ Both run as processes of their own, with the environment of an installation: `py
 
 import itertools
 import json
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -37,14 +38,18 @@ class Crowd:
 def commits(environ: Mapping[str, str], folder: Path, core: int) -> machine.Background:
     """Commits of somebody else, until it is stopped."""
     command = [sys.executable, "-m", "bench.crowd", "commits", str(COMMITS_PER_SECOND)]
-    return machine.Background(
-        machine.pinned([core], command), cwd=folder, env={**environ, "PYTHONPATH": str(machine.ROOT)}
-    )
+    return machine.Background(machine.pinned([core], command), cwd=folder, env=_with_bench(environ))
 
 
 def _run(environ: Mapping[str, str], folder: Path, *arguments: object) -> str:
     command = [sys.executable, "-m", "bench.crowd", *map(str, arguments)]
-    return machine.run(command, cwd=folder, env={**environ, "PYTHONPATH": str(machine.ROOT)}).splitlines()[-1]
+    return machine.run(command, cwd=folder, env=_with_bench(environ)).splitlines()[-1]
+
+
+def _with_bench(environ: Mapping[str, str]) -> dict[str, str]:
+    """An environment in which the bench is found, behind whatever code is found in it already."""
+    paths = (environ.get("PYTHONPATH", ""), str(machine.ROOT))
+    return {**environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
 def _make(count: int) -> None:

@@ -26,7 +26,7 @@ CACHE = Path(__file__).resolve().parent / ".cache"
 # and `cryptography` each carry an OpenSSL of their own; both read this variable when they start.
 PLAIN_RSA = {"OPENSSL_ia32cap": ":~0x280120"}
 
-PACKAGES = {"wrk": "wrk", "node": "nodejs", "npm": "npm", "taskset": "util-linux"}
+PACKAGES = {"wrk": "wrk", "node": "nodejs", "npm": "npm", "taskset": "util-linux", "git": "git"}
 
 
 class Refused(Exception):

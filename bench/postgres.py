@@ -30,9 +30,14 @@ WARM_REQUESTS = 400
 
 @dataclass(slots=True)
 class Tree(Installation):
-    """An installation that runs the code of one checkout."""
+    """An installation that runs the code of one checkout, under an issuer that may be another's of which it is a copy."""
 
     code: Path = machine.ROOT
+    issuer: str = ""
+
+    def cpu_of_workers_us(self) -> float:
+        """The processor time of its workers so far."""
+        return sum(map(machine.cpu_us, self.worker_pids))
 
     def command(self, *arguments: str, stdin: str = "") -> str:
         """As the others', of a release that may know fewer options."""
@@ -44,7 +49,7 @@ class Tree(Installation):
     def _environ(self) -> dict[str, str]:
         environ = {**super(Tree, self)._environ(), "PYTHONPATH": str(self.code)}
         environ.pop("IDENTITY_SIGNING_ALG", None)  # RS256 everywhere, also where nothing else is known.
-        return environ
+        return {**environ, "IDENTITY_ISSUER": self.issuer or self.url}
 
 
 @dataclass(slots=True)

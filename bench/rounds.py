@@ -27,19 +27,20 @@ def measure(
 ) -> Measured:
     """Go round the raw loops on this core and the cases; `megabytes` is asked at the end of each round."""
     measured = Measured()
-    _go_round(cases, replace(load, seconds=1))
+    go_round(cases, replace(load, seconds=1))
     for case in cases:
         case.samples.clear()  # that round was for warmth
     for count in range(1, rounds + 1):
         print(f"round {count} of {rounds}", file=sys.stderr)
         measured.rsa.append(raw.rsa_per_second(core, RAW_SECONDS))
         measured.argon2.append(raw.argon2_per_second(core, RAW_SECONDS, argon2))
-        _go_round(cases, load)
+        go_round(cases, load)
         measured.megabytes.append(megabytes())
     return measured
 
 
-def _go_round(cases: Sequence[Case], load: Load) -> None:
+def go_round(cases: Sequence[Case], load: Load) -> None:
+    """Put the load on each case in turn; one that cannot be asked is refused."""
     for case in cases:
         if not case.requests:
             continue
