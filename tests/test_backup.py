@@ -86,12 +86,16 @@ class Before:
     application_token: str
     challenge: str
     verification_id: str
+    eve: Person
+    its_app: Authenticator
 
 
 def given_out(live: Live) -> Before:
     rt = live.rt
     ada = a_user(rt, tenants={"acme": ("analyst",)}, roles=("users_admin",))
     app = an_authenticator(rt, ada)
+    eve = a_user(rt)
+    its_app = an_authenticator(rt, eve)
     machine = an_application(rt, name="feed")
     opened = a_session(rt, ada, amr=("pwd", "otp"))
     assert opened.bearer is not None
@@ -109,7 +113,8 @@ def given_out(live: Live) -> Before:
     )
     code = live.post("/auth/password/forgot", {"email": ada.email}).json()["verificationCodeID"]
     return Before(
-        ada, app, machine, opened.bearer.reveal(), token, opened, answered.json()["refreshToken"], earned, challenge, code
+        ada, app, machine, opened.bearer.reveal(), token, opened, answered.json()["refreshToken"], earned, challenge, code,
+        eve, its_app
     )  # fmt: skip
 
 
@@ -197,6 +202,12 @@ def test_a_backup_under_load_comes_back_whole_and_nothing_from_before_lives_on(
     challenge = web.post("/auth/login", {"email": ada.email, "password": ada.password}).get_json()["mfaChallengeToken"]
     code = {"mfaChallengeToken": challenge, "recoveryCode": before.app.recovery_codes[0]}
     assert web.post("/auth/mfa/challenge", code).status_code == 200
+    login = {"email": before.eve.email, "password": before.eve.password}
+    code = {
+        "mfaChallengeToken": web.post("/auth/login", login).get_json()["mfaChallengeToken"],
+        "totpCode": before.its_app.at(later(rt.clock.now(), 30)),
+    }
+    assert web.post("/auth/mfa/challenge", code).status_code == 200, "its seed was opened by the key of this host"
     secret = {"clientId": before.machine.client_id, "secret": before.machine.secret}
     fresh = web.post("/application/token", secret).get_json()["data"]["accessToken"]
     assert web.get("/verify?tenant=optional", bearer=fresh).status_code == 200
