@@ -15,6 +15,7 @@ import pytest
 from werkzeug.serving import make_server
 
 from identity import cli as command_line
+from identity.cli import access
 from identity.cli.frame import as_text, when
 from identity.core import upkeep
 from identity.core.clients import keypairs
@@ -325,11 +326,16 @@ def test_a_login_is_stored_for_its_owner_only_and_ends(
     assert "identity login" in run("user", "list").err
     shown: list[str] = []
 
-    def typed(text: str, **_options: Any) -> str:
+    def typed(text: str, *_option: str, **_options: Any) -> str:
         shown.append(text)
         return {"Email": boss.email, "Password": boss.password}.get(text) or code_in(web.mails()[-1])
 
-    monkeypatch.setattr(click, "prompt", typed)
+    closed = run("login")
+    assert (closed.status, closed.err.splitlines()[0].endswith("give --email (see `identity login --help`)")) == (
+        2,
+        True,
+    )
+    monkeypatch.setattr(access, "_typed", typed)
     stored = Path(run("login", "--json").json["stored"])
     assert shown == ["Email", "Password", "Code from your mail"]
     assert stat.S_IMODE(stored.stat().st_mode) == 0o600

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import Any, Final
 
 import click
@@ -26,7 +27,7 @@ def login(opened: Opened, email: str | None, api_key: str | None, api_secret_std
 
     server = _server(opened)
     if api_key is not None:
-        secret = first_line("api secret") if api_secret_stdin else click.prompt("Secret", hide_input=True, err=True)
+        secret = first_line("api secret") if api_secret_stdin else _typed("Secret", "--api-secret-stdin")
         kept: dict[str, Any] = {"apiKey": api_key, "apiSecret": secret}
         _call(server, "GET", "/keypair", headers={"api-key": api_key, "api-secret": secret})
     else:
@@ -61,7 +62,7 @@ def token() -> None:
 def get(opened: Opened, client_id: str, secret_stdin: bool, scopes: tuple[str, ...]) -> Any:
     """Get a token as an application does: from the service, by its id and secret."""
     server = _server(opened, or_issuer=True)
-    secret = first_line("secret") if secret_stdin else click.prompt("Secret", hide_input=True, err=True)
+    secret = first_line("secret") if secret_stdin else _typed("Secret", "--secret-stdin")
     body = {"clientId": client_id, "secret": secret} | ({"scope": " ".join(scopes)} if scopes else {})
     answer: dict[str, Any] = _call(server, "POST", "/application/token", body=body)["data"]
     return answer
@@ -125,16 +126,24 @@ def _call(server: Any, method: str, path: str, **options: Any) -> dict[str, Any]
     return dict(answer)
 
 
+def _typed(words: str, option: str, *, unseen: bool = True) -> str:
+    """What a person types; where nobody can, say which option gives it."""
+    if sys.stdin is None or not sys.stdin.isatty():
+        raise click.UsageError(f"{words} is asked for on a terminal only; give {option}", click.get_current_context())
+    answer: str = click.prompt(words, hide_input=unseen, err=True)
+    return answer
+
+
 def _signed_in(server: Any, email: str | None, *, is_piped: bool) -> dict[str, Any]:
     """The tokens of a login in two steps; the code is asked for only where the service wants one."""
-    who = email or click.prompt("Email", err=True)
-    password = first_line("password") if is_piped else click.prompt("Password", hide_input=True, err=True)
+    who = email or _typed("Email", "--email", unseen=False)
+    password = first_line("password") if is_piped else _typed("Password", "--password-stdin")
     first = _call(server, "POST", "/auth/login", body={"email": who, "password": password})
     if "accessToken" in first:
         return first
     kind = first["mfaMethod"]
     words = "Code of your authenticator" if kind == "TOTP" else "Code from your mail"
-    code = first_line("code") if is_piped else click.prompt(words, err=True)
+    code = first_line("code") if is_piped else _typed(words, "--password-stdin", unseen=False)
     field = "totpCode" if kind == "TOTP" else "emailCode"
     return _call(
         server, "POST", "/auth/mfa/challenge", body={"mfaChallengeToken": first["mfaChallengeToken"], field: code}

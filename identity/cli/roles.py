@@ -11,7 +11,8 @@ import click
 from identity.cli.frame import Opened, cli, command, lists
 from identity.errors import VALIDATION, Refused
 
-NEW_ROLE_HELP = "Give a role that nobody holds yet."
+NEW_ROLE_HELP = "It is a role of its own, however like users_admin or owner."
+_DECIDING: Final = ("users_admin", "owner")
 _UNKNOWN: Final = VALIDATION.saying("There is no such role yet")
 
 
@@ -45,13 +46,15 @@ def delete(opened: Opened, name: str, tenant: str | None) -> Any:
 
 
 def check(opened: Opened, names: Iterable[str], *, new_role: bool) -> None:
-    """Refuse a role that nobody holds or has declared, unless told that it is a new one: on a command line most such are slips."""
+    """Refuse a role that nobody holds and that is nearly one that decides something, unless told that it is new; note other slips."""
     wanted = list(names)
     if new_role or not wanted:
         return
     known = sorted({one["name"] for one in opened.everything("roles", "roles")})
     for name in wanted:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]}? " if near else ""
-            raise Refused(_UNKNOWN, field="roles", detail=f"{name}: {hint}--new-role makes it")
+        if name in known:
+            continue
+        if meant := difflib.get_close_matches(name, _DECIDING, n=1, cutoff=0.8):
+            raise Refused(_UNKNOWN, field="roles", detail=f"{name}: did you mean {meant[0]}? --new-role makes it")
+        if near := difflib.get_close_matches(name, known, n=1, cutoff=0.8):
+            opened.tell(f"{name} is a new role; if you meant {near[0]}, take it back")

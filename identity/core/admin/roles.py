@@ -7,7 +7,6 @@ that there is, is refused unless the caller insists, since such a slip makes an 
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -146,24 +145,6 @@ def check(unit: Unit, names: Iterable[str], *, insists: bool, field: str = "role
         meant = next((role for role in _MEANINGS if _is_nearly(name, role)), None)
         if meant is not None and not _exists(unit.session, name):
             raise Refused(_DID_YOU_MEAN[meant], field=field, detail=f"nobody holds {name[:64]}")
-
-
-def require_known(rt: Runtime, names: Iterable[str]) -> None:
-    """Refuse (VALIDATION) a role that nobody holds or has declared, naming the nearest that there is; for people who type."""
-    with rt.database.reading() as session:
-        for name in names:
-            if name in _MEANINGS or _exists(session, name):
-                continue
-            declared = session.scalars(select(Role.name)).all()
-            near = difflib.get_close_matches(
-                name, {*_MEANINGS, *declared, *(held for held, _ in _counts(session))}, n=1
-            )
-            hint = f"did you mean {near[0]}? " if near else ""
-            raise Refused(
-                VALIDATION.saying("There is no such role yet"),
-                field="roles",
-                detail=f"{name}: {hint}--new-role makes it",
-            )
 
 
 def _did_you_mean(role: str) -> Problem:
