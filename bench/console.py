@@ -115,6 +115,8 @@ def pages(browser: Browser, boss: str, people: Sequence[str]) -> Iterator[str]:
     ):
         yield f"/console/audit?{query}"
     yield _second(browser, "/console/audit")
+    yield from ("/console/tenant/t7", "/console/tenants?q=t", "/console/keypairs?q=a", "/console/applications?q=app")
+    yield f"/console/application/{_id(77, 'd')}"
     yield from ("/console/sessions", "/console/sessions?of=t7", f"/console/sessions?user={people[9]}")
     yield from ("/console/why", "/console/why?period=24h", "/console/why?period=7d", "/console/refusals")
     yield from ("/console/refusals?error=INVALID_TOKEN&check=expired", "/console/system", "/console/you")

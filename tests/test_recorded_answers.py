@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,14 @@ from tests.builders import Person, a_token, a_user, an_application, an_authentic
 from tests.conftest import fresh_database
 from tests.world import ORIGIN, Web, fast_settings
 
+TRUSTED = ("https://token.actions.githubusercontent.com",)
+
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    return fast_settings(keys_dir=tmp_path / "keys", fixed_otp=True, **fresh_database("sqlite", tmp_path))
+    return fast_settings(
+        keys_dir=tmp_path / "keys", fixed_otp=True, trusted_issuers=TRUSTED, **fresh_database("sqlite", tmp_path)
+    )
 
 
 def test_each_deed_of_administrators_answers(web: Web) -> None:
@@ -34,6 +39,13 @@ def test_each_deed_of_administrators_answers(web: Web) -> None:
     ask("POST", "/admin/tenant", {"id": "acme-bank", "name": "Acme Bank"})
     ask("PATCH", "/admin/tenant/acme-bank", {"scopes": ["read"], "attributes": {"plan": "gold"}})
     ask("POST", "/admin/role", {"name": "analyst", "description": "Reads reports"})
+    ask("POST", "/admin/role", {"name": "reviewer", "description": "Reads what others wrote"})
+    ask("DELETE", "/admin/role/reviewer")
+    ask("POST", "/admin/mails/retry", {})
+    line = json.dumps({"email": "linus@acme.example", "alias": "linus", "fullName": "Linus T.", "externalID": "7"})
+    sent = {"Content-Type": "application/x-ndjson"}
+    imported = web.call("POST", "/admin/users/import", bearer=bearer, headers=sent, data=line + "\n")
+    assert imported.status_code == 202, imported.text
     ask("PUT", f"/admin/tenant/acme-bank/member/{ada.id}", {"roles": ["owner"]})
     for verb in ("disable", "enable"):
         ask("PUT", f"/admin/tenant/acme-bank/{verb}")
@@ -69,6 +81,7 @@ def test_each_deed_of_administrators_answers(web: Web) -> None:
     with rt.unit(ORIGIN) as unit:
         pair, _ = keypairs.create(rt, unit, ada.id, name="laptop", days=30, actor="test", verified=True)
     ask("GET", f"/admin/incident?key={pair.id}")
+    ask("POST", f"/admin/keypair/{pair.id}/rotate", {"graceSeconds": 3600})
     ask("DELETE", f"/admin/keypair/{pair.id}")
     machine = ask("POST", "/admin/application", {"name": "feed", "scopes": ["read"]})
     app = f"/admin/application/{machine['clientId']}"
@@ -105,7 +118,19 @@ def test_each_deed_of_owners_answers(web: Web) -> None:
     ask("PATCH", app, {"name": "news"})
     second = ask("POST", f"{app}/secret", {})
     ask("DELETE", f"{app}/secret/{second['secretID']}")
+    trusted = ask("POST", f"{app}/trust", {"name": "ci", "issuer": TRUSTED[0], "subject": "repo:acme/feed"})
+    ask("DELETE", f"{app}/trust/{trusted['trustID']}")
     ask("DELETE", app)
+
+
+def test_a_key_pair_gets_a_new_secret_and_ends_itself(web: Web) -> None:
+    ada = a_user(web.rt, alias="ada", email="ada@acme.example")
+    with web.rt.unit(ORIGIN) as unit:
+        pair, _ = keypairs.create(web.rt, unit, ada.id, name="laptop", days=30, actor="test", verified=True)
+    rotated = web.post(f"/keypair/{pair.id}/rotate", {"graceSeconds": 3600}, bearer=a_token(web.rt, ada))
+    assert rotated.status_code == 202, rotated.text
+    keys = {"api-key": rotated.json["apiKey"], "api-secret": rotated.json["apiSecret"]}
+    assert web.delete("/keypair", headers=keys).status_code == 202
 
 
 def test_a_machine_gets_inspects_and_ends_a_token(web: Web) -> None:

@@ -139,6 +139,16 @@ def listing(rt: Runtime, part: Part) -> Listed[RoleInfo]:
         )
 
 
+def of_tenant(rt: Runtime, tenant: str) -> list[RoleInfo]:
+    """The roles of one tenant, declared or held, by name: each with how many hold it, and without who. Reads nobody else's."""
+    with rt.database.reading() as session:
+        counts = _counts(session, tenant)
+        asked = select(Role.name, Role.description).where(Role.tenant_id == tenant)
+        declared = {row.name: row.description for row in session.execute(asked)}
+        found = sorted({*declared, *(name for name, _ in counts)})
+        return [_said((name, tenant), declared.get(name), counts, ()) for name in found]
+
+
 def check(unit: Unit, names: Iterable[str], *, insists: bool, field: str = "roles") -> None:
     """Refuse (VALIDATION) a name that is no role yet and nearly `users_admin` or `owner`, unless the caller insists."""
     for name in () if insists else names:
@@ -183,20 +193,23 @@ def _exists(session: Session, name: str) -> bool:
     return any(session.execute(query.limit(1)).first() is not None for query in asked)
 
 
-def _counts(session: Session) -> dict[tuple[str, str | None], int]:
-    """How many hold each role, by name and tenant. Equal sets of roles are counted by the database: there are few."""
+def _counts(session: Session, only: str | None = None) -> dict[tuple[str, str | None], int]:
+    """How many hold each role, by name and tenant, or in `only` one. Equal sets of roles are counted by the database: there are few."""
     counts: dict[tuple[str, str | None], int] = {}
-    for tenant, roles, number in _sets(session):
+    for tenant, roles, number in _sets(session, only):
         for name in roles:
             counts[name, tenant] = counts.get((name, tenant), 0) + number
     return counts
 
 
-def _sets(session: Session) -> Iterator[tuple[str | None, Sequence[str], int]]:
-    for roles, number in session.execute(select(User.roles, func.count()).group_by(User.roles)):
-        yield None, roles, number
+def _sets(session: Session, only: str | None) -> Iterator[tuple[str | None, Sequence[str], int]]:
+    if only is None:
+        for roles, number in session.execute(select(User.roles, func.count()).group_by(User.roles)):
+            yield None, roles, number
     for table in (Membership, Application):
         grouped = select(table.tenant_id, table.roles, func.count()).group_by(table.tenant_id, table.roles)
+        if only is not None:
+            grouped = grouped.where(table.tenant_id == only)
         for tenant, roles, number in session.execute(grouped):
             yield tenant, roles, number
 
@@ -207,8 +220,16 @@ def _info(
     description: str | None,
     counts: dict[tuple[str, str | None], int],
 ) -> RoleInfo:
+    return _said(role, description, counts, tuple(_holders(session, *role)) if counts.get(role) else ())
+
+
+def _said(
+    role: tuple[str, str | None],
+    description: str | None,
+    counts: dict[tuple[str, str | None], int],
+    holders: tuple[Holder, ...],
+) -> RoleInfo:
     name, tenant = role
-    holders = tuple(_holders(session, name, tenant)) if counts.get(role) else ()
     declared = description is not None or name in _MEANINGS
     return RoleInfo(name, tenant, description or _MEANINGS.get(name, ""), declared, counts.get(role, 0), holders)
 

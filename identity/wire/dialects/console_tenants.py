@@ -118,7 +118,7 @@ def _rendered(visit: Visit, tenant_id: str, *, fault: dict[str, Any] | None = No
         members=members,
         waiting=waiting,
         machines=machines,
-        roles=[one for one in roles.listing(rt, _MOST).items if one.tenant == info.id],
+        roles=roles.of_tenant(rt, info.id),
         attributes=spelled(info.attributes),
         limits="\n".join(f"{tier}={budget}" for tier, budget in sorted(info.limits.items())),
         events=naming.newest(rt, within, info.id),

@@ -91,3 +91,19 @@ def test_a_declared_role_is_no_slip_and_one_of_a_deleted_tenant_goes_with_it(rt:
     users.grant_role(rt, BY, a_user(rt).id, "owned")
     tenants.delete_tenant(rt, BY, "acme-bank")
     assert [one for one in roles.listing(rt, Part()).items if one.tenant] == []
+
+
+def test_the_roles_of_a_tenant_are_its_own_and_all_of_them(rt: Runtime) -> None:
+    a_user(rt, alias="ada", tenants={"acme-bank": ("analyst", "owner"), "elsewhere": ("auditor",)}, roles=("analyst",))
+    an_application(rt, tenant="acme-bank", roles=("analyst",))
+    roles.declare(rt, BY, name="reviewer", description="Reads", tenant="acme-bank")
+    # More than a page of them come first by name elsewhere.
+    with rt.unit(ORIGIN) as unit:
+        made = {"tenant_id": "elsewhere", "description": "x", "created_at": unit.now}
+        unit.session.add_all(roles.Role(id=rt.new_id(), name=f"a{number:03}", **made) for number in range(201))
+    told = [(one.name, one.tenant, one.count, one.declared) for one in roles.of_tenant(rt, "acme-bank")]
+    assert told == [
+        ("analyst", "acme-bank", 2, False),
+        ("owner", "acme-bank", 1, True),
+        ("reviewer", "acme-bank", 0, True),
+    ]
