@@ -34,7 +34,8 @@ def erase(rt: Runtime, unit: Unit, user_id: str, *, actor: str) -> None:
 
     What stays is the audit, which names ids only. Raises Refused(NOT_FOUND), Refused(CONFLICT) for the last administrator.
     """
-    row = accounts.get_row(unit.session, user_id)
+    # Locked first: a session that is being opened is either seen below, or finds nobody. Else its tokens would outlive it offline.
+    row = accounts.get_row(unit.session, user_id, for_update=True)
     was_admin = row.enabled and ADMIN_ROLE in row.roles
     for address in _only_theirs(unit, user_id):
         outbox.forget(unit, address)

@@ -124,6 +124,8 @@ def _take_batch(
                 try:
                     taken.append(take_row(unit, row))
                 except Refused as refused:
+                    if isinstance(refused.__cause__, IntegrityError):
+                        raise refused.__cause__ from None  # The database has undone the batch: see `in_batches`.
                     taken.append(Taken(Outcome.REJECTED, refused.problem.code, refused.problem.message, refused.field))
             _stop_if(dry_run)
     except _Rehearsed:

@@ -20,7 +20,7 @@ from identity.core.people.accounts import Email
 from identity.core.people.addresses import EmailInfo
 from identity.core.people.ownership import ANYONE
 from identity.core.people.rights import Rights
-from identity.core.proofs import attempts, codes
+from identity.core.proofs import attempts, codes, guesses
 from identity.core.proofs.attempts import Charge
 from identity.core.proofs.codes import Purpose
 from identity.core.record import audit
@@ -196,7 +196,7 @@ def unlock(rt: Runtime, by: By, user_id: str) -> int:
     refused = audit.listing(rt, Part(limit=1_000), actor=user.id, action=Action.CODE_REFUSED, since=since).items
     addresses = {event.address for event in (*failed, *refused)}
     account = f"user:{user.id}"
-    charges = [Charge(attempts.ACCOUNT, account), Charge(attempts.SECOND_FACTOR, user.id)]
+    charges = [Charge(attempts.ACCOUNT, account), *guesses.second_factor_charges(user.id)]
     charges += [Charge(attempts.ACCOUNT_AND_ADDRESS, f"{account} {address_key(address)}") for address in addresses]
     with by.unit(rt) as unit:
         forgotten = attempts.forgive(unit, charges)

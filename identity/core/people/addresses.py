@@ -117,7 +117,7 @@ def mark_proven(rt: Runtime, unit: Unit, user_id: str, address: str, *, actor: s
     audit.record(rt, unit, Action.EMAIL_VERIFIED, actor=actor, target=row.id, user=user_id)
     preferred = preferred_of(unit, user_id)
     if preferred is None:
-        unit.execute(update(Email).where(Email.user_id == user_id).values(preferred=Email.id == row.id))
+        _prefer(unit, row)
     elif preferred != address:
         values = {"account": alias, "address": address}
         outbox.queue(rt, unit, Template.EMAIL_ADDED, to=preferred, values=values)
@@ -154,7 +154,8 @@ def remove(rt: Runtime, unit: Unit, email_id: str, *, actor: str, of: Owner | An
     heir = unit.execute(others).scalar_one_or_none()
     if heir is None:
         raise Refused(EMAIL_LAST, detail="no verified address would be left")
-    codes.cancel(unit, Purpose.EMAIL, email_id)
+    # Whatever was mailed there: who reads that mailbox now must not choose this user's password with it.
+    codes.cancel_mailed(unit, row.user_id, row.address)
     _tell_loser(rt, unit, row.user_id, row.address if row.verified else None, "was removed")
     unit.execute(delete(Email).where(Email.id == email_id))
     if row.preferred:

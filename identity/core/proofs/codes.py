@@ -268,6 +268,11 @@ def cancel(unit: Unit, purpose: Purpose, subject: str) -> None:
     unit.changed(_ended(State.DEAD).where(Code.purpose == purpose, Code.subject == subject))
 
 
+def cancel_mailed(unit: Unit, user_id: str, address: str) -> None:
+    """End every live code that was mailed to this address of a user, whatever it is for: the address is theirs no more."""
+    unit.changed(_ended(State.DEAD).where(Code.user_id == user_id, Code.address == address))
+
+
 def forget(unit: Unit, user_id: str) -> int:
     """Delete every code of a user; for erasure. Returns how many."""
     return unit.changed(delete(Code).where(Code.user_id == user_id).execution_options(synchronize_session=False))

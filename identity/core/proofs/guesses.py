@@ -141,8 +141,13 @@ def at_code(rt: Runtime, origin: Origin, account: str, *, by_anybody: bool = Fal
     `by_anybody`: a stranger may ask for such a code, without password or session. Wrong ones fill a budget of the day of their own, so
     that strangers do not use up what the owner needs.
     """
-    subject = f"asked by anybody {account}" if by_anybody else account
-    return Guess(rt, origin, (*guess_charges(f"user:{account}", origin), Charge(SECOND_FACTOR, subject)))
+    proven, stranger = second_factor_charges(account)
+    return Guess(rt, origin, (*guess_charges(f"user:{account}", origin), stranger if by_anybody else proven))
+
+
+def second_factor_charges(account: str) -> tuple[Charge, Charge]:
+    """What a failed code of the user counts against for a day: one that needs a password or a session, one that anybody may ask for."""
+    return Charge(SECOND_FACTOR, account), Charge(SECOND_FACTOR, f"asked by anybody {account}")
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from identity.core.signin.challenges import Issued, Linked
 from identity.core.signin.factors import Factor
 from identity.core.tokens import sessions
 from identity.core.tokens.sessions import Live, Opened
-from identity.errors import FORBIDDEN, INVALID_CODE, Refused
+from identity.errors import FORBIDDEN, INVALID_CODE, INVALID_TOKEN, TOKEN_EXPIRED, Refused
 from identity.instruments.limits import address_key
 from identity.instruments.opaque import Kind, Secret
 from identity.runtime import Runtime
@@ -125,7 +125,10 @@ def _live(rt: Runtime, bearer: str) -> Live | None:
     """The console session of a bearer, if it is good now."""
     try:
         return sessions.find_live_bearer(rt, bearer, Kind.CONSOLE) if bearer else None
-    except Refused:
+    except Refused as refused:
+        # Not to know is no reason to say that it has ended.
+        if refused.problem.code not in (INVALID_TOKEN.code, TOKEN_EXPIRED.code):
+            raise
         return None
 
 

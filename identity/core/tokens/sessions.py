@@ -376,10 +376,11 @@ def listing_of(rt: Runtime, user_id: str) -> list[SessionInfo]:
         UserSession.verified,
         UserSession.revoked_at.is_(None),
         UserSession.expires_at > now,
+        UserSession.idle_expires_at > now,
     )
     with rt.database.reading() as session:
         rows = session.execute(select(*INFO).where(*living).order_by(UserSession.created_at.desc()).limit(500))
-        return [info for info in (SessionInfo(*tuple(row)) for row in rows) if not info.is_over(now)]
+        return [SessionInfo(*tuple(row)) for row in rows]
 
 
 def listing(

@@ -74,6 +74,18 @@ def test_a_row_that_cannot_be_taken_holds_up_no_other(rt: Runtime) -> None:
     assert [one.field for one in taken[1:-1]] == [field for _, field in bad]
 
 
+def test_an_alias_that_somebody_takes_at_this_moment_costs_only_its_row(
+    rt: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a_user(rt, alias="taken")
+    # As if the look before the insert had come too early.
+    monkeypatch.setattr(importing, "_check_uses", lambda *_, **__: None)
+    eve = {"email": "eve@acme.example", "alias": "eve", "fullName": "Eve"}
+    bob = {"email": "bob@acme.example", "alias": "taken", "fullName": "Bob"}
+    assert outcomes(rt, ADA, bob, eve) == ["created", "rejected", "created"]
+    assert outcomes(rt, ADA, eve) == ["unchanged", "unchanged"]
+
+
 def test_an_import_leaves_a_tenant_its_last_owner(rt: Runtime) -> None:
     a_tenant(rt, "acme")
     owner = {**ADA, "tenants": {"acme": ["owner"]}}

@@ -9,16 +9,19 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import select, update
 
 from identity import documents
 from identity.core.admin import applications, keys, portal, tenants, users
 from identity.core.admin.by import By
+from identity.core.clients.applications import standard_client
 from identity.core.people import accounts
 from identity.core.people.accounts import User
 from identity.core.record import audit
 from identity.core.tokens import sessions
+from identity.core.tokens.session_rows import UserSession
 from identity.errors import CONFLICT, NOT_FOUND, VALIDATION, Refused
+from identity.instruments.statuslists import INVALID, StatusEntry
 from identity.runtime import Runtime
 from identity.storage import Contention
 from tests.builders import a_session, a_tenant, a_user, an_application
@@ -236,3 +239,37 @@ def test_a_time_is_read_from_rfc_3339_and_unix_seconds(text: str, seconds: int) 
 def test_a_time_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(Refused):
         documents.moment(text, field="since")
+
+
+def test_whoever_is_erased_while_they_sign_in_keeps_no_token_that_verifiers_believe(rt: Runtime) -> None:
+    ada = a_user(rt)
+    signing_in, committed = threading.Event(), threading.Event()
+
+    def erase() -> None:
+        signing_in.wait(5)
+        with contextlib.suppress(Contention):
+            users.erase_user(rt, BY, ada.id)
+        committed.wait(5)
+
+    thread = threading.Thread(target=erase)
+    thread.start()
+    with rt.unit(ORIGIN) as unit:
+        user = accounts.recheck(unit, ada.id)
+        opened = sessions.open_session(
+            rt,
+            unit,
+            user,
+            kind="token",
+            amr=("pwd",),
+            client_id=standard_client(rt),
+            resource=rt.settings.default_audience,
+            idle_seconds=600,
+            absolute_seconds=600,
+        )
+        signing_in.set()
+        rt.pause(0.3)  # The erasure is on its way, and waits.
+    committed.set()
+    thread.join(10)
+    with rt.database.reading() as session:
+        assert session.get(UserSession, opened.session.id) is None
+        assert session.scalar(select(StatusEntry.value).where(StatusEntry.place == opened.session.place)) == INVALID

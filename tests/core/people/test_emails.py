@@ -10,11 +10,13 @@ from email.message import EmailMessage
 
 import pytest
 
+from identity.core.admin import users
+from identity.core.admin.by import By
 from identity.core.people import accounts, addresses
 from identity.core.people.ownership import ANYONE, Owner
 from identity.core.proofs import codes
 from identity.core.proofs.codes import Purpose
-from identity.core.signin import by_code
+from identity.core.signin import by_code, new_password
 from identity.errors import CONFLICT, INVALID_CODE, NOT_FOUND, Refused
 from identity.runtime import Runtime
 from tests.builders import Person, a_user
@@ -213,3 +215,27 @@ def test_an_address_hears_what_it_loses(web: Web) -> None:
         addresses.remove(web.rt, unit, other, actor=ada.id, of=Owner(ada.id))
     notice = web.mails()[-1]
     assert (notice["To"], "was removed" in words_of(notice)) == ("ada@other.example", True)
+
+
+def test_a_reset_code_dies_with_the_address_that_it_went_to(web: Web) -> None:
+    ada = a_user(web.rt)
+    lost = proven(web, ada, "ada@lost.example")
+    verification_id = new_password.forgot(web.rt, ORIGIN, "ada@lost.example")
+    code = code_in(web.mails()[-1])
+    with web.rt.unit(ORIGIN) as unit:
+        addresses.remove(web.rt, unit, lost, actor=ada.id, of=Owner(ada.id))
+    assert not codes.find_account(web.rt, Purpose.RESET, verification_id)
+    words = "whoever reads that mailbox now"
+    refusal = refused(
+        lambda: new_password.reset(web.rt, ORIGIN, verification_id=verification_id, code=code, new_password=words)
+    )
+    assert refusal.problem == INVALID_CODE
+
+
+@pytest.mark.parametrize("address", ["aaa@other.example", "zzz@other.example"])
+def test_a_proven_address_takes_the_place_of_a_preferred_one_that_must_be_proven_again(web: Web, address: str) -> None:
+    ada = a_user(web.rt, email="mmm@acme.example")
+    users.set_verified(web.rt, By.command_line(), ada.id, verified=False)
+    proven(web, ada, address)
+    held = {each.address: each.preferred for each in addresses.listing_of(web.rt, ada.id)}
+    assert held == {"mmm@acme.example": False, address: True}

@@ -8,12 +8,14 @@ from dataclasses import replace
 import pytest
 from sqlalchemy import update
 
+from identity.core.admin import on_behalf
+from identity.core.admin.by import By
 from identity.core.clients import applications
 from identity.core.mail import outbox
 from identity.core.mail.letters import Template
 from identity.core.people import accounts
 from identity.core.people.accounts import User
-from identity.core.proofs import attempts
+from identity.core.proofs import attempts, guesses
 from identity.core.record import audit
 from identity.core.record.audit import Action
 from identity.core.signin import by_password, new_password, password_proof
@@ -302,3 +304,17 @@ def test_a_user_without_a_password_gets_one_by_a_reset(rt: Runtime, mailbox: Mai
     assert reset(rt, verification_id, mailed_code(rt, mailbox)) is None
     assert works(rt, replace(eve, password=FRESH), FRESH)
     assert Template.PASSWORD_CHANGED in {mail.template for mail in outbox.list_mails(rt)}
+
+
+def test_unlocking_lets_in_who_strangers_have_locked_out_of_emailed_codes(rt: Runtime, ada: Person) -> None:
+    _, stranger = guesses.second_factor_charges(ada.id)
+    for _ in range(stranger.budget.amount):
+        with rt.unit(ORIGIN) as unit:
+            attempts.fail(rt, unit, [stranger])
+    with pytest.raises(Refused) as caught:
+        guesses.at_code(rt, ORIGIN, ada.id, by_anybody=True)
+    assert caught.value.problem == LOCKED_OUT
+    on_behalf.unlock(rt, By.command_line(), ada.id)
+    guess = guesses.at_code(rt, ORIGIN, ada.id, by_anybody=True)
+    with guess.unit() as unit:
+        guess.give_back(unit)

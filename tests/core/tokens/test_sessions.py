@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import func, insert, select
 
 from identity.core.clients import applications
 from identity.core.people import accounts
@@ -200,3 +200,16 @@ def test_the_janitor_forgets_only_what_has_long_been_over(rt: Runtime, clock: Fa
         with rt.unit(ORIGIN) as unit:
             assert sessions.purge(rt, unit) == gone
     assert sessions.find(rt, opened.session.id) is None
+
+
+def test_a_user_sees_a_living_session_behind_any_number_that_were_not_used(rt: Runtime, clock: FakeClock) -> None:
+    ada = a_user(rt)
+    kept = a_session(rt, ada)
+    with rt.unit(ORIGIN) as unit:
+        sessions.extend(rt, unit, kept.session.id, idle_seconds=rt.settings.session_absolute_seconds, actor=ada.id)
+        row = unit.execute(select(UserSession.__table__).where(UserSession.id == kept.session.id)).one()._asdict()
+        idle = {"created_at": clock.now() + timedelta(1), "idle_expires_at": clock.now() + timedelta(2), "bearer": None}
+        copies = [row | idle | {"id": rt.new_id()} for _ in range(500)]
+        unit.session.execute(insert(UserSession), copies)
+    clock.tick(2 * 86_400)
+    assert [one.id for one in sessions.listing_of(rt, ada.id)] == [kept.session.id]
