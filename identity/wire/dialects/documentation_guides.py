@@ -1,6 +1,7 @@
 """The guides that stand before the routes: what most people come for, from the first line to the last, as steps and code.
 
-Both forms of the documentation are made from these values. A test compiles the Python and looks up every command and option.
+Both forms of the documentation are made from these values. A test looks up every command and option; `make recipes` runs all but the
+workload's against a service, whose own recipes are run there too.
 """
 
 from __future__ import annotations
