@@ -109,6 +109,8 @@ COMMANDS = [
     "application end-secret feed 000000000000",
     "incident --secret 000000000000 --since 1h",
     "incident --key 00000000-0000-7000-8000-000000000000 --since 7d --contain",
+    "incident --key 00000000-0000-7000-8000-000000000000 --since 7d --contain --made",
+    "incident --key 00000000-0000-7000-8000-000000000000 --since 7d --made",
     "incident --secret a --kid b --since 1h",
     "incident --since 1h",
     "keypair rotate 00000000-0000-7000-8000-000000000000",
@@ -285,7 +287,7 @@ def test_either_door_contains_a_leak_and_says_what_it_touched(
         assert web.get("/verify?tenant=optional", bearer=token).status_code == 200, "only told"
         told = run(*leaked, "--contain").out
         assert web.get("/verify?tenant=optional", bearer=token).status_code == 401
-        again = run(*leaked, "--contain", "--json").json
+        again = run(*leaked, "--contain", "--made", "--json").json
         assert again["contained"]["report"]["counts"]["tokens"] == 1
         said.append([line.split() for line in told.replace(feed.secret_id, "ID").splitlines() if "Z" not in line])
     assert said[0] == said[1]

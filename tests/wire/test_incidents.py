@@ -11,6 +11,8 @@ from sqlalchemy import func, select
 
 from identity.core import upkeep
 from identity.core.admin import erasure, incidents
+from identity.core.admin.by import By
+from identity.core.admin.incidents import Kind
 from identity.core.clients import issuers, keypairs
 from identity.core.record import audit
 from identity.instruments import tallies
@@ -43,6 +45,10 @@ def a_pair(web: Web, owner: Person) -> tuple[str, dict[str, str]]:
     with web.rt.unit(ORIGIN) as unit:
         pair, secret = keypairs.create(web.rt, unit, owner.id, name="ci", days=9, actor="test", verified=True)
     return pair.id, {"api-key": pair.api_key, "api-secret": secret.reveal()}
+
+
+def pair_of(made: dict[str, Any]) -> dict[str, str]:
+    return {"api-key": made["apiKey"], "api-secret": made["apiSecret"]}
 
 
 def passes(web: Web, token: str) -> bool:
@@ -306,3 +312,76 @@ def test_counts_wait_for_a_database_that_is_away(web: Web, monkeypatch: pytest.M
     upkeep.write_tallies(rt)
     with rt.database.reading() as session:
         assert [row.uses for row in session.scalars(select(CredentialUse))] == [1]
+
+
+def test_what_a_leaked_administrator_made_ends_with_it_on_demand(web: Web, boss: str) -> None:
+    ada = a_user(web.rt, email="ada@acme.example", roles=("users_admin",))
+    innocent = a_user(web.rt, email="innocent@acme.example")
+    _, pair = a_pair(web, ada)
+    feed, key = an_application(web.rt), ed_key()
+
+    def make(path: str, body: dict[str, Any], **by: Any) -> dict[str, Any]:
+        answer = web.post(path, body, environ_overrides=THIEF, **by)
+        assert answer.status_code in (200, 201, 202), answer.json
+        return dict(answer.json)
+
+    by_pair = {"headers": pair}
+    secret = make(f"/admin/application/{feed.client_id}/secret", {}, **by_pair)
+    trust = {
+        "name": "ci",
+        "issuer": "https://ci.example",
+        "subject": "runner",
+        "jwks": {"keys": [public_jwk(key, "k")]},
+    }
+    make(f"/admin/application/{feed.client_id}/trust", trust, **by_pair)
+    keyed = {"name": "keyed", "scopes": ["read"], "jwks": jwks(rsa_key())}
+    make("/admin/application", keyed, **by_pair)
+    agent = make("/admin/application", {"name": "agent", "scopes": ["admin"]}, **by_pair)
+    # What it made makes another in turn.
+    token = web.post("/application/token", {"clientId": agent["clientId"], "secret": agent["secret"]}).json["data"]
+    loot = make(f"/admin/user/{innocent.id}/keypair", {"name": "loot", "days": 9}, bearer=token["accessToken"])
+    own = {"email": "own@acme.example", "alias": "own", "fullName": "Own"}
+    new = make("/admin/user", own, **by_pair)
+    assert web.get("/keypair", headers=pair_of(new)).status_code == 200
+    loot_pair = pair_of(loot)
+    web.put(f"/admin/keypair/{loot['keyID']}/verify", bearer=boss)
+    assert web.get("/keypair", headers=loot_pair).status_code == 200
+
+    found = shown(web, boss, f"key={pair['api-key']}")
+    sorts = ["key", "key", "keySet", "secret", "secret", "secret", "trust", "user"]
+    assert sorted(one["kind"] for one in found["made"]) == sorts
+    assert all(one["lives"] for one in found["made"])
+    refused = web.post("/admin/incident", {"key": pair["api-key"], "made": True}, bearer=boss)
+    assert refused.status_code == 400, "only with contain"
+    plain = contained(web, boss, key=found["id"])
+    assert all(one["lives"] for one in plain["made"]), "only on demand"
+    assert passes(web, token["accessToken"])
+
+    after = contained(web, boss, key=found["id"], made=True)
+    assert sorted(one["kind"] for one in after["made"]) == sorts
+    assert not any(one["lives"] for one in after["made"])
+    assert after["contained"] == plain["contained"]
+    assert not passes(web, token["accessToken"])
+    assert [web.get("/keypair", headers=one).status_code for one in (loot_pair, pair_of(new))] == [401, 401]
+    for client_id, its in ((agent["clientId"], agent["secret"]), (feed.client_id, secret["secret"])):
+        assert web.post("/application/token", {"clientId": client_id, "secret": its}).status_code == 401
+    assert earned(web, feed), "what was there before goes on"
+    events = audit.search(web.rt, action="incident.contained")
+    assert sorted(len(event.data["ended"]) for event in events) == [0, 8]
+    contained(web, boss, key=found["id"], made=True)
+    assert audit.count(web.rt, action="incident.contained") == 2, "again changes nothing"
+
+
+def test_the_last_administrator_is_left(web: Web) -> None:
+    agent = an_application(web.rt, scopes=("admin",))
+    token = earned(web, agent)
+    own = {"email": "only@acme.example", "alias": "only", "fullName": "O"}
+    made = web.post("/admin/user", {**own, "roles": ["users_admin"]}, bearer=token)
+    assert made.status_code in (200, 201, 202), made.json
+    by = By.command_line()
+    found = incidents.contain(web.rt, by, Kind.SECRET, agent.secret_id, ends_made=True)
+    assert sorted((str(one.sort), one.lives) for one in found.made) == [("key", False), ("user", True)], (
+        "nobody else could come in"
+    )
+    assert found.containment is not None
+    assert not passes(web, token)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final, NamedTuple
@@ -18,7 +17,10 @@ from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from identity.ambient import later
 from identity.columns import Instant, from_micros, to_micros
+from identity.core.admin import made
 from identity.core.admin.by import By
+from identity.core.admin.made import Made
+from identity.core.admin.traces import Deed, Earned, Opened, Seen, Touched, Used
 from identity.core.clients import issuers, keypairs, registration, secrets
 from identity.core.clients.applications import Application
 from identity.core.clients.issuers import ApplicationTrust
@@ -68,67 +70,6 @@ class Suspect(NamedTuple):
         return f"{Kind.SECRET if self.kind is Kind.TRUST else self.kind}:{self.id}"
 
 
-class Earned(NamedTuple):
-    """The tokens that it was given in an hour at an address; an empty address: at many."""
-
-    hour: datetime
-    address: str
-    tokens: int
-
-
-class Used(NamedTuple):
-    """How often a route answered it so."""
-
-    route: str
-    status: int
-    uses: int
-    last_hour: datetime
-
-
-class Seen(NamedTuple):
-    """An address that it was used from."""
-
-    address: str
-    uses: int
-    first_hour: datetime
-    last_hour: datetime
-
-
-class Opened(NamedTuple):
-    """A session that it opened."""
-
-    session_id: str
-    user_id: str | None
-    opened_at: datetime
-    address: str
-    user_agent: str
-
-
-class Deed(NamedTuple):
-    """An event of the audit that it is behind."""
-
-    event_id: str
-    at: datetime
-    action: str
-    actor: str
-    target: str
-    address: str
-
-
-@dataclass(frozen=True, slots=True)
-class Touched:
-    """What a credential has touched since a moment. Lists tell the newest; `counts` how many there are of each."""
-
-    since: datetime
-    until: datetime
-    earned: Sequence[Earned]
-    used: Sequence[Used]
-    seen: Sequence[Seen]
-    opened: Sequence[Opened]
-    deeds: Sequence[Deed]
-    counts: dict[str, int]
-
-
 class Containment(NamedTuple):
     """That it was ended after a leak: when, by whom, and what was known of it then."""
 
@@ -139,10 +80,11 @@ class Containment(NamedTuple):
 
 
 class Incident(NamedTuple):
-    """A credential, what it has touched until now, and whether it was contained."""
+    """A credential, what it has touched until now, what it has made that proves somebody in turn, and whether it was contained."""
 
     suspect: Suspect
     touched: Touched
+    made: Sequence[Made]
     containment: Containment | None
 
 
@@ -172,35 +114,34 @@ def describe(rt: Runtime, kind: Kind, name: str, *, since: datetime | None = Non
         suspect = _find(rt, session, kind, name)
         report = session.get(IncidentReport, _key(suspect))
         touched = _touched(session, suspect, begin, rt.clock.now())
-        return Incident(suspect, touched, None if report is None else _containment(report))
+        made_by_it = made.find(rt, session, suspect.credential, begin)
+        return Incident(suspect, touched, made_by_it, None if report is None else _containment(report))
 
 
-def contain(rt: Runtime, by: By, kind: Kind, name: str, *, since: datetime | None = None) -> Incident:
+def contain(
+    rt: Runtime, by: By, kind: Kind, name: str, *, since: datetime | None = None, ends_made: bool = False
+) -> Incident:
     """End a credential and every token that it earned, tell who answers for it by mail, and keep the report; what was contained stays so.
+
+    `ends_made`: in the same transaction also the credentials that it has made since then, and those that they have made; also of one that
+    was contained before.
 
     Raises what `describe` raises.
     """
     found = describe(rt, kind, name, since=since)
-    if found.containment is not None:
+    to_end = ends_made and any(one.lives for one in found.made)
+    if found.containment is not None and not to_end:
         return found
     suspect, touched = found.suspect, found.touched
     with by.unit(rt) as unit:
         # Ended first: of two who contain it at once, the second waits here, and then sees the report of the first.
         _end(rt, unit, by, suspect)
-        if unit.session.get(IncidentReport, _key(suspect)) is None:
-            told = _tell(rt, unit, suspect, touched)
-            row = IncidentReport(
-                credential=_key(suspect),
-                at=unit.now,
-                actor=by.actor,
-                told=told,
-                name=suspect.name,
-                user_id=suspect.user,
-                client_id=suspect.application,
-                tenant=suspect.tenant,
-                report=_encoded(touched),
-            )
-            unit.add(row)
+        # Asked again: what it made until this moment, when it could make no more.
+        made_by_it = made.find(rt, unit.session, suspect.credential, touched.since) if ends_made else []
+        ended = made.end(rt, unit, by, made_by_it)
+        is_first = unit.session.get(IncidentReport, _key(suspect)) is None
+        told = _keep(rt, unit, by, suspect, touched) if is_first else 0
+        if is_first or ended:
             audit.record(
                 rt,
                 unit,
@@ -214,8 +155,27 @@ def contain(rt: Runtime, by: By, kind: Kind, name: str, *, since: datetime | Non
                 since=int(touched.since.timestamp()),
                 told=told,
                 touched=touched.counts,
+                ended=[f"{one.sort}:{one.id}" for one in ended],
             )
     return describe(rt, kind, suspect.id, since=since)
+
+
+def _keep(rt: Runtime, unit: Unit, by: By, suspect: Suspect, touched: Touched) -> int:
+    """Tell who answers for it, and keep the report; tell how many were told."""
+    told = _tell(rt, unit, suspect, touched)
+    row = IncidentReport(
+        credential=_key(suspect),
+        at=unit.now,
+        actor=by.actor,
+        told=told,
+        name=suspect.name,
+        user_id=suspect.user,
+        client_id=suspect.application,
+        tenant=suspect.tenant,
+        report=_encoded(touched),
+    )
+    unit.add(row)
+    return told
 
 
 def _begin(rt: Runtime, since: datetime | None) -> datetime:

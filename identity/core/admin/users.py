@@ -273,16 +273,21 @@ def withdraw_role(rt: Runtime, by: By, user_id: str, role: str) -> UserDetail:
 def set_enabled(rt: Runtime, by: By, user_id: str, *, enabled: bool) -> None:
     """Let a user in, or put them out: disabling ends every session at once, and enabling revives none."""
     with by.unit(rt) as unit:
-        row = accounts.get_row(unit.session, user_id, for_update=True)
-        before, was_admin = row.enabled, ADMIN_ROLE in row.roles
-        _update_user(unit, row, None, enabled=enabled)
-        if not enabled:
-            if was_admin and before:
-                accounts.guard_last_admin(unit, user_id)
-            sessions.revoke_all(rt, unit, user_id, actor=by.actor, reason="user disabled")
-        action = Action.USER_ENABLED if enabled else Action.USER_DISABLED
-        told = ({"enabled": before}, {"enabled": enabled})
-        audit.record(rt, unit, action, actor=by.actor, target=user_id, before=told[0], after=told[1])
+        set_enabled_within(rt, unit, by, user_id, enabled=enabled)
+
+
+def set_enabled_within(rt: Runtime, unit: Unit, by: By, user_id: str, *, enabled: bool) -> None:
+    """`set_enabled` as a part of the caller's unit."""
+    row = accounts.get_row(unit.session, user_id, for_update=True)
+    before, was_admin = row.enabled, ADMIN_ROLE in row.roles
+    _update_user(unit, row, None, enabled=enabled)
+    if not enabled:
+        if was_admin and before:
+            accounts.guard_last_admin(unit, user_id)
+        sessions.revoke_all(rt, unit, user_id, actor=by.actor, reason="user disabled")
+    action = Action.USER_ENABLED if enabled else Action.USER_DISABLED
+    told = ({"enabled": before}, {"enabled": enabled})
+    audit.record(rt, unit, action, actor=by.actor, target=user_id, before=told[0], after=told[1])
 
 
 def set_verified(rt: Runtime, by: By, user_id: str, *, verified: bool) -> None:

@@ -97,6 +97,8 @@ def register(
     except IntegrityError as exc:
         raise Contention("two applications at once took one number") from exc
     said: dict[str, Any] = {"name": name, "scopes": list(row.scopes), "decoy": decoy}
+    if row.key_set_id is not None:
+        said["keySet"] = row.key_set_id
     audit.record(rt, unit, Action.APPLICATION_CREATED, actor=actor, target=row.id, tenant=tenant, **said)
     return from_row(row), add_secret(rt, unit, row.id, actor=actor)
 
@@ -143,16 +145,10 @@ def change(
         end_earned(rt, unit, Application.id == client_id)
     elif any(before[name] != values[name] for name in _RIGHTS if name in values):
         end_earned(rt, unit, Application.id == client_id, for_good=False)
-    audit.record(
-        rt,
-        unit,
-        Action.APPLICATION_CHANGED,
-        actor=actor,
-        target=client_id,
-        tenant=row.tenant_id,
-        before=before,
-        after=values,
-    )
+    told: dict[str, Any] = {"before": before, "after": values}
+    if ended.get("key_set_id"):
+        told["keySet"] = row.key_set_id
+    audit.record(rt, unit, Action.APPLICATION_CHANGED, actor=actor, target=client_id, tenant=row.tenant_id, **told)
     return from_row(row)
 
 

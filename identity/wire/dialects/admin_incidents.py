@@ -7,7 +7,8 @@ from typing import Any, Final
 
 from identity import documents
 from identity.core.admin import incidents
-from identity.core.admin.incidents import Incident, Kind, Touched
+from identity.core.admin.incidents import Incident, Kind
+from identity.core.admin.traces import Touched
 from identity.documents import Document, seconds
 from identity.errors import NOT_FOUND, VALIDATION, Refused
 from identity.wire.dialects import machine_schemas
@@ -39,12 +40,17 @@ def show_incident(call: Call) -> Reply:
 def contain_incident(call: Call) -> Reply:
     """With `contain`: end a leaked credential and every token that it earned, tell who answers for it by mail, and keep the report.
 
-    What was contained stays so: doing it again changes nothing. Without `contain` it only tells what the credential has touched.
+    With `made` too, the credentials that it has made end in the same transaction (key pairs, secrets, trusts, key sets, invitations,
+    signing keys; accounts are disabled), and what those have made. What was contained stays so: doing it again changes nothing. Without
+    `contain` it only tells what the credential has touched.
     """
     kind, name = _meant({each: call.body.get(each) for each in _KINDS})
     since = _since(call.body.get("since"))
+    ends_made = call.body.get("made", False)
     if call.body.get("contain", False):
-        return Reply(_incident(incidents.contain(call.rt, by_of(call), kind, name, since=since)))
+        return Reply(_incident(incidents.contain(call.rt, by_of(call), kind, name, since=since, ends_made=ends_made)))
+    if ends_made:
+        raise Refused(VALIDATION.saying("What it made is ended with it: `made` needs `contain`"), field="made")
     return Reply(_incident(incidents.describe(call.rt, kind, name, since=since)))
 
 
@@ -71,6 +77,9 @@ def _incident(found: Incident) -> Document:
         "clientId": suspect.application,
         "tenant": suspect.tenant,
         **_touched(found.touched),
+        "made": [
+            {"kind": str(each.sort), "id": each.id, "of": each.of or None, "lives": each.lives} for each in found.made
+        ],
         "contained": None
         if contained is None
         else {

@@ -115,6 +115,7 @@ class IncidentBody(Body):
     kid = Text(max_length=200, metadata={"description": "The id of a signing key"})
     since = Text(max_length=40, metadata={"description": "From this moment on: Unix seconds or RFC 3339"})
     contain = Flag(metadata={"description": "End it, and all that it earned"})
+    made = Flag(metadata={"description": "With `contain`: end the credentials that it made, too"})
 
 
 class EarnedAnswer(Schema):
@@ -164,6 +165,17 @@ class DeedAnswer(Schema):
     address = fields.String(required=True)
 
 
+class MadeAnswer(Schema):
+    """A credential that another one has made, or an account; `of`: its application or tenant."""
+
+    kind = fields.String(
+        required=True, metadata={"enum": ["key", "secret", "trust", "keySet", "invitation", "user", "kid"]}
+    )
+    id = fields.String(required=True)
+    of = fields.String(required=True, allow_none=True)
+    lives = fields.Boolean(required=True)
+
+
 class TouchedAnswer(Schema):
     """What a credential has touched; lists tell the newest, `counts` how many there are in all."""
 
@@ -196,4 +208,5 @@ class IncidentAnswer(TouchedAnswer):
     userID = fields.String(required=True, allow_none=True)
     clientId = fields.String(required=True, allow_none=True)
     tenant = fields.String(required=True, allow_none=True)
+    made = fields.List(fields.Nested(MadeAnswer), required=True)
     contained = fields.Nested(ContainmentAnswer, required=True, allow_none=True)

@@ -24,6 +24,8 @@ FIELDS: Final[Mapping[str, str]] = {
     "hour": "The hour in which it was, in Unix seconds",
     "lastHour": "The hour of the last use",
     "lives": "Whether it still proves anything",
+    "made": "The credentials and accounts that it has made, and what those have made, the oldest first",
+    "of": "The application or tenant that it is of",
     "report": "What was known of it at that time",
     "routes": "What it was used for, the most frequent first",
     "since": "From when on, in Unix seconds",
