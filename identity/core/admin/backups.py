@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import BinaryIO, Final, cast
+from typing import BinaryIO, Final, NamedTuple
 
 from sqlalchemy import func, literal_column, select
 
@@ -32,9 +32,15 @@ from identity.storage import Database, Prepared
 
 SQLITE: Final = "sqlite"
 POSTGRESQL: Final = "postgresql"
+
+
+class _LastRow(NamedTuple):
+    at: datetime | None
+
+
 # Spelled out: with a parameter PostgreSQL plans for any action, and looks for a rare one through every event that there is.
 _LAST: Final = Prepared(
-    select(func.max(AuditEvent.at)).where(AuditEvent.action == literal_column(f"'{Action.BACKUP_MADE}'"))
+    select(func.max(AuditEvent.at)).where(AuditEvent.action == literal_column(f"'{Action.BACKUP_MADE}'")), into=_LastRow
 )
 
 
@@ -105,7 +111,7 @@ def back_up(
 def seconds_since_last(database: Database, now: datetime) -> float:
     """How old the newest backup is that this program made of this database; infinite where it made none, or forgot it since."""
     row = database.row(_LAST)
-    last = cast("datetime | None", row[0]) if row else None
+    last = row.at if row else None
     return math.inf if last is None else max(0.0, (now - last).total_seconds())
 
 

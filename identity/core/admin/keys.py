@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Final, cast
+from typing import Final, NamedTuple
 
 from sqlalchemy import bindparam, func, select
 
@@ -16,15 +16,21 @@ from identity.instruments.keyring import KeyInfo, SigningKey
 from identity.runtime import Runtime
 from identity.storage import Database, Prepared
 
-_SIGNS_FROM: Final = Prepared(
-    select(func.max(SigningKey.signs_from)).where(SigningKey.signs_from <= bindparam("now", type_=Instant))
+
+class _ActiveRow(NamedTuple):
+    signs_from: datetime | None
+
+
+_ACTIVE: Final = Prepared(
+    select(func.max(SigningKey.signs_from)).where(SigningKey.signs_from <= bindparam("now", type_=Instant)),
+    into=_ActiveRow,
 )
 
 
 def active_age_seconds(database: Database, now: datetime) -> float:
     """How long the key that signs now has done so; for metrics, which have no master key."""
-    row = database.row(_SIGNS_FROM, now=now)
-    since = cast("datetime | None", row[0]) if row else None
+    row = database.row(_ACTIVE, now=now)
+    since = row.signs_from if row else None
     return max(0.0, (now - since).total_seconds()) if since else 0.0
 
 

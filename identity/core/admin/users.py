@@ -372,7 +372,7 @@ def _details(rt: Runtime, users: Sequence[UserInfo]) -> list[UserDetail]:
         logins = audit.last_logins(session, User.id, ids)
         named_elsewhere = select(User.id, User.external_id).where(User.id.in_(ids), User.external_id.is_not(None))
         enrolled, fixed = factors.among(session, ids)
-        externals = {row[0]: row[1] for row in session.execute(named_elsewhere)}
+        externals = {row.id: row.external_id for row in session.execute(named_elsewhere)}
     return [
         UserDetail(
             user,

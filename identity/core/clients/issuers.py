@@ -383,7 +383,7 @@ def trusts_of(rt: Runtime, client_id: str) -> list[TrustInfo]:
                 ApplicationTrust.created_at, ApplicationTrust.id
             )
         ).all()
-        callers = usage.callers_of(session, [row[0] for row in rows], rt.clock.now())
+        callers = usage.callers_of(session, [row.id for row in rows], rt.clock.now())
     return [
         _info(tuple(row))._replace(
             last_used_at=row.last_used_at, last_used_ip=row.last_used_address, callers=callers.get(row.id, ())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, NamedTuple
 
 from sqlalchemy import BigInteger, String, bindparam, select, text
 from sqlalchemy.orm import Mapped, mapped_column
@@ -27,7 +27,13 @@ _COUNT_UP: Final = Prepared(
         "INSERT INTO lasting_total (name, value) VALUES (:name, 1) ON CONFLICT (name) DO UPDATE SET value = lasting_total.value + 1"
     ).bindparams(bindparam("name", type_=String))
 )
-_VALUE: Final = Prepared(select(Total.value).where(Total.name == bindparam("name")))
+
+
+class _TotalRow(NamedTuple):
+    value: int
+
+
+_VALUE: Final = Prepared(select(Total.value).where(Total.name == bindparam("name")), into=_TotalRow)
 
 
 def count_up(unit: Unit, name: str) -> None:
@@ -38,7 +44,7 @@ def count_up(unit: Unit, name: str) -> None:
 def value_of(database: Database, name: str) -> int:
     """How many there were so far."""
     row = database.row(_VALUE, name=name)
-    return int(row[0]) if row else 0
+    return row.value if row else 0
 
 
 KEEPING: Final = Keeping((Total,))

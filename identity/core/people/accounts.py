@@ -381,7 +381,7 @@ def password_hashes(rt: Runtime) -> dict[str, str]:
     """The password hash of everybody who has one, by user id; for moving to another system, on the host only."""
     with rt.database.reading() as session:
         rows = session.execute(select(User.id, User.password_hash).where(User.password_hash.is_not(None)))
-        return {row[0]: str(row[1]) for row in rows}
+        return {row.id: str(row.password_hash) for row in rows}
 
 
 def clean_name(text_: str, *, field: str = "fullName") -> str:

@@ -30,8 +30,20 @@ _UNFIT: Final = VALIDATION.saying(
 )
 _MINUTE: Final = 60
 _YEAR: Final = 31_536_000
-_OF_TENANT = Prepared(select(Tenant.policy).where(Tenant.id == bindparam("id")))
-_ADDRESSES = Prepared(select(Email.address).where(Email.user_id == bindparam("user_id"), Email.verified))
+
+
+class _PolicyRow(NamedTuple):
+    policy: str
+
+
+class _AddressRow(NamedTuple):
+    address: str
+
+
+_OF_TENANT = Prepared(select(Tenant.policy).where(Tenant.id == bindparam("id")), into=_PolicyRow)
+_ADDRESSES = Prepared(
+    select(Email.address).where(Email.user_id == bindparam("user_id"), Email.verified), into=_AddressRow
+)
 
 
 class Policy(NamedTuple):
@@ -98,7 +110,7 @@ def read(text: str) -> Policy:
 def of_tenant(rt: Runtime, tenant: str) -> Policy:
     """The policy of a tenant as of now."""
     row = rt.database.row(_OF_TENANT, id=tenant)
-    return read(row[0]) if row else _NONE
+    return read(row.policy) if row else _NONE
 
 
 def unmet(rt: Runtime, held: Belonging, login: Login, now: datetime) -> Unmet | None:
@@ -140,7 +152,7 @@ def _unmet_by_person(rt: Runtime, policy: Policy, login: Login, now: datetime) -
         return Unmet("sessionSeconds", f"a login of at most {seconds} s", {"auth_time": login.auth_time.isoformat()})
     if policy.email_domains:
         rows = rt.database.rows(_ADDRESSES, user_id=login.user_id)
-        domains = {address.rpartition("@")[2] for (address,) in rows}
+        domains = {row.address.rpartition("@")[2] for row in rows}
         if domains.isdisjoint(policy.email_domains):
             return Unmet("emailDomains", list(policy.email_domains), sorted(domains))
     return None

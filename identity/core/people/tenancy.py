@@ -162,13 +162,17 @@ def memberships(user_id: ColumnElement[str] | InstrumentedAttribute[str]) -> Sca
     return joined.where(Membership.user_id == user_id).scalar_subquery()
 
 
-_OF_USER = Prepared(select(memberships(bindparam("user_id", type_=String))))
+class _OfUserRow(NamedTuple):
+    memberships: str | None
+
+
+_OF_USER = Prepared(select(memberships(bindparam("user_id", type_=String))), into=_OfUserRow)
 
 
 def memberships_of(rt: Runtime, user_id: str) -> Memberships:
     """Where a user belongs now."""
     row = rt.database.row(_OF_USER, user_id=user_id)
-    return Memberships((row and row[0]) or "")
+    return Memberships((row and row.memberships) or "")
 
 
 def create(rt: Runtime, unit: Unit, *, tenant_id: str, name: str, actor: str) -> TenantInfo:

@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from sqlalchemy import LargeBinary, Text, bindparam, delete, select, text
 from sqlalchemy.orm import Mapped, mapped_column
@@ -71,7 +71,13 @@ class Meter(Base):
     expires_at: Mapped[datetime] = mapped_column(Instant, index=True)
 
 
-_FAILED = Prepared(select(Meter.failed).where(Meter.key == bindparam("key")))
+class FailedRow(NamedTuple):
+    """The failures of one meter, as `judge` takes them."""
+
+    failed: str
+
+
+FAILED = Prepared(select(Meter.failed).where(Meter.key == bindparam("meter")), into=FailedRow)
 FAILURES = select(Meter.failed).where(Meter.key == bindparam("meter")).scalar_subquery()
 """For a hot read of something else to bring along the failures of one charge, for `judge`."""
 
@@ -211,8 +217,8 @@ def stored_meter(unit: Unit, key: bytes, failed: str) -> None:
 def check(rt: Runtime, charges: Sequence[Charge]) -> None:
     """Raise Refused(LOCKED_OUT) when a budget is used up; reads only."""
     for each in charges:
-        row = rt.database.row(_FAILED, key=each.key)
-        judge(rt, each, row[0] if row else None)
+        row = rt.database.row(FAILED, meter=each.key)
+        judge(rt, each, row.failed if row else None)
 
 
 def judge(rt: Runtime, charge: Charge, failed: str | None) -> None:

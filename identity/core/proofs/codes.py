@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 from sqlalchemy import BigInteger, Index, LargeBinary, String, Update, bindparam, delete, func, select, text, update
 from sqlalchemy.orm import Mapped, mapped_column
@@ -108,6 +108,11 @@ class Code(Base):
     expires_at: Mapped[datetime] = mapped_column(Instant)
 
 
+class _AccountRow(NamedTuple):
+    user_id: str | None
+    address_key: bytes
+
+
 _ACCOUNT: Final = Prepared(
     select(Code.user_id, Code.address_key).where(
         Code.id == bindparam("id"),
@@ -115,7 +120,8 @@ _ACCOUNT: Final = Prepared(
         Code.state == State.LIVE,
         Code.attempts < MAX_ATTEMPTS,
         Code.expires_at > bindparam("now", type_=Instant),
-    )
+    ),
+    into=_AccountRow,
 )
 
 
@@ -255,7 +261,7 @@ def spend(unit: Unit, verification_id: str) -> None:
 def find_account(rt: Runtime, purpose: Purpose, verification_id: str) -> str | None:
     """Whose guesses at this code count, while it can be tried: a user id, or `nobody` of the address; None when it cannot."""
     row = rt.database.row(_ACCOUNT, id=verification_id, purpose=purpose.value, now=rt.clock.now())
-    return (row[0] or row[1].hex()) if row else None
+    return (row.user_id or row.address_key.hex()) if row else None
 
 
 def nobody(rt: Runtime, address: str) -> str:

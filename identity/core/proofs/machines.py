@@ -11,25 +11,21 @@ import json
 import math
 from typing import Final
 
-from sqlalchemy import bindparam, select
-
 from identity.ambient import Origin, later
 from identity.columns import to_micros
-from identity.core.proofs.attempts import CLOCKS_APART, Budget, Meter, locked_meter, stored_meter
+from identity.core.proofs.attempts import CLOCKS_APART, FAILED, Budget, locked_meter, stored_meter
 from identity.errors import LOCKED_OUT, Refused
 from identity.instruments.counts import LOCKOUTS
 from identity.instruments.epochs import shard_of_meter, turn
 from identity.instruments.limits import address_key
 from identity.runtime import Runtime
-from identity.storage import Prepared, Unit
+from identity.storage import Unit
 
 NAME_AND_ADDRESS: Final = Budget("machine and address", 20, 300)
 ADDRESS: Final = Budget("machines at an address", 100, 300)
 
 Failures = list[tuple[int, str]]
 """When each failure was, and what it named: a few characters of a hash."""
-
-_FAILED = Prepared(select(Meter.failed).where(Meter.key == bindparam("meter")))
 
 
 def meter_key(origin: Origin) -> bytes:
@@ -50,8 +46,8 @@ def judge(rt: Runtime, name: str, failed: str | None) -> None:
 
 def check(rt: Runtime, origin: Origin, name: str) -> None:
     """`judge`, by a read of its own."""
-    row = rt.database.row(_FAILED, meter=meter_key(origin))
-    judge(rt, name, row[0] if row else None)
+    row = rt.database.row(FAILED, meter=meter_key(origin))
+    judge(rt, name, row.failed if row else None)
 
 
 def record(rt: Runtime, unit: Unit, name: str) -> None:

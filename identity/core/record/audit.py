@@ -303,8 +303,8 @@ def last_logins(session: Session, user_id: InstrumentedAttribute[str], user_ids:
     # A look for each: for all at once a database reads every login that there was.
     its = (AuditEvent.action == literal_column("'login.succeeded'"), AuditEvent.actor == user_id)
     newest: ScalarSelect[Any] = select(func.max(AuditEvent.at)).where(*its).correlate(user_id.class_).scalar_subquery()
-    rows = session.execute(select(user_id, newest).where(user_id.in_(user_ids)))
-    return {row[0]: row[1] for row in rows if row[1] is not None}
+    rows = session.execute(select(user_id.label("user"), newest.label("at")).where(user_id.in_(user_ids)))
+    return {row.user: row.at for row in rows if row.at is not None}
 
 
 def count(rt: Runtime, **filters: Any) -> int:

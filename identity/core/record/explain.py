@@ -117,7 +117,7 @@ def counted(
     rt.explanations.flush(rt.database, rt.clock.now())
     newest = _newest(since, until)
     kind = (newest.c.error, newest.c.detail, newest.c.caller, newest.c.address)
-    query = select(*kind, func.count(), func.max(newest.c.at)).group_by(*kind)
+    query = select(*kind, func.count().label("times"), func.max(newest.c.at).label("last_at")).group_by(*kind)
     for column, value in ((newest.c.error, error), (newest.c.detail, check)):
         if value is not None:
             query = query.where(column == value)
@@ -125,17 +125,17 @@ def counted(
         rows = session.execute(query.order_by(func.count().desc()).limit(_MOST_KINDS)).all()
     found: dict[tuple[str, str], list[Any]] = {}
     for row in rows:
-        found.setdefault((row[0], row[1]), []).append(row)
+        found.setdefault((row.error, row.detail), []).append(row)
     told = [
         Counted(
             error=of[0],
             detail=of[1],
-            count=sum(row[4] for row in same),
-            last_at=max(row[5] for row in same),
-            addresses=len({row[3] for row in same}),
+            count=sum(row.times for row in same),
+            last_at=max(row.last_at for row in same),
+            addresses=len({row.address for row in same}),
             # The most frequent come first.
-            most_from=same[0][3],
-            most_caller=next((row[2] for row in same if row[2]), ""),
+            most_from=same[0].address,
+            most_caller=next((row.caller for row in same if row.caller), ""),
         )
         for of, same in found.items()
     ]
@@ -156,13 +156,13 @@ def by_hour(
     rt.explanations.flush(rt.database, rt.clock.now())
     newest = _newest(since, None)
     hour = type_coerce(newest.c.at, BigInteger) // _HOUR_MICROS
-    query = select(hour, func.count())
+    query = select(hour.label("hour"), func.count().label("times"))
     for column, value in ((newest.c.error, error), (newest.c.detail, check)):
         if value is not None:
             query = query.where(column == value)
     with rt.database.reading() as session:
         rows = session.execute(query.group_by(hour).order_by(hour.desc())).all()
-    return [(from_micros(row[0] * _HOUR_MICROS), row[1]) for row in rows]
+    return [(from_micros(row.hour * _HOUR_MICROS), row.times) for row in rows]
 
 
 def _newest(since: datetime, until: datetime | None) -> Subquery:

@@ -208,8 +208,16 @@ _CONFIGURED = Prepared(
     .order_by(_application.c.app_id),
     into=_Configured,
 )
-_OF_USER = Prepared(select(User.attributes).where(User.id == bindparam("id")))
-_OF_APPLICATION = Prepared(select(_application.c.attributes).where(_application.c.id == bindparam("id")))
+
+
+class _AttributesRow(NamedTuple):
+    attributes: str
+
+
+_OF_USER = Prepared(select(User.attributes).where(User.id == bindparam("id")), into=_AttributesRow)
+_OF_APPLICATION = Prepared(
+    select(_application.c.attributes).where(_application.c.id == bindparam("id")), into=_AttributesRow
+)
 
 
 def checked(claims: Mapping[str, str]) -> str:
@@ -262,7 +270,7 @@ def _value(known: Mapping[str, Mapping[str, Any]], source: str) -> Any:
 
 def _subject(rt: Runtime, user_id: str, client_id: str) -> dict[str, Any]:
     row = rt.database.row(_OF_USER, id=user_id) if user_id else rt.database.row(_OF_APPLICATION, id=client_id)
-    return attributes.read(row[0] if row else None)
+    return attributes.read(row.attributes if row else None)
 
 
 def _bounded(claims: dict[str, Any]) -> dict[str, Any]:
