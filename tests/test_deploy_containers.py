@@ -277,3 +277,36 @@ def test_the_composed_service_may_do_little() -> None:
     assert (service["read_only"], service["cap_drop"], service["tmpfs"]) == (True, ["ALL"], ["/tmp"])
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert (ROOT / "deploy" / service["build"]["context"] / "Dockerfile").is_file()
+
+
+def test_each_composed_service_comes_back_keeps_its_data_and_is_asked_as_it_should_be() -> None:
+    services = COMPOSE["services"]
+    assert services.keys() == {"proxy", "identity", "database", "limits"}
+    assert {service["restart"] for service in services.values()} == {"unless-stopped"}
+    assert services["proxy"]["image"] == "caddy:2"
+    assert services["proxy"]["ports"] == ["80:80", "443:443"], "the first for the certificate"
+    assert services["proxy"]["command"][:3] == ["caddy", "reverse-proxy", "--from"]
+    assert services["proxy"]["command"][3].startswith("auth.example.com$")
+    assert services["proxy"]["command"][4] == "--to"
+    assert services["proxy"]["depends_on"].keys() == {"identity"}
+    assert services["proxy"]["volumes"] == ["certificates:/data"]
+    assert services["identity"]["depends_on"].keys() == {"database", "limits"}
+    assert services["identity"]["ulimits"]["nofile"] >= 65_536
+    assert services["identity"]["environment"].keys() == {
+        "IDENTITY_ISSUER", "IDENTITY_TRUSTED_PROXIES", "IDENTITY_MAIL_FROM", "IDENTITY_REDIS_URL", "IDENTITY_DATABASE_URL_FILE",
+        "IDENTITY_MASTER_KEYS_FILE", "IDENTITY_MAIL_URL_FILE"}  # fmt: skip
+    database, limits = services["database"], services["limits"]
+    assert database["image"].startswith("postgres:")
+    assert database["environment"] == {
+        "POSTGRES_USER": "identity", "POSTGRES_PASSWORD_FILE": "/run/secrets/database-password"}  # fmt: skip
+    assert database["secrets"] == ["database-password"]
+    assert database["volumes"] == ["database:/var/lib/postgresql"]
+    assert database["healthcheck"]["test"] == ["CMD", "pg_isready", "--username=identity"]
+    assert limits["image"].startswith("valkey/valkey:")
+    assert limits["command"] == ["valkey-server", "--save", "", "--appendonly", "no"], "nothing to keep"
+    assert limits["healthcheck"]["test"] == ["CMD", "valkey-cli", "ping"]
+    for service in (database, limits):
+        assert service["networks"] == ["back"], "where identity finds them"
+        assert {name: service["healthcheck"][name] for name in ("interval", "timeout", "retries")} == {
+            "interval": "5s", "timeout": "5s", "retries": 20}  # fmt: skip
+    assert "back" in services["identity"]["networks"]
