@@ -30,6 +30,7 @@ from identity.core.proofs import attempts
 from identity.core.record import audit, explain
 from identity.core.record.audit import Action
 from identity.core.tokens import belonging, status
+from identity.errors import Refused
 from identity.runtime import Runtime
 from identity.settings import Settings
 from identity.storage import Base, Database, Prepared, Unit
@@ -197,11 +198,22 @@ def tend_keys(rt: Runtime) -> None:
 
 
 def write_notes(rt: Runtime) -> None:
-    """Write down what this process only noted: guesses to give back, uses of credentials, and why it refused."""
-    attempts.pay_back(rt, Origin.background())
-    decoys.tell(rt)
-    rt.usage.flush(rt.database, rt.clock.now())
-    rt.explanations.flush(rt.database, rt.clock.now())
+    """Write down what this process only noted: guesses to give back, tries of decoys, uses of credentials, and why it refused."""
+    failure: Exception | None = None
+    for write in (
+        lambda: attempts.pay_back(rt, Origin.background()),
+        lambda: decoys.tell(rt),
+        lambda: rt.usage.flush(rt.database, rt.clock.now()),
+        lambda: rt.explanations.flush(rt.database, rt.clock.now()),
+    ):
+        try:
+            write()
+        except Refused:
+            raise  # The database is away, for the others too.
+        except Exception as exc:  # noqa: BLE001 -- what fails each time must not keep the others from being written
+            failure = failure or exc
+    if failure is not None:
+        raise failure
 
 
 def write_tallies(rt: Runtime) -> None:

@@ -12,6 +12,7 @@ from sqlalchemy import insert
 from identity.ambient import later
 from identity.app import create_runtime
 from identity.core import keeping, upkeep
+from identity.core.clients import decoys
 from identity.core.proofs.attempts import Meter
 from identity.errors import NOT_FOUND, Refused
 from identity.runtime import Runtime
@@ -82,3 +83,16 @@ def test_a_first_start_with_a_clock_ahead_signs_once_the_clock_is_right(tmp_path
     assert rt.ring.is_ready()
     assert [key.state for key in rt.ring.list()].count("active") == 1
     rt.close()
+
+
+def test_notes_that_cannot_be_written_hold_up_no_others(rt: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = []
+
+    def broken(*_given: object) -> None:
+        raise ValueError("a note that nobody can write")
+
+    monkeypatch.setattr(decoys, "tell", broken)
+    monkeypatch.setattr(rt.explanations, "flush", lambda *_given: written.append("refusals"))
+    with pytest.raises(ValueError, match="nobody can write"):
+        upkeep.write_notes(rt)
+    assert written == ["refusals"]

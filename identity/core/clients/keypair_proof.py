@@ -184,7 +184,7 @@ def trade(rt: Runtime, origin: Origin, key: KeyInfo, *, resource: str) -> Access
     """An hour's token for a proven pair, backed by a session that ends with the pair."""
     seconds = min(rt.settings.access_token_seconds, int((key.expires_at - rt.clock.now()).total_seconds()))
     with rt.unit(origin) as unit:
-        user = recheck(unit, key.user_id)
+        user = recheck(unit, key.user_id, instead=KEY_MISMATCH)
         if unit.execute(select(KeyPair.id).where(KeyPair.id == key.id).with_for_update()).first() is None:
             raise Refused(KEY_MISMATCH, detail="the key pair was revoked meanwhile")
         opened = sessions.open_session(

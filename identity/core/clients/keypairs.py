@@ -38,7 +38,7 @@ from identity.core.keeping import Keeping, delete_batch
 from identity.core.mail import outbox
 from identity.core.mail.letters import Template
 from identity.core.people import accounts, addresses, tenancy
-from identity.core.people.accounts import UserInfo
+from identity.core.people.accounts import User, UserInfo
 from identity.core.people.ownership import Anyone, Owner, may_touch
 from identity.core.people.rights import ALL, Rights, decoded
 from identity.core.proofs import codes, guesses
@@ -189,6 +189,8 @@ def request(
 
 def check_room(unit: Unit, user_id: str) -> None:
     """Raise Refused(CONFLICT) where one pair more is one too many for this user."""
+    # The user's row is the lock: two that ask at once would both find the last place free.
+    unit.execute(select(User.id).where(User.id == user_id).with_for_update())
     count = unit.execute(select(func.count()).select_from(KeyPair).where(KeyPair.user_id == user_id)).scalar_one()
     if count >= MAX_PAIRS:
         raise Refused(PAIRS_FULL, detail=f"{count} pairs")

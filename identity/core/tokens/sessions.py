@@ -185,11 +185,11 @@ def mark_proven(rt: Runtime, unit: Unit, session_id: str, *, amr: Sequence[str],
     if row is None or row.user_id is None or from_row(row).is_over(unit.now):
         raise Refused(INVALID_TOKEN, detail="the session is over")
     recheck(unit, row.user_id)
-    unit.execute(
-        update(UserSession)
-        .where(UserSession.id == session_id)
-        .values(verified=True, auth_time=unit.now, amr=tuple(amr), place=status.take(rt, unit))
-    )
+    proven = {"verified": True, "auth_time": unit.now, "amr": tuple(amr), "place": status.take(rt, unit)}
+    if not unit.changed(
+        update(UserSession).where(UserSession.id == session_id, ~UserSession.verified).values(**proven)
+    ):
+        return  # A code and an administrator at the same moment: whoever was first has said how.
     audit.record(rt, unit, Action.SESSION_VERIFIED, actor=actor or row.user_id, target=session_id)
     # Without a method nobody has proven anything: an administrator vouched.
     if amr:
