@@ -21,7 +21,7 @@ from identity.instruments.algorithms import ALGORITHMS
 from identity.wire.dialects.documentation_guides import GUIDES, Code
 from identity.wire.dialects.signalx import SCHEMA
 from tests import recorded
-from tests.world import Web
+from tests.world import Live, Web
 
 #: Answers JSON, and none is shown: it is the document itself.
 SILENT = ["GET /openapi.json"]
@@ -270,3 +270,16 @@ def test_the_page_shows_a_seed_as_a_picture(web: Web) -> None:
     text = web.get("/docs").text
     entry = text[text.index('id="enrolTotp"') :]
     assert "<svg" in entry[: entry.index("</details>")]
+
+
+def test_a_request_line_that_is_too_long_is_documented_and_answered_so(live: Live) -> None:
+    shown = live.get("/openapi.json").json()
+    asked = {
+        path: operation
+        for path, one in shown["paths"].items()
+        for operation in one.values()
+        if operation.get("parameters")
+    }
+    assert asked["/admin/users"]["responses"]["414"], "wherever a caller chooses how long it gets"
+    answer = live.get("/admin/users", params={"q": "x" * 9_000})
+    assert (answer.status_code, answer.json()["error"]) == (414, "MALFORMED_REQUEST")

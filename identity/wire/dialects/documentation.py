@@ -34,6 +34,7 @@ from identity.errors import (
     TWO_CREDENTIALS,
     UNAUTHENTICATED,
     UNAVAILABLE,
+    UNREADABLE,
     UNSUPPORTED_FORM,
     UNSUPPORTED_MEDIA,
     VALIDATION,
@@ -321,9 +322,17 @@ def _responses(endpoint: Endpoint, share: _Shared) -> dict[str, Any]:
             "content": {"text/html" if endpoint.shape.is_page else "application/json": content},
         }
         responses[str(status)] = share.name_of(status, refusal)
+    if endpoint.query or "{" in endpoint.path:
+        responses["414"] = share.name_of(414, _TOO_LONG)
     return responses
 
 
+#: Told before anybody knows which route is meant, so in one shape for all.
+_TOO_LONG: Final = {
+    "description": f"{UNREADABLE.message}: its first line is too long",
+    "headers": {name: {"$ref": f"#/components/headers/{name}"} for name in ("X-Request-Id", "x-error", "x-error-id")},
+    "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{_ERROR_NAMES['envelope']}"}}},
+}
 _RATE_HEADERS: Final = ("X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset")
 _EXTRA_HEADERS: Final = {401: ("WWW-Authenticate",), 429: ("Retry-After", *_RATE_HEADERS), 503: ("Retry-After",)}
 
