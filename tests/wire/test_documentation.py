@@ -107,10 +107,12 @@ def test_it_is_built_once_and_known_by_its_etag(web: Web, path: str) -> None:
     for known in (etag, etag.removeprefix("W/"), "*", f'"x", {etag}'):
         again = web.get(path, headers={"If-None-Match": known})
         assert (again.status_code, again.data, again.headers["ETag"]) == (304, b"", etag)
-    started = time.perf_counter()
-    for _ in range(50):
-        web.get(path)
-    assert (time.perf_counter() - started) / 50 < 0.02, "from memory; the rest is this test's client"
+    used = []
+    for _ in range(20):
+        started = time.thread_time()
+        assert web.app.test_client(use_cookies=False).get(path, headers={"Host": "auth.example"}).status_code == 200
+        used.append(time.thread_time() - started)
+    assert min(used) < 0.001, "from memory, with what this test's client takes"
 
 
 def test_the_graphql_schema_is_on_the_page_and_in_a_file(web: Web) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from ipaddress import IPv6Address
 
 import pytest
 from sqlalchemy import func, select
@@ -216,6 +217,18 @@ def test_an_address_is_not_flooded_with_invitations(web: Web, olga: Person) -> N
     assert web.post("/tenant/invitations", body | {"email": "other@acme.example"}, headers=owner).status_code == 202
     web.clock.tick(596)
     assert web.post("/tenant/invitations", body, headers=owner).status_code == 202
+
+
+def test_one_host_of_many_addresses_floods_nobody(web: Web, olga: Person) -> None:
+    owner = {"Authorization": f"Bearer {a_token(web.rt, olga)}", "X-Tenant-Id": "acme-bank"}
+    body = {"email": "grace@acme.example", "roles": ["analyst"]}
+    seen = []
+    for host in (*range(1, 7), 0x10000000000000000):  # The last one is in another /64.
+        web.clock.tick()
+        address = str(IPv6Address((0x20010DB8 << 96) + host))
+        answer = web.post("/tenant/invitations", body, headers=owner, environ_base={"REMOTE_ADDR": address})
+        seen.append(answer.status_code)
+    assert seen == [202] * 5 + [429, 202]
 
 
 def test_fifty_acceptances_at_once_make_one_membership(web: Web, olga: Person) -> None:

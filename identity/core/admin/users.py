@@ -27,6 +27,7 @@ from identity.core.people import accounts, addresses, attributes, invitations
 from identity.core.people.accounts import ADMIN_ROLE, AccessWindow, Email, User, UserInfo, clean_name
 from identity.core.people.addresses import EmailInfo
 from identity.core.people.tenancy import Membership
+from identity.core.proofs import codes
 from identity.core.record import audit
 from identity.core.record.audit import Action
 from identity.core.signin import factors
@@ -307,6 +308,8 @@ def set_verified(rt: Runtime, by: By, user_id: str, *, verified: bool) -> None:
         if not verified:
             unit.execute(update(Email).where(Email.user_id == row.id, Email.preferred).values(verified=False))
             sessions.revoke_all(rt, unit, row.id, actor=by.actor, reason="user unverified")
+            if address:
+                codes.cancel_mailed(unit, row.id, address)  # Whoever reads that mailbox may not be this user.
         told = ({"verified": before}, {"verified": verified})
         audit.record(rt, unit, Action.USER_CHANGED, actor=by.actor, target=row.id, before=told[0], after=told[1])
 

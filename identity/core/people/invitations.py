@@ -31,7 +31,7 @@ from identity.core.record import audit
 from identity.core.record.audit import Action, AuditEvent
 from identity.errors import INVALID_CODE, MAIL_LIMITED, NOT_FOUND, Refused
 from identity.instruments import opaque
-from identity.instruments.limits import budget_of
+from identity.instruments.limits import address_key, budget_of
 from identity.instruments.opaque import Kind, Secret
 from identity.paging import Listed, Part
 from identity.runtime import Runtime
@@ -262,7 +262,8 @@ def _check_budget(rt: Runtime, unit: Unit, address: str) -> None:
         .limit(amount * CLIENTS_AT_ONCE)
     )
     found = unit.execute(sent).all()
-    own = [at for at, client in found if client == unit.origin.address]
+    mine = address_key(unit.origin.address)
+    own = [at for at, client in found if address_key(client) == mine]
     if len(own) < amount and len(found) < amount * CLIENTS_AT_ONCE:
         return
     frees = own[amount - 1] if len(own) >= amount else found[-1].at
