@@ -11,8 +11,8 @@ SERVE_ARGS ?=
 BENCH_ARGS ?=
 # How often the long form of the fault suite repeats what is left to chance: kills for each database.
 FAULT_ROUNDS ?= 200
-# Three workers on the two cores of a small machine: many a test waits. Each starts its own PostgreSQL and Valkey.
-TEST_WORKERS ?= 3
+# Four workers on the two cores of a small machine: many a test waits. Each starts its own PostgreSQL and Valkey.
+TEST_WORKERS ?= 4
 
 .DELETE_ON_ERROR:
 .PHONY: help run test check format readme bench faults mutants recipes browser lock install install-dev clean

@@ -299,7 +299,6 @@ def test_both_are_set_shown_and_taken_away(web: Web, boss: str) -> None:
     [
         ({"tokenReuseSeconds": 301}, "tokenReuseSeconds"),
         ({"tokenReuseSeconds": -1}, "tokenReuseSeconds"),
-        ({"tokenReuseSeconds": None}, "tokenReuseSeconds"),
         ({"tokenSeconds": 599}, "tokenReuseSeconds"),
         ({"tokensPerDay": 0}, "tokensPerDay"),
         ({"tokensPerDay": 1_000_001}, "tokensPerDay"),
